@@ -1,0 +1,41 @@
+"""Every error that the harness raises on purpose.
+
+A message names the thing, the value, what was allowed, and what to do. The command line prints the message alone,
+without a traceback, and exits with the error's ``exit_code``.
+"""
+
+
+class HarnessError(Exception):
+    """A foreseeable problem, explained to the user. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(HarnessError):
+    """The request itself is wrong: an unknown name, a bad value, an unreachable budget. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A method's configuration is invalid, or cannot be applied to a layer of the model."""
+
+
+class BudgetError(UsageError):
+    """A parameter budget cannot be read, or cannot be reached within the tolerance."""
+
+
+class DataError(UsageError):
+    """A model or a data set is not there, or not what it should be."""
+
+
+class PluginLoadError(UsageError):
+    """A plugin is broken, or two plugins claim one name."""
+
+
+class RecordError(HarnessError):
+    """A record on disk cannot be read, or would be overwritten."""
+
+
+class TrialDivergedError(HarnessError):
+    """A trial's loss became NaN or infinite."""

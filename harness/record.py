@@ -1,0 +1,115 @@
+"""A record: the write-once JSON of one finished trial. Records are the truth; every other view is rebuilt from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from harness.errors import RecordError
+from harness.trial import Trial
+
+SCHEMA_VERSION = 1
+
+
+class State(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"  # trained to the last step and scored
+    DIVERGED = "diverged"  # the loss became NaN or infinite
+    FAILED = "failed"  # an exception in the method, the task or the harness
+    OUT_OF_MEMORY = "out_of_memory"  # did not fit even alone
+    TIMED_OUT = "timed_out"  # ran longer than the limit for one trial
+    INTERRUPTED = "interrupted"  # the run was stopped; run the command again to finish it
+
+    @property
+    def is_final(self) -> bool:
+        """Whether running the same command again leaves this trial alone."""
+        return self is not State.INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The result of one trial.
+
+    Attributes:
+        trial: What was run.
+        state: How it ended.
+        metrics: Final value of each of the task's metrics; ``None`` where there is none.
+        reasons: For each ``None`` in ``metrics``, why.
+        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``, ``train/learning_rate``,
+            and the task's metrics where it evaluates during training.
+        items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
+        main_metric: Name of the metric that ranks.
+        higher_is_better: Direction of the main metric.
+        metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
+        counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``, ``budget_deviation_fraction``.
+        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time is
+            shared equally by its lanes), ``evaluate_seconds``, ``peak_memory_bytes``, ``steps``, ``train_tokens``, ``pack_lanes``,
+            ``step_seconds_solo`` (median of a solo probe) ; ``None`` where not measured.
+        environment: Versions, hardware, git commit, plugins.
+        error: ``{"type", "message", "traceback", "step"}`` unless complete.
+        started_at: ISO 8601, UTC.
+        finished_at: ISO 8601, UTC.
+        artifacts: ``{"adapter": file name beside the record}``.
+        schema_version: Of this JSON.
+    """
+
+    trial: Trial
+    state: State
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    main_metric: str
+    higher_is_better: bool
+    metric_details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    counts: Mapping[str, int | float | None] = field(default_factory=dict)
+    cost: Mapping[str, float | int | None] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    started_at: str
+    finished_at: str
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def trial_id(self) -> str:
+        """Return the trial's id, which names the file."""
+        return self.trial.id
+
+    @property
+    def score(self) -> float | None:
+        """Return the final main metric, or ``None``."""
+        return self.metrics.get(self.main_metric)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {"trial_id": self.trial_id, **body, "trial": self.trial.to_json(), "state": self.state.value}
+
+    def dumps(self) -> str:
+        """Return the file's text. NaN and infinity are refused: a missing number is ``null`` with a reason."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Rebuild a record.
+
+        Raises:
+            RecordError: another schema version, missing or unknown keys, or an id that does not match the content.
+        """
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RecordError(f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: install the version that wrote it")
+        try:
+            body = {key: value for key, value in data.items() if key != "trial_id"}
+            record = cls(**{**body, "trial": Trial.from_json(body["trial"]), "state": State(body["state"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"record {data.get('trial_id')!r} is not readable: {error}") from error
+        if data.get("trial_id") != record.trial_id:
+            raise RecordError(f"record {data.get('trial_id')!r} does not match its content (id {record.trial_id}): it was edited")
+        return record

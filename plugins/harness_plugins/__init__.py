@@ -1,0 +1,1 @@
+"""The built-in methods, trackers and executors. They come through the same entry points as everybody else's."""

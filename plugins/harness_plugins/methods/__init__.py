@@ -1,0 +1,1 @@
+"""One file per method. Every module in this package is registered as a plugin of its own."""
