@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from harness.errors import DataError as DataError
     from harness.errors import HarnessError as HarnessError
     from harness.errors import UsageError as UsageError
+    from harness.evaluation import generate as generate
+    from harness.evaluation import negative_log_likelihoods as negative_log_likelihoods
     from harness.hookspecs import hookimpl as hookimpl
     from harness.method import Adapter as Adapter
     from harness.method import Calibration as Calibration
@@ -65,6 +67,8 @@ _HOMES = {
     "StepInfo": "harness.method",
     "Trial": "harness.trial",
     "UsageError": "harness.errors",
+    "generate": "harness.evaluation",
+    "negative_log_likelihoods": "harness.evaluation",
     "hookimpl": "harness.hookspecs",
     "setting": "harness.method",
     "svd": "harness.svd",

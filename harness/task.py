@@ -98,7 +98,6 @@ class Recipe:
     beta2: float = setting(0.999, "AdamW's second moment decay", minimum=0, maximum=1)
     epsilon: float = setting(1e-8, "AdamW's epsilon", minimum=0)
     clip_norm: float = setting(1.0, "each trial's gradient norm is clipped to this; 0: off", minimum=0)
-    base_dropout: float = setting(0.0, "dropout inside the base model", minimum=0, maximum=0.99)
     evaluate_at: tuple[int, ...] = ()  # updates after which validation is scored, besides the last
 
     def __post_init__(self) -> None:
@@ -153,6 +152,10 @@ class Evaluation:
     metrics: Mapping[str, float | None]
     reasons: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+    def metrics_present(self) -> dict[str, float]:
+        """Return the metrics that have a value."""
+        return {name: value for name, value in self.metrics.items() if value is not None}
 
 
 class Task:

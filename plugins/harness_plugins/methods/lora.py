@@ -2,7 +2,9 @@
 
     y = W x + s B A x,   s = alpha / r,   A (R, I) random, B (O, R) zero.
 
-Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685, section 4.1.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685, section
+4.1. What is not here: other scales and learning rates of the same pair (``rslora``, ``lora_plus``), other
+starting values (``pissa``, ``milora``, ``lora_ga``).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from harness import Adapter, Dropout, Method, MethodConfig, hookimpl, setting
 
 
 def kaiming_uniform(rows: int, fan_in: int, generator: torch.Generator) -> Tensor:
-    """Return a (rows, fan_in) matrix, uniform on ±1/sqrt(fan_in).
+    """Return a (rows, fan_in) float64 matrix, uniform on ±1/sqrt(fan_in): deviation 1/sqrt(3 fan_in).
 
     The paper writes a Gaussian; its published code draws this law, and later work follows the code.
     """
@@ -26,19 +28,44 @@ def kaiming_uniform(rows: int, fan_in: int, generator: torch.Generator) -> Tenso
     return torch.empty(rows, fan_in, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
 
 
+def gaussian(rows: int, fan_in: int, generator: torch.Generator) -> Tensor:
+    """Return a (rows, fan_in) float64 matrix, normal, with ``kaiming_uniform``'s standard deviation.
+
+    The paper names no deviation; this one changes the law and nothing else.
+    """
+    deviation = 1 / math.sqrt(3 * fan_in)
+    return torch.empty(rows, fan_in, dtype=torch.float64).normal_(0, deviation, generator=generator)
+
+
+LAWS = {"uniform": kaiming_uniform, "gaussian": gaussian}
+
+
 class LoRAAdapter(Adapter):
     """A (R, I), B (O, R) and a fixed scale."""
 
-    def __init__(self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        layer: nn.Linear,
+        r: int,
+        scale: float,
+        dropout: float,
+        generator: torch.Generator,
+        init: str = "uniform",
+    ) -> None:
         super().__init__(layer)
         self.scale = scale
-        self.a = nn.Parameter(kaiming_uniform(r, self.in_features, generator).to(self.device, self.dtype))
+        self.a = nn.Parameter(LAWS[init](r, self.in_features, generator).to(self.device, self.dtype))
         self.b = nn.Parameter(torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype))
         self.dropout = Dropout(dropout, generator, self.device)
 
+    def update(self, x: Tensor) -> Tensor:
+        """Return ``s B A x``, shape (..., O), with dropout on ``x``."""
+        # The scale multiplies R values per token here, O after B.
+        return linear(self.scale * linear(self.dropout(x), self.a), self.b)
+
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + s B A x``; dropout acts on ``x`` of the update only."""
-        return base_output + self.scale * linear(linear(self.dropout(x), self.a), self.b)
+        return base_output + self.update(x)
 
     def delta_weight(self) -> Tensor:
         """Return ``s B A``, shape (O, I)."""
@@ -51,7 +78,14 @@ class LoRAConfig(MethodConfig):
 
     r: int = setting(8, "rank of the update", minimum=1)
     alpha: float = setting(16.0, "numerator of the scale alpha / r", minimum=0)
-    dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99
+    )
+    init: str = setting(
+        "uniform",
+        "law of A: 'uniform' on ±1/sqrt(I) as in the published code, or 'gaussian' (the paper)",
+        choices=tuple(LAWS),
+    )
 
 
 class LoRA(Method):
@@ -68,10 +102,14 @@ class LoRA(Method):
         """Return ``r (I + O)``."""
         return int(self.config.r) * (in_features + out_features)
 
+    def scale(self) -> float:
+        """Return ``s = alpha / r``."""
+        return float(self.config.alpha) / int(self.config.r)
+
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> LoRAAdapter:
         """Build the pair (A, B) for one layer."""
         c = self.config
-        return LoRAAdapter(linear, c.r, c.alpha / c.r, c.dropout, generator)
+        return LoRAAdapter(linear, c.r, self.scale(), c.dropout, generator, c.init)
 
 
 @hookimpl

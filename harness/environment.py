@@ -1,0 +1,80 @@
+"""What a result was made with: versions, hardware, source revision."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors", "tokenizers", "lm-eval")
+
+
+@cache
+def _static() -> dict[str, Any]:
+    import torch
+
+    import harness
+
+    versions = {"python": platform.python_version(), "harness": harness.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "cuda": torch.version.cuda,
+        **_git(Path(harness.__file__).parent),
+    }
+
+
+def describe_environment(device: Any) -> dict[str, Any]:
+    """Return versions, hardware and source revision, as plain JSON types.
+
+    Args:
+        device: The ``torch.device`` that trains.
+    """
+    import torch
+
+    on_gpu = device.type == "cuda"
+    return {
+        **_static(),
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if on_gpu else _static()["cpu"],
+        "threads": torch.get_num_threads(),
+        "command": " ".join(Path(sys.argv[0]).name if place == 0 else each for place, each in enumerate(sys.argv)),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path) -> dict[str, Any]:
+    """Return the commit of a source checkout and whether it has changes; nulls for an installed package."""
+
+    def run(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    tracked = run("ls-files", "--error-unmatch", "__init__.py")
+    if tracked is None:  # site-packages inside somebody else's checkout is not our source
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": run("rev-parse", "HEAD"), "git_dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}

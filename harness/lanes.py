@@ -1,0 +1,232 @@
+"""Lanes: several trials' trainable modules in the places of one resident model's layers.
+
+The frozen model sees one batch, the concatenation of all lanes' batches, in lane order. In the place of every adapted
+(or wholly trained) layer sits a *slot*. It runs the frozen layer once and then each lane's own module on that lane's
+rows. Lanes whose modules are alike are *stacked*: their parameters become one tensor with a leading lane axis, and
+``torch.func.vmap`` runs them as one batched module, whoever wrote it.
+
+Every lane keeps its own module and its own optimizer. Stacking only re-points the storage: a lane's parameter becomes
+a view of the stack, its gradient a view of the stack's gradient. So optimizers, clipping and a method's hooks never
+know whether they run alone, and a lane can leave a pack at any step.
+
+What is not here: batches (``batch``), losses and steps (``training``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import linear
+
+from harness.method import Adapter
+
+
+class Leaves:
+    """The tensors that autograd differentiates, and the parameters that optimizers update.
+
+    In full precision they share storage. In half precision the parameters are float32 masters and the leaves are
+    rounded copies: gradients are copied up before the optimizer step and values down after it.
+    """
+
+    def __init__(self, compute_dtype: torch.dtype) -> None:
+        self.compute_dtype = compute_dtype
+        self._known: dict[tuple[int, ...], Tensor] = {}
+        self._keep: list[Sequence[Tensor]] = []  # ids in _known stay valid while the tensors live
+        self.leaves: list[Tensor] = []
+        self._low: list[Tensor] = []
+        self._high: list[Tensor] = []
+        self._low_gradients: list[Tensor] = []
+        self._high_gradients: list[Tensor] = []
+
+    def parameter(self, lanes: Sequence[nn.Parameter]) -> Tensor:
+        """Return the leaf for one parameter of K alike lanes: (K, ...), or the parameter's own shape where K is 1."""
+        key = tuple(map(id, lanes))
+        if key in self._known:  # tied parameters
+            return self._known[key]
+        master = lanes[0].data if len(lanes) == 1 else torch.stack([each.data for each in lanes])
+        gradient = torch.zeros_like(master)
+        if self._is_exact(master):
+            leaf = lanes[0] if len(lanes) == 1 else master.requires_grad_()
+            leaf.grad = gradient
+        else:
+            leaf = master.to(self.compute_dtype).requires_grad_()
+            leaf.grad = torch.zeros_like(leaf)
+            self._low.append(leaf.data)
+            self._high.append(master)
+            self._low_gradients.append(leaf.grad)
+            self._high_gradients.append(gradient)
+        for lane, parameter in enumerate(lanes):
+            parameter.data = master.data if len(lanes) == 1 else master.data[lane]
+            parameter.grad = gradient if len(lanes) == 1 else gradient[lane]
+        self.leaves.append(leaf)
+        self._known[key] = leaf
+        self._keep.append(lanes)
+        return leaf
+
+    def constant(self, lanes: Sequence[Tensor], store: Callable[[int, Tensor], None]) -> Tensor:
+        """Return what ``forward`` reads for one buffer of K alike lanes, and re-point each lane's with ``store``."""
+        master = lanes[0] if len(lanes) == 1 else torch.stack(list(lanes))
+        if len(lanes) > 1:
+            for lane in range(len(lanes)):
+                store(lane, master[lane])
+        if not master.is_floating_point() or self._is_exact(master):
+            return master
+        low = master.to(self.compute_dtype)
+        self._low.append(low)
+        self._high.append(master)
+        return low
+
+    def _is_exact(self, tensor: Tensor) -> bool:
+        return torch.promote_types(tensor.dtype, self.compute_dtype) == self.compute_dtype
+
+    def zero_gradients(self) -> None:
+        """Set every gradient to zero, in place: views of it stay valid."""
+        gradients = [cast(Tensor, leaf.grad) for leaf in self.leaves]
+        if gradients:
+            torch._foreach_zero_(gradients)
+
+    def gradients_up(self) -> None:
+        """Copy gradients of the leaves to the masters'."""
+        if self._low_gradients:
+            torch._foreach_copy_(self._high_gradients, self._low_gradients)
+
+    @torch.no_grad()
+    def values_down(self) -> None:
+        """Copy masters to the leaves."""
+        if self._low:
+            torch._foreach_copy_(self._low, self._high)
+
+
+class Stack:
+    """The modules of K alike lanes at one place of the model, run as one.
+
+    Args:
+        modules: One per lane, of the same class and configuration.
+        leaves: Where their tensors are gathered.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], leaves: Leaves) -> None:
+        self.modules = list(modules)
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        for name, first in modules[0].named_parameters(remove_duplicate=False):
+            tensors = [each.get_parameter(name) for each in modules]
+            if first.requires_grad:
+                self.parameters[name] = leaves.parameter(tensors)
+            else:
+                self.buffers[name] = leaves.constant(tensors, self._point(name))
+        for name, _ in modules[0].named_buffers():
+            self.buffers[name] = leaves.constant([each.get_buffer(name) for each in modules], self._point(name))
+        half = leaves.compute_dtype not in (torch.float32, torch.float64)
+        self._direct = len(modules) == 1 and not half
+
+    def _point(self, name: str) -> Callable[[int, Tensor], None]:
+        """Return a function that replaces lane k's buffer (or frozen parameter) of this name by a view."""
+        path, _, leaf = name.rpartition(".")
+
+        def store(lane: int, tensor: Tensor) -> None:
+            owner = self.modules[lane].get_submodule(path)
+            if leaf in owner._buffers:
+                owner._buffers[leaf] = tensor
+            else:
+                owner.get_parameter(leaf).data = tensor
+
+        return store
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run each lane's module on its rows; inputs (K rows, ...), lanes in order."""
+        first = self.modules[0]
+        if self._direct:
+            return cast(Tensor, first(*inputs))
+        tensors = {**self.parameters, **self.buffers}
+        if len(self.modules) == 1:
+            return cast(Tensor, functional_call(first, tensors, inputs))
+        rows = tuple(each.unflatten(0, (len(self.modules), -1)) for each in inputs)
+        output = vmap(lambda state, *xs: functional_call(first, state, xs))(tensors, *rows)
+        return cast(Tensor, output).flatten(0, 1)
+
+
+class Slot(nn.Module):
+    """Stands where a layer of the base model was.
+
+    Args:
+        frozen: The layer. Attributes that the model's code asks for are taken from it.
+    """
+
+    def __init__(self, frozen: nn.Module) -> None:
+        super().__init__()
+        self.frozen = frozen
+        # (stack, lanes in it), in lane order; plain objects, so that the base model's own state is unchanged.
+        self.parts: tuple[tuple[Stack, int], ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("frozen"), name)
+
+    def over_lanes(self, *inputs: Tensor) -> Tensor:
+        """Give each part its rows and join the outputs."""
+        if len(self.parts) == 1:
+            return self.parts[0][0](*inputs)
+        lanes = sum(count for _, count in self.parts)
+        pieces = zip(*(each.unflatten(0, (lanes, -1)).split([n for _, n in self.parts]) for each in inputs), strict=True)
+        return torch.cat([stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)])
+
+
+class LinearSlot(Slot):
+    """A frozen linear layer with each lane's adapter beside it."""
+
+    def __init__(self, frozen: nn.Module) -> None:
+        super().__init__(frozen)
+        self.linear = (present_as_linear(frozen),)  # in a tuple: not a second registration of the weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``adapter(x, W x) + bias``; the bias last, so that no adapter scales it."""
+        layer = self.linear[0]
+        if not self.parts:
+            return linear(x, layer.weight, layer.bias)
+        output = self.over_lanes(x, linear(x, layer.weight))
+        return output if layer.bias is None else output + layer.bias
+
+
+class ModuleSlot(Slot):
+    """A module of which each lane trains its own copy."""
+
+    def forward(self, x: Tensor, *rest: Any, **keywords: Any) -> Any:
+        """Run each lane's copy on its rows."""
+        return self.over_lanes(x) if self.parts else self.frozen(x, *rest, **keywords)
+
+
+def present_as_linear(module: nn.Module) -> nn.Linear:
+    """Return a linear layer of any kind as an ``nn.Linear`` over the same storage, weight (O, I), bias included."""
+    if isinstance(module, nn.Linear):
+        return module
+    weight, bias = cast(Tensor, module.weight), cast("Tensor | None", getattr(module, "bias", None))
+    with torch.device("meta"):
+        view = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None)
+    view.weight = nn.Parameter(weight.detach().T, requires_grad=False)
+    if bias is not None:
+        view.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return view
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module at a place of the model."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, module)
+
+
+def is_alike(a: nn.Module, b: nn.Module) -> bool:
+    """Return whether two modules can be stacked: same class, and tensors of the same names, shapes and dtypes."""
+
+    def form(module: nn.Module) -> list[tuple[Any, ...]]:
+        parameters = [(n, p.shape, p.dtype, p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)]
+        return [*parameters, *((n, b.shape, b.dtype) for n, b in module.named_buffers())]
+
+    same_kind = type(a) is type(b) and (not isinstance(a, Adapter) or a.in_features == cast(Adapter, b).in_features)
+    return same_kind and form(a) == form(b)

@@ -1,0 +1,92 @@
+"""A suite: the TOML file, or the command-line flags, that say what to cross with what.
+
+    title = "..."
+    methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields
+    tasks = ["uuid"]
+    scale = "smoke"                   # each task's default: smoke
+    model = "nano"                    # each task's default when absent
+    budgets = ["lora:r=8"]
+    seeds = [0, 1, 2]
+    learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
+    tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
+    targets = []                      # name patterns of the adapted layers
+    precision = "auto"
+    [recipe]                          # overrides of the tasks' recipes
+    steps = 200
+    [published]                       # numbers to show beside ours: task -> method -> value
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What to run. Field names are the keys of the TOML file."""
+
+    title: str = ""
+    methods: tuple[str, ...] = ("all",)
+    tasks: tuple[str, ...] = ()
+    scale: str = "smoke"
+    model: str | None = None
+    revision: str | None = None
+    budgets: tuple[str, ...] = ("lora:r=8",)
+    tolerance: float = 0.01
+    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[float, ...] = ()
+    tune: int = 0
+    targets: tuple[str, ...] = ()
+    precision: str = "auto"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without plugins."""
+        if not self.tasks:
+            raise UsageError("no task given; use --task NAME or --suite NAME (`harness list tasks` shows all)")
+        for name, values in (("methods", self.methods), ("budgets", self.budgets), ("seeds", self.seeds)):
+            if not values:
+                raise UsageError(f"{name} is empty; give at least one")
+            if len(set(values)) < len(values):
+                raise UsageError(f"{name}={list(values)} names one twice; give each once")
+        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise UsageError(f"seeds={list(self.seeds)} must be whole numbers >= 0")
+        if any(not rate > 0 for rate in self.learning_rates):
+            raise UsageError(f"learning_rates={list(self.learning_rates)} must be > 0")
+        if self.tune and self.learning_rates:
+            raise UsageError("give either learning_rates or tune, not both")
+        if self.tune < 0 or self.tune == 1:
+            raise UsageError(f"tune={self.tune} must be 0 (off) or at least 2 learning rates")
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UsageError(f"precision={self.precision!r} is not known; give auto, float32 or bfloat16")
+
+
+def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
+    """Return the suite of a TOML file, with the command line's overrides.
+
+    Raises:
+        UsageError: Not TOML, or a key that suites do not have; the message names the file.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"suite {path}: {error}") from error
+    return build_suite({**data, **(overrides or {})}, f"suite {path}")
+
+
+def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
+    """Return a suite from plain values, lists becoming tuples."""
+    known = {each.name for each in fields(Suite)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    return Suite(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})

@@ -1,0 +1,552 @@
+"""The training loop. There is one, for every method: K lanes over one resident frozen model, K = 1 included.
+
+    Base     the resident model, with slots in the places of the layers that trials adapt
+    Lane     one trial's trainable state: adapters, optimizer, schedule, data order, history
+    Pack     lanes that train together: ``Pack.step`` is one update of each
+
+    train    the loop over updates: evaluation, divergence, running out of memory
+
+What is not here: what trials there are (``plan``), which train together (``schedule``), processes (``worker``).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from harness.batch import Batch, collate, draw
+from harness.dropout import Dropout
+from harness.errors import ConfigError, TrialDivergedError
+from harness.lanes import Leaves, LinearSlot, ModuleSlot, Slot, Stack, is_alike, set_submodule
+from harness.learning_rate import schedule
+from harness.method import Adapter, Calibration, Method, StepInfo, attaches
+from harness.model import DTYPES, count_parameters, linear_layers, select_layers, trained_modules
+from harness.task import Evaluation, Example, ModelKind, Task, TaskContext, TaskData
+from harness.trial import Trial
+
+CALIBRATION_BATCHES = 8
+
+
+class Base:
+    """The resident frozen model.
+
+    Args:
+        model: Frozen, on its device.
+        task: Says what the model's output means.
+        precision: Of activations and frozen weights.
+        fresh: Parameters that the checkpoint did not have: each trial draws them from its own seed.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = ()) -> None:
+        self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
+        self.device = next(model.parameters()).device
+        self.parameters = count_parameters(model)
+        self.layers = linear_layers(model, task.trains)
+        whole = trained_modules(model, task.trains)
+        self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
+        self.module_slots = {name: ModuleSlot(model.get_submodule(name)) for name in whole}
+        self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
+        for name, slot in self.slots.items():
+            set_submodule(model, name, slot)
+
+    def clear(self) -> None:
+        """Take every lane out: the model is the pretrained one again."""
+        for slot in self.slots.values():
+            slot.parts = ()
+
+
+class Lane:
+    """One trial's trainable state.
+
+    Args:
+        base: The resident model.
+        trial: What to run.
+        method: Built from the trial's config.
+        layer_methods: Methods whose config differs on single layers, by layer name.
+        context: For the task.
+        data: The task's data, tokenised.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        trial: Trial,
+        method: Method,
+        layer_methods: Mapping[str, Method],
+        context: TaskContext,
+        data: TaskData,
+    ) -> None:
+        self.base, self.trial, self.method, self.context, self.data = base, trial, method, context, data
+        self.recipe = context.recipe
+        self.steps = total_steps(self.recipe, data)
+        self.generator = torch.Generator().manual_seed(trial.seed)
+        self.adapters: dict[str, Any] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.private: nn.Module | None = None
+        self.masters: dict[str, nn.Parameter] = {}
+        self.done = 0  # updates so far
+        self.history: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None
+        self.error: BaseException | None = None
+        self.train_seconds = self.evaluate_seconds = 0.0
+        self.step_seconds: list[float] = []  # of updates done alone, for the cost columns
+        self.train_tokens = 0
+        self.prepare_seconds = 0.0
+        self.base_parameters = base.parameters
+        self.pack_lanes = 1
+        if attaches(method):
+            self._attach()
+        else:
+            self._adapt(layer_methods)
+        self.dropouts = [each for module in self.trained().values() for each in module.modules() if isinstance(each, Dropout)]
+        self._calibrate()
+        self.optimizer, self.rates = self._optimizer()
+        warmup = self.recipe.warmup_steps or round(self.recipe.warmup_fraction * self.steps)
+        default = schedule(self.recipe.schedule, self.steps, warmup)
+        self.multipliers = [method.learning_rate_multiplier(step, self.steps, default) for step in range(self.steps)]
+        self._examples = draw(data, self.recipe.batch_size, trial.seed)
+        self._rows: list[Example] | None = None
+
+    def rows(self) -> list[Example]:
+        """Return the examples of the next update; the same ones until that update is done."""
+        if self._rows is None:
+            self._rows = next(self._examples)
+        return self._rows
+
+    def advance(self) -> None:
+        """Count an update."""
+        self._rows = None
+        self.done += 1
+
+    def _adapt(self, layer_methods: Mapping[str, Method]) -> None:
+        """Build an adapter for every target and a copy of every module that trains whole."""
+        for name in select_layers(self.base.layers, self.trial.targets):
+            linear = self.base.linear_slots[name].linear[0]
+            self.adapters[name] = layer_methods.get(name, self.method).adapter(linear, self.generator)
+        memory: dict[int, Any] = {}  # one memo, so that tied parameters stay tied in the copies
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        for name, slot in self.base.module_slots.items():
+            copied = copy.deepcopy(slot.frozen, memory).requires_grad_(True)
+            if any(each == name or each.startswith(f"{name}.") for each in self.base.fresh):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    copied.to("cpu").apply(cast(Any, self.base.model)._init_weights)
+            high = torch.promote_types(self.base.dtype, torch.float32)
+            self.modules[name] = copied.to(self.base.device, high)
+
+    def _attach(self) -> None:
+        """Give a method that does not live on linear layers a private copy of the model."""
+        with _pretrained(self.base):
+            self.private = copy.deepcopy(self.base.model)
+        for name in self.base.slots:
+            set_submodule(self.private, name, self.private.get_submodule(name).frozen)  # type: ignore[arg-type]
+        self.method.attach(self.private, self.generator)
+        for name, parameter in self.private.named_parameters():
+            if parameter.requires_grad:
+                high = torch.promote_types(parameter.dtype, torch.float32)
+                self.masters[name] = parameter if high is parameter.dtype else nn.Parameter(parameter.detach().to(high))
+        if not self.masters:
+            raise ConfigError(f"method {self.method.name!r}: attach() marked no parameter as trainable")
+
+    def _calibrate(self) -> None:
+        """Let the method finish its initialisation from data, if it wants to."""
+        if type(self.method).calibrate is Method.calibrate:
+            return
+        rows = islice(draw(self.data, self.recipe.batch_size, self.trial.seed), CALIBRATION_BATCHES)
+        batches = [each.to(self.base.device) for row in rows for each in self.collate([row])]
+        weights = {name: self.base.linear_slots[name].linear[0].weight for name in self.adapters}
+
+        def loss(batch: Batch) -> Tensor:
+            return lane_losses(self.base.model, self.base.task.model_kind, batch).sum()
+
+        def weight_gradients() -> Mapping[str, Tensor]:
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            try:
+                for batch in batches:
+                    loss(batch).backward()  # type: ignore[no-untyped-call]
+                return {name: cast(Tensor, weight.grad) / CALIBRATION_BATCHES for name, weight in weights.items()}
+            finally:
+                for weight in weights.values():
+                    weight.grad = None
+                    weight.requires_grad_(False)
+
+        with _pretrained(self.base), torch.enable_grad():
+            self.method.calibrate(
+                self.adapters, Calibration(self.base.model, batches, loss, weight_gradients, self.generator)
+            )
+
+    def collate(self, rows: Sequence[Any], multiple: int = 1) -> list[Batch]:
+        """Return the micro-batches of one step of lanes like this one."""
+        pad = self.context.tokenizer.pad_token_id
+        return collate(rows, self.base.task.model_kind, pad, self.recipe.micro_batch_size, multiple)
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Return the lane's own modules by layer name: adapters and wholly trained copies."""
+        return {**self.adapters, **self.modules}
+
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
+        """Return the lane's AdamW and the peak learning rate of each of its groups."""
+        r, trained = self.recipe, [*self.adapters.items()]
+        rate = self.trial.learning_rate
+        if self.private is None:
+            groups = self.method.parameter_groups(dict(trained), rate, r.weight_decay)
+            rest = list({id(p): p for module in self.modules.values() for p in module.parameters()}.values())
+            for decay, chosen in ((r.weight_decay, [p for p in rest if p.ndim > 1]), (0.0, [p for p in rest if p.ndim <= 1])):
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        else:
+            groups = [{"params": list(self.masters.values()), "lr": rate, "weight_decay": r.weight_decay}]
+        rates = [float(group["lr"]) for group in groups]
+        on_gpu = self.base.device.type == "cuda"
+        for group in groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.base.device) if on_gpu else float(group["lr"])
+        optimizer = torch.optim.AdamW(
+            groups, betas=(r.beta1, r.beta2), eps=r.epsilon, weight_decay=r.weight_decay, fused=True, capturable=on_gpu
+        )
+        return optimizer, rates
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return everything that the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def adapter_parameters(self) -> int:
+        """Return the live number of trainable adapter parameters."""
+        if self.private is not None:
+            return sum(p.numel() for p in self.masters.values())
+        return sum(p.numel() for adapter in self.adapters.values() for p in adapter.parameters() if p.requires_grad)
+
+    def task_parameters(self) -> int:
+        """Return the number of parameters that the task trains besides the adapters."""
+        unique = {id(p): p.numel() for module in self.modules.values() for p in module.parameters()}
+        return sum(unique.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything trained, ``{layer.tensor: value}``, on the CPU, for safetensors."""
+        if self.private is not None:
+            return {name: p.detach().cpu().clone() for name, p in self.masters.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.trained().items():
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
+        return tensors
+
+    def leave(self) -> None:
+        """Give every tensor storage of its own again, so that the lane can join another pack."""
+        for module in self.trained().values():
+            for parameter in module.parameters():
+                parameter.data, parameter.grad = parameter.data.clone(), None
+            for owner in module.modules():
+                for key, buffer in owner._buffers.items():
+                    owner._buffers[key] = None if buffer is None else buffer.clone()
+
+
+class Pack:
+    """Lanes that train together. Alike lanes must be neighbours: ``order`` sorts them so.
+
+    Args:
+        base: The resident model.
+        lanes: In order; all have done the same number of updates.
+    """
+
+    def __init__(self, base: Base, lanes: Sequence[Lane]) -> None:
+        self.base, self.lanes = base, order(lanes)
+        if not lanes:
+            return
+        self.leaves = Leaves(base.dtype)
+        self.parts: dict[str, tuple[tuple[Stack, int], ...]] = {}
+        self.model = base.model
+        self._call: Callable[..., Any] = self.model
+        if self.lanes[0].private is not None:
+            self._bind_private(self.lanes[0])
+        else:
+            self._bind()
+        self._has_after_step = [type(lane.method).after_step is not Method.after_step for lane in self.lanes]
+
+    def _bind(self) -> None:
+        names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
+        for name in names:
+            parts: list[tuple[Stack, int]] = []
+            for group in _alike(self.lanes, name):
+                parts.append((Stack([lane.trained()[name] for lane in group], self.leaves), len(group)))
+            self.parts[name] = tuple(parts)
+
+    def _bind_private(self, lane: Lane) -> None:
+        """A private model's own parameters are the leaves; in half precision the masters are apart."""
+        self.model = self._call = cast(nn.Module, lane.private)
+        leaves = {name: self.leaves.parameter([master]) for name, master in lane.masters.items()}
+        live = dict(self.model.named_parameters())
+        if any(leaf is not live[name] for name, leaf in leaves.items()):
+            for name, leaf in leaves.items():
+                live[name].data = leaf.data  # evaluation sees the trained values
+            self._call = lambda *args, **kwargs: functional_call(self.model, leaves, args, kwargs)
+
+    def step(self) -> Tensor:
+        """Do one update of every lane and return their training losses before it, shape (K,), on the device."""
+        done = self.lanes[0].done
+        batches = [each.to(self.base.device) for each in self.lanes[0].collate([lane.rows() for lane in self.lanes])]
+        for lane in self.lanes:
+            for module in lane.trained().values():
+                module.train()
+        for slot_name, parts in self.parts.items():
+            self.base.slots[slot_name].parts = parts
+        try:
+            losses = self._gradients(batches)
+        finally:
+            self.base.clear()
+        self._update(done)
+        return losses
+
+    def _gradients(self, batches: Sequence[Batch]) -> Tensor:
+        self.leaves.zero_gradients()
+        total = torch.zeros(len(self.lanes), device=self.base.device)
+        for number, batch in enumerate(batches):
+            losses = lane_losses(self._call, self.base.task.model_kind, batch, self.model)
+            objective = losses.sum()
+            if number == 0:
+                for lane in self.lanes:
+                    extra = lane.method.extra_loss(lane.adapters)
+                    objective = objective if extra is None else objective + extra
+            objective.backward()  # type: ignore[no-untyped-call]
+            total += losses.detach()
+            for lane in self.lanes:
+                for dropout in lane.dropouts:
+                    dropout.step.fill_(lane.done * len(batches) + number + 1)
+        self.leaves.gradients_up()
+        return total
+
+    @torch.no_grad()
+    def _update(self, done: int) -> None:
+        for lane in self.lanes:
+            if lane.recipe.clip_norm:
+                nn.utils.clip_grad_norm_(lane.parameters(), lane.recipe.clip_norm, foreach=True)
+            for group, rate in zip(lane.optimizer.param_groups, lane.rates, strict=True):
+                value = rate * lane.multipliers[done]
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(value)
+                else:
+                    group["lr"] = value
+            lane.optimizer.step()
+            lane.train_tokens += sum(len(each.input_ids) for each in lane.rows())
+            lane.advance()
+        for lane, acts in zip(self.lanes, self._has_after_step, strict=True):
+            if acts:
+                lane.method.after_step(StepInfo(lane.done, lane.steps, lane.adapters, lane.optimizer, lane.generator))
+        self.leaves.values_down()
+
+    def without(self, gone: Sequence[Lane]) -> Pack:
+        """Return a pack of the other lanes, at the same step."""
+        stay = [lane for lane in self.lanes if lane not in gone]
+        for lane in self.lanes:
+            lane.leave()
+        return Pack(self.base, stay)
+
+
+@contextmanager
+def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
+    """Yield the model with one lane's modules active, in evaluation mode and without gradients."""
+    model = lane.private if lane.private is not None else base.model
+    for name, module in lane.trained().items():
+        module.eval()
+        base.slots[name].parts = ((cast(Any, _reader(module, base.dtype)), 1),)
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        base.clear()
+
+
+def _reader(module: nn.Module, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Return the module as a function that computes in the base's dtype."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if all(not t.is_floating_point() or t.dtype == dtype for t in tensors.values()):
+        return cast("Callable[..., Tensor]", module)
+    low = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    return lambda *inputs: cast(Tensor, functional_call(module, low, inputs))
+
+
+def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: nn.Module | None = None) -> Tensor:
+    """Return each lane's mean training loss, shape (K,).
+
+    Logits are computed only where they are wanted: the output head sees just those hidden states.
+
+    Args:
+        call: The model, or a function that runs it with other tensors.
+        kind: What labels mean.
+        batch: On the model's device.
+        model: The module behind ``call``, if that is a function.
+    """
+    module = cast(Any, model if model is not None else call)
+    if batch.index is None:
+        logits = call(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    else:
+        index = batch.index
+        head = module.get_output_embeddings()
+
+        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0].flatten(0, -2)[index], *args[1:])
+
+        hook = head.register_forward_pre_hook(gather)
+        try:
+            logits = call(input_ids=batch.input_ids, use_cache=False).logits
+        finally:
+            hook.remove()
+    if kind is ModelKind.REGRESSION:
+        each = (logits.squeeze(-1).float() - batch.targets).square()
+    else:
+        each = cross_entropy(logits.float(), batch.targets, reduction="none")
+    return (each * batch.weights).view(batch.lanes, -1).sum(1)
+
+
+def total_steps(recipe: Any, data: TaskData) -> int:
+    """Return the number of optimizer updates of a recipe on this data."""
+    if recipe.steps:
+        return int(recipe.steps)
+    if not recipe.epochs or not isinstance(data.train, Sequence):
+        raise ConfigError("a recipe needs steps, or epochs over data of known length; give --steps N")
+    return max(1, math.ceil(recipe.epochs * len(data.train) / recipe.batch_size))
+
+
+def order(lanes: Sequence[Lane]) -> list[Lane]:
+    """Return the lanes with alike ones beside each other, otherwise in the given order."""
+    kinds: list[list[Lane]] = []
+    for lane in lanes:
+        for kind in kinds:
+            if _same_code(kind[0], lane):
+                kind.append(lane)
+                break
+        else:
+            kinds.append([lane])
+    return [lane for kind in kinds for lane in kind]
+
+
+def _same_code(a: Lane, b: Lane) -> bool:
+    """Return whether two lanes run the same code on tensors of the same form: then they can be stacked."""
+    same = (a.trial.method, a.trial.config, a.trial.layer_settings) == (b.trial.method, b.trial.config, b.trial.layer_settings)
+    return same and type(a.method) is type(b.method)
+
+
+def _alike(lanes: Sequence[Lane], name: str) -> list[list[Lane]]:
+    """Return neighbouring lanes grouped so that the modules of each group at this layer can be stacked."""
+    groups: list[list[Lane]] = []
+    for lane in lanes:
+        module = lane.trained()[name]
+        first = groups[-1][0].trained()[name] if groups else None
+        # Wholly trained modules are alike whatever the method; adapters need the same method and configuration.
+        fits = first is not None and is_alike(first, module)
+        if fits and (not isinstance(module, Adapter) or _same_code(groups[-1][0], lane)):
+            groups[-1].append(lane)
+        else:
+            groups.append([lane])
+    return groups
+
+
+@contextmanager
+def _pretrained(base: Base) -> Iterator[None]:
+    """Run with every lane taken out, then put them back."""
+    before = {name: slot.parts for name, slot in base.slots.items()}
+    base.clear()
+    try:
+        yield
+    finally:
+        for name, parts in before.items():
+            base.slots[name].parts = parts
+
+
+class Watch(Protocol):
+    """Whoever wants to know how training goes."""
+
+    def progress(self, lane: Lane, step: int, metrics: Mapping[str, float]) -> None:
+        """Take a lane's metrics after an update."""
+
+    def finished(self, lane: Lane) -> None:
+        """Take a lane that trained to its end, or stopped with ``lane.error``."""
+
+
+def train(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
+    """Train lanes together to their ends. Out of memory, each half goes on by itself, from the same step."""
+    waiting = [list(lanes)]
+    while waiting:
+        group = waiting.pop()
+        try:
+            _train_together(base, group, watch)
+        except torch.OutOfMemoryError as error:
+            running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
+            for lane in running:
+                lane.leave()
+            if base.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(running) == 1:
+                running[0].error = error
+                watch.finished(running[0])
+            else:
+                middle = len(running) // 2
+                waiting += [running[middle:], running[:middle]]
+
+
+def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
+    pack = Pack(base, lanes)
+    since: list[Tensor] = []  # losses since the last look, still on the device
+    start = time.perf_counter()
+    while pack.lanes:
+        since.append(pack.step())
+        lane = pack.lanes[0]
+        at_evaluation = lane.done in lane.recipe.evaluate_at
+        ends = [each for each in pack.lanes if each.done == each.steps]
+        if not (ends or at_evaluation or lane.done % _interval(lane.steps) == 0):
+            continue
+        losses = torch.stack(since).double().cpu()  # the one place that waits for the device
+        seconds = (time.perf_counter() - start) / len(pack.lanes)
+        gone: list[Lane] = []
+        for number, each in enumerate(pack.lanes):
+            each.train_seconds += seconds
+            each.pack_lanes = max(each.pack_lanes, len(pack.lanes))
+            if len(pack.lanes) == 1:
+                each.step_seconds.append(seconds / len(since))
+            if not torch.isfinite(losses[:, number]).all():
+                first = each.done - len(since) + int((~torch.isfinite(losses[:, number])).nonzero()[0]) + 1
+                each.error = TrialDivergedError(f"the training loss became {losses[first - each.done - 1, number]} at step {first}")
+                gone.append(each)
+                continue
+            metrics = {"train/loss": float(losses[-1, number]), "train/learning_rate": each.rates[0] * each.multipliers[each.done - 1]}
+            if at_evaluation and each not in ends:
+                metrics |= _evaluate(base, each, "validation").metrics_present()
+            each.history.append({"step": each.done, "metrics": metrics})
+            watch.progress(each, each.done, metrics)
+        for each in ends:
+            if each.error is None:
+                try:
+                    each.evaluation = _evaluate(base, each, "test" if each.trial.purpose == "report" else "validation")
+                    each.history[-1]["metrics"] |= each.evaluation.metrics_present()
+                except Exception as error:  # noqa: BLE001 - a failing evaluation is that trial's result
+                    each.error = error
+        gone += [each for each in ends if each not in gone]
+        if gone:
+            rest = pack.without(gone)
+            for each in gone:
+                watch.finished(each)
+            pack = rest
+        since, start = [], time.perf_counter()
+
+
+def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:
+    start = time.perf_counter()
+    with evaluating(base, lane) as model:
+        result = base.task.evaluate(model, lane.context, lane.data.splits[split])
+    lane.evaluate_seconds += time.perf_counter() - start
+    return result
+
+
+def _interval(steps: int) -> int:
+    """Return after how many updates to look at the losses: about a hundred looks per trial."""
+    return max(1, steps // 100)

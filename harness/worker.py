@@ -1,0 +1,320 @@
+"""The worker process: trains the trials it is given, over a base model and data that stay resident.
+
+Speaks JSON lines: jobs on standard input, events on standard output. What libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import torch
+from safetensors.torch import save
+
+from harness.environment import describe_environment
+from harness.errors import TrialDivergedError
+from harness.method import Method
+from harness.model import ModelChoice, count_parameters, load_model, load_tokenizer
+from harness.record import Record, State
+from harness.registry import Registry, build_registry
+from harness.store import Store
+from harness.task import Metric, Task, TaskContext, TaskData
+from harness.training import Base, Lane, train
+from harness.trial import Trial
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+class Worker:
+    """Keeps the base model and the data of the last job.
+
+    Args:
+        registry: Finds methods and tasks.
+        store: Where adapters are written.
+        device: Where to train.
+        data_dir: Local tables, or ``None``.
+        environment: Goes into every record.
+        emit: Sends an event to the scheduler.
+        allow_code_execution: Whether model-written code may run.
+    """
+
+    def __init__(
+        self, registry: Registry, store: Store, device: torch.device, data_dir: Path | None,
+        environment: Mapping[str, Any], emit: Emit, allow_code_execution: bool = False,
+    ) -> None:  # fmt: skip
+        self.registry, self.store, self.device, self.data_dir = registry, store, device, data_dir
+        self.environment = {**environment, **describe_environment(device)}
+        self.emit, self.allow_code_execution = emit, allow_code_execution
+        self._base: tuple[tuple[Any, ...], Base, Any] | None = None
+        self._data: dict[tuple[Any, ...], TaskData] = {}
+
+    def run(self, trials: Sequence[Trial], pack: int) -> None:
+        """Train trials that may share a base, at most ``pack`` at once, and emit a record for each."""
+        for start in range(0, len(trials), pack):
+            group = trials[start : start + pack]
+            peak = PeakMemory(self.device)
+            lanes: list[Lane] = []
+            started = _now()
+            for trial in group:
+                self.emit({"event": "started", "trial": trial.id})
+                begin = time.perf_counter()
+                try:
+                    lane = self._lane(trial)
+                except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
+                    self._emit_failure(trial, error, started)
+                    continue
+                lane.prepare_seconds = time.perf_counter() - begin
+                lanes.append(lane)
+            watch = _Reporter(self, started, peak)
+            if lanes:
+                base = lanes[0].base
+                try:
+                    train(base, lanes, watch)
+                except Exception as error:  # noqa: BLE001 - the pack's fault is found by running each alone
+                    unfinished = [lane for lane in lanes if lane.trial.id not in watch.done]
+                    base.clear()
+                    if len(unfinished) == 1:
+                        unfinished[0].error = error
+                        watch.finished(unfinished[0])
+                    else:
+                        for lane in unfinished:
+                            self.run([lane.trial], 1)
+            peak.stop()
+
+    def _lane(self, trial: Trial) -> Lane:
+        task, recipe = self._task(trial)
+        base, tokenizer = self._resident(trial, task, recipe)
+        context = TaskContext(
+            tokenizer=tokenizer, recipe=recipe, seed=trial.seed, data_dir=self.data_dir,
+            adapter_parameters=trial.adapter_parameters, allow_code_execution=self.allow_code_execution,
+        )  # fmt: skip
+        key = (trial.task, json.dumps(trial.to_json()["recipe"], sort_keys=True), trial.model_revision, trial.seed)
+        if key not in self._data:
+            if len(self._data) >= 8:
+                self._data.pop(next(iter(self._data)))
+            self._data[key] = task.load(context)
+        kind = self.registry.method(trial.method)
+        config = build_config(kind, trial.config)
+        layer_methods = {name: kind(replace(config, **changes)) for name, changes in trial.layer_settings.items()}
+        lane = Lane(base, trial, kind(config), layer_methods, context, self._data[key])
+        if lane.adapter_parameters() != trial.adapter_parameters:
+            raise RuntimeError(
+                f"method {trial.method!r} trains {lane.adapter_parameters():,} adapter parameters, "
+                f"its formula says {trial.adapter_parameters:,}: correct trainable_parameters() (`harness check {trial.method}`)"
+            )
+        return lane
+
+    def _task(self, trial: Trial) -> tuple[Task, Any]:
+        task = self.registry.task(trial.task)()
+        recipe = task.recipes[trial.scale]
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in trial.recipe.items()}
+        return task, replace(recipe, **values)
+
+    def _resident(self, trial: Trial, task: Task, recipe: Any) -> tuple[Base, Any]:
+        shape = json.dumps({**task.model_arguments(recipe)}, sort_keys=True, default=str)
+        key = (trial.task, trial.model, trial.model_revision, trial.precision, shape)
+        if self._base is None or self._base[0] != key:
+            self._base = None  # free the old one first
+            choice = ModelChoice(trial.model, trial.model_revision)
+            model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
+            tokenizer = load_tokenizer(choice, task)
+            model.config.pad_token_id = tokenizer.pad_token_id
+            self._base = (key, Base(model, task, trial.precision, fresh), tokenizer)
+        return self._base[1], self._base[2]
+
+    def record(self, lane: Lane, started: str, peak_memory_bytes: int | None) -> Record:
+        """Return the record of a lane that came to an end."""
+        trial, evaluation = lane.trial, lane.evaluation
+        artifacts: dict[str, str] = {}
+        if lane.error is None:
+            name = f"adapters/{trial.id}.safetensors"
+            artifacts["adapter"] = self.store.write_artifact(name, save(lane.state(), metadata={"trial": trial.id}))
+        steps = sorted(lane.step_seconds)
+        return self._record(
+            trial,
+            started,
+            lane.error,
+            step=lane.done,
+            metrics=dict(evaluation.metrics) if evaluation else {},
+            reasons=dict(evaluation.reasons) if evaluation else {},
+            items={name: list(values) for name, values in evaluation.items.items()} if evaluation else {},
+            history=lane.history,
+            counts={
+                "adapter_parameters": lane.adapter_parameters(),
+                "task_parameters": lane.task_parameters(),
+                "base_parameters": lane.base_parameters,
+                "budget_deviation_fraction": deviation_fraction(trial),
+            },
+            cost={
+                "prepare_seconds": lane.prepare_seconds,
+                "train_seconds": lane.train_seconds,
+                "evaluate_seconds": lane.evaluate_seconds,
+                "peak_memory_bytes": peak_memory_bytes,
+                "steps": lane.done,
+                "train_tokens": lane.train_tokens,
+                "pack_lanes": lane.pack_lanes,
+                "step_seconds_solo": steps[len(steps) // 2] if steps else None,
+            },
+            artifacts=artifacts,
+        )
+
+    def _record(self, trial: Trial, started: str, error: BaseException | None, step: int = 0, **fields: Any) -> Record:
+        task = self.registry.task(trial.task)
+        if error is not None:
+            fields["metrics"] = dict.fromkeys(task.metrics)
+            fields["reasons"] = {name: f"{state_of(error)}: {error}" for name in task.metrics}
+        return Record(
+            trial=trial,
+            state=state_of(error),
+            main_metric=task.main_metric,
+            higher_is_better=task.metrics[task.main_metric].higher_is_better,
+            metric_details=describe_metrics(task.metrics),
+            environment=self.environment,
+            error=None if error is None else describe_error(error, step),
+            started_at=started,
+            finished_at=_now(),
+            **fields,
+        )
+
+    def _emit_failure(self, trial: Trial, error: BaseException, started: str) -> None:
+        counts = {"adapter_parameters": trial.adapter_parameters, "budget_deviation_fraction": deviation_fraction(trial)}
+        self.emit({"event": "record", "record": self._record(trial, started, error, counts=counts).to_json()})
+
+
+class _Reporter:
+    """Turns what the training loop says into events."""
+
+    def __init__(self, worker: Worker, started: str, peak: PeakMemory) -> None:
+        self.worker, self.started, self.peak = worker, started, peak
+        self.done: set[str] = set()
+
+    def progress(self, lane: Lane, step: int, metrics: Mapping[str, float]) -> None:
+        """Send metrics on."""
+        self.worker.emit(
+            {"event": "progress", "trial": lane.trial.id, "step": step, "steps": lane.steps, "metrics": dict(metrics)}
+        )
+
+    def finished(self, lane: Lane) -> None:
+        """Send the record."""
+        self.done.add(lane.trial.id)
+        record = self.worker.record(lane, self.started, self.peak.bytes() if lane.pack_lanes == 1 else None)
+        self.worker.emit({"event": "record", "record": record.to_json()})
+
+
+class PeakMemory:
+    """The largest memory in use since it was made: of the device on a GPU, resident in this process on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._most, self._stop = device, 0, threading.Event()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while not self._stop.wait(0.05):
+            self._most = max(self._most, process.memory_info().rss)
+
+    def bytes(self) -> int:
+        """Return the peak so far."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return max(self._most, psutil.Process().memory_info().rss)
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._stop.set()
+
+
+def build_config(method: type[Method], values: Mapping[str, Any]) -> Any:
+    """Return a method's config from a trial's plain values."""
+    return method.Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def deviation_fraction(trial: Trial) -> float | None:
+    """Return how far a trial's adapter is from its budget; ``None`` for a reference method."""
+    if trial.budget_parameters is None:
+        return None
+    return (trial.adapter_parameters - trial.budget_parameters) / trial.budget_parameters
+
+
+def describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return metric descriptions as plain JSON types."""
+    return {
+        name: {"title": m.title, "unit": m.unit, "higher_is_better": m.higher_is_better, "help": m.help}
+        for name, m in metrics.items()
+    }
+
+
+def state_of(error: BaseException | None) -> State:
+    """Return the end state that an error means."""
+    if error is None:
+        return State.COMPLETE
+    if isinstance(error, TrialDivergedError):
+        return State.DIVERGED
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return State.OUT_OF_MEMORY
+    return State.FAILED
+
+
+def describe_error(error: BaseException, step: int) -> dict[str, Any]:
+    """Return an error as plain JSON types."""
+    text = "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": str(error), "traceback": text, "step": step}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _protocol_stream() -> TextIO:
+    """Keep standard output for events, and send everything else that is printed to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return stream
+
+
+def main() -> None:
+    """Serve jobs until standard input closes."""
+    events = _protocol_stream()
+    setup = json.loads(sys.stdin.readline())
+    if setup["threads"]:
+        torch.set_num_threads(setup["threads"])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def emit(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event, allow_nan=False), file=events, flush=True)  # noqa: T201 - the protocol
+
+    worker = Worker(
+        build_registry(setup["block"]),
+        Store(setup["results"]),
+        torch.device(setup["device"]),
+        Path(setup["data_dir"]) if setup["data_dir"] else None,
+        setup["environment"],
+        emit,
+        setup["allow_code_execution"],
+    )
+    emit({"event": "idle"})
+    for line in sys.stdin:
+        job = json.loads(line)
+        worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
+        emit({"event": "idle"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,516 @@
+"""Records to boards: plain dataclasses that hold everything a page shows, and no markup.
+
+A board is one (task, scale, base model, budget, main metric). A row is one method with one set of settings: everything in
+its trials but the seed is equal. The statistics are in ``stats``; wording and number formats are in ``table``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from harness.record import Record, State
+from harness_leaderboard.stats import (
+    LEVEL,
+    Array,
+    Comparison,
+    Interval,
+    PairedBootstrap,
+    holm,
+    interquartile_mean,
+    mean_interval,
+    minimum_detectable_difference,
+    tie_groups,
+)
+
+BOOTSTRAP_SEED = 20240601  # any fixed number: the same records always give the same page
+
+# Rows of a board may be ranked together only if these are equal in all of them.
+COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets", "budget_parameters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A number over the finished seeds of a row, or why there is none."""
+
+    value: float | None
+    reason: str = ""
+    interval: Interval | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus:
+    """How a row compares with the best ranked row of its board."""
+
+    comparison: Comparison
+    adjusted_p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A trial that did not finish."""
+
+    method: str
+    purpose: str
+    seed: int
+    learning_rate: float
+    state: State
+    step: int | None
+    error_type: str
+    message: str
+    trial_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningTrial:
+    """One trial of the learning-rate search."""
+
+    method: str
+    learning_rate: float
+    seed: int
+    score: float | None
+    reason: str
+    state: State
+    train_seconds: float | None
+    is_chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method with one set of settings.
+
+    Attributes:
+        method: Its name.
+        variant: What sets it apart from the same method's other rows; empty if it has one row.
+        records: Its report trials, by seed.
+        is_reference: Outside the budget.
+        score: Mean of the main metric over finished seeds.
+        robust_score: Interquartile mean of the same.
+        metrics: Every final metric.
+        costs: ``train_seconds``, ``peak_memory_bytes``, ``step_seconds_solo``, ...: means over finished seeds.
+        budget_deviation_fraction: Reached minus asked for, over asked for; ``None`` for a reference.
+        tune_trials: Learning-rate trials spent on the method, whatever their end.
+        states: How many report trials ended how.
+        group: Tie group, 1 is best; ``None``: not ranked.
+        rank: As shown, e.g. ``"1"`` or ``"2="``; empty: not ranked.
+        rank_reason: Why there is no rank.
+        versus_best: Comparison with the first row of the board; ``None`` for that row itself and where there is none.
+    """
+
+    method: str
+    variant: str
+    records: tuple[Record, ...]
+    is_reference: bool
+    score: Summary
+    robust_score: float | None
+    metrics: Mapping[str, Summary]
+    costs: Mapping[str, Summary]
+    budget_deviation_fraction: float | None
+    tune_trials: int
+    states: Mapping[State, int]
+    group: int | None = None
+    rank: str = ""
+    rank_reason: str = ""
+    versus_best: Versus | None = None
+
+    @property
+    def label(self) -> str:
+        """Return the name with what sets the row apart."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def first(self) -> Record:
+        """Return any record of the row; they differ in the seed and in results only."""
+        return self.records[0]
+
+    @property
+    def seed_scores(self) -> dict[int, float]:
+        """Return the score of each finished seed."""
+        return {each.trial.seed: each.score for each in self.records if is_finished(each) and each.score is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One comparison.
+
+    Attributes:
+        task: Name of the task.
+        scale: Of the recipe.
+        model: The base model.
+        budget: As the user wrote it; empty: there are only reference methods.
+        budget_parameters: What it asks for; ``None`` if unknown or different among the rows.
+        main_metric: What ranks.
+        higher_is_better: Its direction.
+        metric_details: Title, unit, direction and help of each metric.
+        rows: Methods within the budget: ranked, then by score, then those without a score.
+        references: Methods outside the budget.
+        failures: Every trial that did not finish.
+        tuning: The learning-rate search.
+        notes: What a reader must know before believing the numbers.
+        comparisons: How many pairs the correction counts.
+        detectable_difference: True difference that this board would find with 80 % power; ``None``: cannot be said.
+        versions: Distinct values of each environment key among the board's records.
+    """
+
+    task: str
+    scale: str
+    model: str
+    budget: str
+    budget_parameters: int | None
+    main_metric: str
+    higher_is_better: bool
+    metric_details: Mapping[str, Mapping[str, Any]]
+    rows: tuple[Row, ...]
+    references: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+    tuning: tuple[TuningTrial, ...]
+    notes: tuple[str, ...]
+    comparisons: int
+    detectable_difference: float | None
+    versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """Return the rows, then the references."""
+        return (*self.rows, *self.references)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return every report seed of the rows, or of the references where there are no rows."""
+        return sorted({each.trial.seed for row in (self.rows or self.references) for each in row.records})
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether any row has a rank."""
+        return any(row.rank for row in self.rows)
+
+
+def is_finished(record: Record) -> bool:
+    """Return whether a record's numbers are results: it trained to the last step and was scored."""
+    return record.state is State.COMPLETE
+
+
+def build_boards(records: Iterable[Record]) -> list[Board]:
+    """Return the boards of some records, in order of task, scale, model and budget. The order of records does not matter."""
+    cells: dict[tuple[Any, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in sorted(records, key=lambda each: each.trial_id):
+        trial = record.trial
+        cell = (trial.task, trial.scale, trial.model, record.main_metric, record.higher_is_better)
+        cells[cell]["" if _is_reference(record) else trial.budget].append(record)
+    boards = []
+    for cell in sorted(cells):
+        budgets = cells[cell]
+        references = budgets.pop("", [])
+        for budget in sorted(budgets) or [""]:
+            boards.append(_build_board(budget, budgets.get(budget, []), references))
+    return boards
+
+
+def distinct_values(records: Iterable[Record]) -> dict[str, dict[str, int]]:
+    """Return each environment key, dotted, with its distinct values and how many records hold them; most frequent first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for key, value in _flatten(record.environment).items():
+            counts[key][value] += 1
+    return {key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)}
+
+
+def _is_reference(record: Record) -> bool:
+    return record.trial.budget_parameters is None or record.trial.budget == ""
+
+
+def _build_board(budget: str, records: list[Record], reference_records: list[Record]) -> Board:
+    everything = [*records, *reference_records]
+    reports = [each for each in records if each.trial.purpose == "report"]
+    rows = _rows(reports, records, is_reference=False)
+    references = _rows(
+        [each for each in reference_records if each.trial.purpose == "report"], reference_records, is_reference=True
+    )
+    differing = [name for name in COMPARABLE_FIELDS if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1]
+    ranked, comparisons, detectable = _rank(rows, differing, everything[0].higher_is_better)
+    first = everything[0]
+    budgets = {each.trial.budget_parameters for each in records}
+    details: dict[str, Mapping[str, Any]] = {}
+    for each in everything:
+        details.update(each.metric_details)
+    chosen = {(each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"}
+    by_method = sorted(everything, key=lambda each: (each.trial.method, each.trial.learning_rate, each.trial.seed, each.trial_id))
+    return Board(
+        task=first.trial.task,
+        scale=first.trial.scale,
+        model=first.trial.model,
+        budget=budget,
+        budget_parameters=budgets.pop() if len(budgets) == 1 else None,
+        main_metric=first.main_metric,
+        higher_is_better=first.higher_is_better,
+        metric_details=details,
+        rows=ranked,
+        references=_by_score(references, first.higher_is_better),
+        failures=tuple(_failure(each) for each in by_method if not is_finished(each)),
+        tuning=tuple(_tuning_trial(each, chosen) for each in by_method if each.trial.purpose == "tune"),
+        notes=tuple(_notes(ranked, differing, reports, everything)),
+        comparisons=comparisons,
+        detectable_difference=detectable,
+        versions=distinct_values(everything),
+    )
+
+
+def _rows(reports: Sequence[Record], everything: Sequence[Record], is_reference: bool) -> list[Row]:
+    """Return one row per group of report trials that differ in the seed alone."""
+    variants: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in reports:
+        content = {key: value for key, value in record.trial.to_json().items() if key != "seed"}
+        variants[record.trial.method][_canonical(content)].append(record)
+    tune_trials = Counter(each.trial.method for each in everything if each.trial.purpose == "tune")
+    rows = []
+    for method in sorted(variants):
+        groups = [variants[method][key] for key in sorted(variants[method])]
+        for group, name in zip(groups, _variant_names(groups), strict=True):
+            rows.append(_row(group, name, is_reference, tune_trials[method]))
+    return rows
+
+
+def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: int) -> Row:
+    ordered = tuple(sorted(records, key=lambda each: (each.trial.seed, each.trial_id)))
+    finished = [each for each in ordered if is_finished(each)]
+    first = ordered[0]
+    metric_names = dict.fromkeys([first.main_metric, *(name for each in finished for name in each.metrics)])
+    cost_names = ("train_seconds", "peak_memory_bytes", "step_seconds_solo", "prepare_seconds", "evaluate_seconds")
+    scores = [each.score for each in finished if each.score is not None]
+    return Row(
+        method=first.trial.method,
+        variant=variant,
+        records=ordered,
+        is_reference=is_reference,
+        score=_summary(finished, first.main_metric, [each.score for each in finished]),
+        robust_score=interquartile_mean(scores) if scores else None,
+        metrics={name: _summary(finished, name, [each.metrics.get(name) for each in finished]) for name in metric_names},
+        costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names},
+        budget_deviation_fraction=None if is_reference else _budget_deviation(first),
+        tune_trials=tune_trials,
+        states={state: count for state in State if (count := sum(each.state is state for each in ordered))},
+    )
+
+
+def _summary(finished: Sequence[Record], name: str, values: Sequence[float | int | None]) -> Summary:
+    """Return the mean of what is there; the reason when nothing is."""
+    present = [float(value) for value in values if value is not None]
+    if not present:
+        reasons = dict.fromkeys(each.reasons[name] for each in finished if name in each.reasons)
+        return Summary(value=None, reason="; ".join(reasons) or ("not in the records" if finished else "no finished seed"))
+    reason = "" if len(present) == len(values) else f"from {len(present)} of {len(values)} seeds"
+    interval = mean_interval(present) if len(present) > 1 else None
+    return Summary(value=statistics.fmean(present), reason=reason, interval=interval, count=len(present))
+
+
+def _budget_deviation(record: Record) -> float | None:
+    recorded = record.counts.get("budget_deviation_fraction")
+    if recorded is not None:
+        return float(recorded)
+    asked = record.trial.budget_parameters
+    return (record.trial.adapter_parameters - asked) / asked if asked else None
+
+
+def _variant_names(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """Return what sets each group of one method apart: the values of the fields that differ."""
+    if len(groups) == 1:
+        return [""]
+    contents = [_flatten({**group[0].trial.to_json(), "seed": None}) for group in groups]
+    names = sorted({name for content in contents for name in content})
+    differing = [name for name in names if len({content.get(name) for content in contents}) > 1]
+    return [", ".join(f"{name}={content.get(name, 'absent')}" for name in differing) for content in contents]
+
+
+def _rank(rows: Sequence[Row], differing: Sequence[str], higher_is_better: bool) -> tuple[tuple[Row, ...], int, float | None]:
+    """Return rows in order with tie groups, the number of pairs corrected for, and the detectable difference."""
+    reasons = {id(row): _why_not_ranked(row, differing) for row in rows}
+    able = list(_by_score([row for row in rows if not reasons[id(row)]], higher_is_better))
+    unable = _by_score([row for row in rows if reasons[id(row)]], higher_is_better)
+    rest = tuple(replace(row, rank_reason=reasons[id(row)]) for row in unable)
+    if len(able) < 2:
+        alone = tuple(replace(row, rank_reason="nothing to compare with") for row in able)
+        return (*alone, *rest), 0, None
+    bootstrap = PairedBootstrap(BOOTSTRAP_SEED)
+    # The leader is picked by looking at the scores, so the correction counts all pairs, not only those with the leader.
+    pairs = list(combinations(range(len(able)), 2))
+    results = [_compare(bootstrap, able[first], able[second]) for first, second in pairs]
+    adjusted = holm([1.0 if result is None else result.p_value for result in results])
+    p_values = dict(zip(pairs, adjusted, strict=True))
+    groups = tie_groups(len(able), lambda first, second: p_values[first, second] < LEVEL)
+    against_best = {pair[1]: result for pair, result in zip(pairs, results, strict=True) if pair[0] == 0}
+    ranked = []
+    for index in sorted(range(len(able)), key=lambda each: (groups[each], each)):
+        place = 1 + sum(group < groups[index] for group in groups)
+        is_tied = groups.count(groups[index]) > 1
+        versus = against_best.get(index)
+        ranked.append(
+            replace(
+                able[index],
+                group=groups[index],
+                rank=f"{place}=" if is_tied else f"{place}",
+                versus_best=Versus(comparison=versus, adjusted_p_value=p_values[0, index]) if versus else None,
+            )
+        )
+    usable = [result for result in results if result is not None and result.standard_error > 0]
+    detectable = None
+    if usable:
+        error = statistics.median(result.standard_error for result in usable)
+        seeds = round(statistics.median(result.seeds for result in usable))
+        detectable = minimum_detectable_difference(error, seeds, len(pairs))
+    return (*ranked, *rest), len(pairs), detectable
+
+
+def _why_not_ranked(row: Row, differing: Sequence[str]) -> str:
+    """Return why a row gets no rank, or nothing."""
+    scores = len(row.seed_scores)
+    if scores == 0:
+        return "no finished seed with a score"
+    if differing:
+        return f"the rows differ in {', '.join(differing)}"
+    if scores < len(row.records):
+        # The mean of the survivors flatters a method that fails on hard seeds.
+        return f"{len(row.records) - scores} of {len(row.records)} seeds did not finish"
+    return "1 seed" if scores == 1 else ""
+
+
+def _compare(bootstrap: PairedBootstrap, first: Row, second: Row) -> Comparison | None:
+    """Compare two rows on their common seeds, item by item where both have items; ``None`` with fewer than two common seeds."""
+    seeds = sorted(first.seed_scores.keys() & second.seed_scores.keys())
+    if len(seeds) < 2:
+        return None
+    first_items, second_items = _items(first, seeds), _items(second, seeds)
+    if first_items is not None and second_items is not None and first_items.shape == second_items.shape:
+        differences = first_items - second_items
+        if not np.isnan(differences).all(axis=1).any():
+            return bootstrap.compare(differences)
+    scores = [first.seed_scores[seed] - second.seed_scores[seed] for seed in seeds]
+    return bootstrap.compare(np.asarray(scores, dtype=np.float64))
+
+
+def _items(row: Row, seeds: Sequence[int]) -> Array | None:
+    """Return the main metric's items, shape (S, items), if their mean is the score; an F1 or a perplexity is not."""
+    columns = []
+    for record in row.records:
+        if record.trial.seed not in seeds:
+            continue
+        items = record.items.get(record.main_metric, ())
+        present = [value for value in items if value is not None]
+        if not present or record.score is None:
+            return None
+        if not math.isclose(statistics.fmean(present), record.score, rel_tol=1e-6, abs_tol=1e-6):
+            return None
+        columns.append([math.nan if value is None else float(value) for value in items])
+    same_length = len({len(column) for column in columns}) == 1 and len(columns[0]) > 1
+    return np.asarray(columns, dtype=np.float64) if same_length else None
+
+
+def _by_score(rows: Sequence[Row], higher_is_better: bool) -> tuple[Row, ...]:
+    """Return rows from best to worst; rows without a score come last."""
+
+    def key(row: Row) -> tuple[bool, float, str]:
+        value = row.score.value
+        return (value is None, 0.0 if value is None else (-value if higher_is_better else value), row.label)
+
+    return tuple(sorted(rows, key=key))
+
+
+def _notes(
+    rows: Sequence[Row], differing: Sequence[str], reports: Sequence[Record], everything: Sequence[Record]
+) -> list[str]:
+    """Return what would otherwise mislead a reader."""
+    notes = []
+    for name in differing:
+        values: dict[str, list[str]] = defaultdict(list)
+        for each in reports:
+            values[_canonical(getattr(each.trial, name))].append(each.trial.method)
+        notes.append(f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked.")
+    for key, counts in distinct_values(everything).items():
+        if len(counts) > 1:
+            holders: dict[str, list[str]] = defaultdict(list)
+            for each in everything:
+                flat = _flatten(each.environment)
+                if key in flat:
+                    holders[flat[key]].append(each.trial.method)
+            notes.append(f"Mixed environment, {key}: {_who(holders)}. Times and memory are comparable only within one value.")
+    silent = sum(not each.environment for each in everything)
+    if silent:
+        notes.append(f"{silent} of {len(everything)} records do not say on what hardware and versions they ran.")
+    several = sorted(method for method, count in Counter(row.method for row in rows).items() if count > 1)
+    for method in several:
+        notes.append(
+            f"{method} has several rows with different settings: taking the best of them by this score is a choice made on "
+            "the test data."
+        )
+    unreported = {each.trial.method for each in everything} - {
+        each.trial.method for each in everything if each.trial.purpose == "report"
+    }
+    for method in sorted(unreported):
+        notes.append(f"{method} has learning-rate trials but no reported result yet.")
+    efforts = {row.method: row.tune_trials for row in rows}
+    if len(set(efforts.values())) > 1:
+        listed = ", ".join(f"{method} {effort}" for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0])))
+        notes.append(f"Tuning effort is not equal (learning-rate trials): {listed}.")
+    seed_sets = {tuple(each.trial.seed for each in row.records) for row in rows}
+    if len(seed_sets) > 1:
+        notes.append("The methods did not run the same seeds; pairs are compared on the seeds they share.")
+    return notes
+
+
+def _who(values: Mapping[str, Sequence[str]]) -> str:
+    parts = [f"{value} ({', '.join(sorted(set(methods)))})" for value, methods in sorted(values.items())]
+    return "; ".join(parts)
+
+
+def _failure(record: Record) -> Failure:
+    error = record.error or {}
+    step = error.get("step")
+    return Failure(
+        method=record.trial.method,
+        purpose=record.trial.purpose,
+        seed=record.trial.seed,
+        learning_rate=record.trial.learning_rate,
+        state=record.state,
+        step=step if isinstance(step, int) else None,
+        error_type=str(error.get("type") or ""),
+        message=str(error.get("message") or ""),
+        trial_id=record.trial_id,
+    )
+
+
+def _tuning_trial(record: Record, chosen: set[tuple[str, float]]) -> TuningTrial:
+    score = record.score if is_finished(record) else None
+    seconds = record.cost.get("train_seconds")
+    return TuningTrial(
+        method=record.trial.method,
+        learning_rate=record.trial.learning_rate,
+        seed=record.trial.seed,
+        score=score,
+        reason="" if score is not None else record.reasons.get(record.main_metric, f"trial ended as {record.state.value}"),
+        state=record.state,
+        train_seconds=None if seconds is None else float(seconds),
+        is_chosen=(record.trial.method, record.trial.learning_rate) in chosen,
+    )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested mappings as dotted keys with readable values."""
+    flat: dict[str, str] = {}
+    for key, each in value.items():
+        if isinstance(each, Mapping):
+            flat.update(_flatten(each, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = each if isinstance(each, str) else _canonical(each)
+    return flat
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

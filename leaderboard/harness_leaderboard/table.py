@@ -1,0 +1,257 @@
+"""A board as a table of words: the columns, the number formats and the sentences that every output shares.
+
+Also the plain table for a terminal. HTML, Markdown, CSV and LaTeX are written in ``build``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from harness.record import Record
+from harness_leaderboard.board import Board, Failure, Row, Summary, build_boards
+
+MISSING = "—"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: its head, what it means, and whether it holds numbers."""
+
+    key: str
+    title: str
+    help: str
+    is_number: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: what is shown, what sorts, and a note (why a number is missing, what it leaves out)."""
+
+    text: str
+    sort: float | str | None
+    note: str = ""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no value to show."""
+        return self.text == MISSING
+
+
+def columns(board: Board) -> tuple[Column, ...]:
+    """Return the columns of a board's table, in order."""
+    arrow = "higher is better" if board.higher_is_better else "lower is better"
+    return (
+        Column(key="rank", title="Rank", help="Rows with the same rank cannot be told apart (=)"),
+        Column(key="method", title="Method", help="The fine-tuning method", is_number=False),
+        Column(key="score", title=metric_title(board, board.main_metric), help=f"Mean over seeds; {arrow}"),
+        Column(key="interval", title="95 % interval", help="Of the mean, for other seeds (Student's t)", is_number=False),
+        Column(key="seeds", title="Seeds", help="Finished seeds of those started"),
+        Column(key="learning_rate", title="Learning rate", help="Peak learning rate of the adapter"),
+        Column(key="parameters", title="Adapter parameters", help="Trained adapter parameters"),
+        Column(key="deviation", title="Off budget", help="Adapter parameters against the budget"),
+        Column(key="train", title="Training", help="Optimizer steps only; a pack's time is shared by its lanes; mean over seeds"),
+        Column(key="memory", title="Peak memory", help="Mean over seeds"),
+        Column(key="step", title="Step, solo", help="Median step of a probe that runs alone"),
+        Column(key="tuning", title="Tuning trials", help="Learning-rate trials spent before"),
+        Column(key="states", title="Trials", help="How the report trials ended", is_number=False),
+    )
+
+
+def cells(board: Board, row: Row) -> dict[str, Cell]:
+    """Return one row's cells by column key."""
+    trial = row.first.trial
+    finished = len(row.seed_scores)
+    if row.is_reference:
+        rank = Cell(text="ref.", sort=None, note="reference, outside the budget")
+    elif row.rank:
+        rank = Cell(text=row.rank, sort=float(row.rank.rstrip("=")), note="tied" if "=" in row.rank else "")
+    else:
+        rank = Cell(text=MISSING, sort=None, note=f"not ranked: {row.rank_reason}")
+    deviation = row.budget_deviation_fraction
+    return {
+        "rank": rank,
+        "method": Cell(text=row.label, sort=row.label),
+        "score": _number(row.score, lambda value: score_text(board, value)),
+        "interval": interval_cell(board, row.score),
+        "seeds": Cell(text=f"{finished}" if finished == len(row.records) else f"{finished} of {len(row.records)}", sort=finished),
+        "learning_rate": Cell(text=f"{trial.learning_rate:g}", sort=trial.learning_rate),
+        "parameters": Cell(text=f"{trial.adapter_parameters:,}", sort=trial.adapter_parameters),
+        "deviation": Cell(text=MISSING, sort=None, note="reference, outside the budget" if row.is_reference else "no budget recorded")
+        if deviation is None
+        else Cell(text=f"{deviation:+.2%}".replace("%", " %"), sort=deviation),
+        "train": _number(row.costs["train_seconds"], seconds_text),
+        "memory": _number(row.costs["peak_memory_bytes"], bytes_text),
+        "step": _step_cell(row.costs["step_seconds_solo"]),
+        "tuning": Cell(text=f"{row.tune_trials}", sort=row.tune_trials, note="" if row.tune_trials else "learning rate not searched"),
+        "states": Cell(text=states_text(row), sort=states_text(row)),
+    }
+
+
+def _number(summary: Summary, text: Callable[[float], str]) -> Cell:
+    if summary.value is None:
+        return Cell(text=MISSING, sort=None, note=summary.reason)
+    return Cell(text=text(summary.value), sort=summary.value, note=summary.reason)
+
+
+def _step_cell(summary: Summary) -> Cell:
+    if summary.value is None:
+        return Cell(text="not measured", sort=None, note=summary.reason)
+    return Cell(text=f"{summary.value * 1000:.3g} ms", sort=summary.value, note=summary.reason)
+
+
+def interval_cell(board: Board, summary: Summary) -> Cell:
+    """Return the interval of a score, or in words why there is none."""
+    if summary.value is None:
+        return Cell(text=MISSING, sort=None, note=summary.reason)
+    if summary.interval is None:
+        return Cell(text="1 seed: no interval", sort=None, note="an interval needs at least 2 seeds")
+    low, high = (score_text(board, each) for each in (summary.interval.low, summary.interval.high))
+    return Cell(text=f"[{low}, {high}]", sort=summary.interval.high - summary.interval.low)
+
+
+def score_text(board: Board, value: float) -> str:
+    """Return a main-metric value with decimals that suit the board's sharpest interval."""
+    halves = [(row.score.interval.high - row.score.interval.low) / 2 for row in board.all_rows if row.score.interval]
+    values = [abs(row.score.value) for row in board.all_rows if row.score.value is not None]
+    sharpest = min((half for half in halves if half > 0), default=0.005 * max([*values, 1e-6]))
+    decimals = min(6, max(1, 1 - math.floor(math.log10(sharpest))))
+    return f"{value:.{decimals}f}"
+
+
+def value_text(value: float) -> str:
+    """Return any other metric's value with four significant digits."""
+    return f"{value:.4g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration, e.g. ``8.31 s``, ``4 min 10 s``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def bytes_text(count: float) -> str:
+    """Return a size, e.g. ``412 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def states_text(row: Row) -> str:
+    """Return how a row's trials ended, e.g. ``4 complete, 1 diverged``."""
+    return ", ".join(f"{count} {state.value.replace('_', ' ')}" for state, count in row.states.items())
+
+
+def metric_title(board: Board, name: str) -> str:
+    """Return a metric's title with its unit."""
+    details = board.metric_details.get(name, {})
+    title, unit = str(details.get("title") or name), str(details.get("unit") or "")
+    return f"{title} ({unit})" if unit and unit != "fraction" else title
+
+
+def board_title(board: Board) -> str:
+    """Return a board's heading."""
+    budget = f"budget {board.budget}" if board.budget else "references only"
+    return f"{board.task} · {board.scale} · {board.model} · {budget}"
+
+
+def summary_sentences(board: Board) -> list[str]:
+    """Return what is compared, at which budget, over how many seeds, and what a tie means here."""
+    count = len({row.method for row in board.rows})
+    sentences = []
+    if board.rows:
+        asked = f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
+        off = [abs(row.budget_deviation_fraction) for row in board.rows if row.budget_deviation_fraction is not None]
+        reached = f", reached within {max(off):.2%}".replace("%", " %") if off else ""
+        sentences.append(f"{_many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
+    else:
+        sentences.append("Only reference methods, outside any budget: nothing is ranked.")
+    direction = "higher" if board.higher_is_better else "lower"
+    seeds = board.seeds
+    sentences.append(
+        f"Score: mean {metric_title(board, board.main_metric)} over {_many(len(seeds), 'seed')}"
+        f"{' (' + ', '.join(map(str, seeds)) + ')' if len(seeds) <= 10 else ''}; {direction} is better."
+    )
+    if board.is_ranked:
+        sentences.append(
+            f"Rows with the same rank cannot be told apart from the best of them (paired test, 5 % level, corrected for "
+            f"{_many(board.comparisons, 'pair')})."
+        )
+    elif board.rows:
+        reasons = dict.fromkeys(row.rank_reason for row in board.rows)
+        sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
+    if board.detectable_difference is not None:
+        sentences.append(
+            f"Two methods must truly differ by about {value_text(board.detectable_difference)} for this board to tell them apart "
+            "(80 % power)."
+        )
+    return sentences
+
+
+def leaders_text(board: Board) -> str:
+    """Return who leads a board, in words."""
+    leaders = [row.label for row in board.rows if row.group == 1]
+    if not leaders:
+        return "not ranked"
+    others = sum(row.group is not None for row in board.rows) - len(leaders)
+    if len(leaders) == 1:
+        return f"{leaders[0]}, ahead of {others}"
+    return f"{', '.join(leaders)} (tied" + (f", ahead of {others})" if others else ")")
+
+
+def terminal_table(records: Iterable[Record]) -> str:
+    """Return every board as plain text, for a terminal."""
+    boards = build_boards(records)
+    if not boards:
+        return "No records."
+    return "\n\n".join(_terminal_board(board) for board in boards)
+
+
+def _terminal_board(board: Board) -> str:
+    keys = ("rank", "method", "score", "interval", "seeds", "learning_rate", "parameters", "train", "memory", "states")
+    shown = [column for column in columns(board) if column.key in keys]
+    body: list[list[str]] = [_line(board, row, shown) for row in board.rows]
+    body += [_line(board, row, shown) for row in board.references]
+    align = ["right" if column.is_number else "left" for column in shown]
+    lines = [board_title(board), *summary_sentences(board)]
+    if body:
+        heads = [column.title for column in shown]
+        lines += ["", tabulate(body, headers=heads, colalign=align, disable_numparse=True, tablefmt="simple")]
+    if board.references:
+        lines.append("ref.: reference, outside the budget")
+    if board.failures:
+        lines += ["", f"{_many(len(board.failures), 'trial')} did not finish:"]
+        lines += [f"  {failure_text(each)}" for each in board.failures]
+    lines += [f"! {note}" for note in board.notes]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _line(board: Board, row: Row, shown: Sequence[Column]) -> list[str]:
+    values = cells(board, row)
+    return [_printable(values[column.key].text) for column in shown]
+
+
+def failure_text(failure: Failure) -> str:
+    """Return one line about a trial that did not finish."""
+    where = f" at step {failure.step}" if failure.step is not None else ""
+    why = ": ".join(part for part in (failure.error_type, failure.message) if part) or "no error recorded"
+    run = f"{failure.method}, {failure.purpose}, lr {failure.learning_rate:g}, seed {failure.seed}"
+    return f"{run}: {failure.state.value.replace('_', ' ')}{where}: {why}"
+
+
+def _printable(text: str) -> str:
+    """Replace control characters: a record must not be able to steer a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

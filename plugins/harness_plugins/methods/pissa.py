@@ -1,0 +1,165 @@
+"""PiSSA: LoRA that starts as the largest singular part of the frozen weight, which is taken out of it.
+
+    W = U S V^T,   B0 = U_r (S_r / s)^(1/2),   A0 = (S_r / s)^(1/2) V_r^T,
+    y = (W - s B0 A0) x + s B A x,   s = alpha / r.
+
+The frozen weight is shared and never changed, so the layer computes W x + s (B A - B0 A0) x with B0, A0 kept
+as constants. The bracket is evaluated as B (A - A0) + (B - B0) A0, which is the same matrix, is exactly zero
+at the start, and never subtracts two large numbers. ``milora`` and ``lora_ga`` use the same adapter with
+other starting values.
+
+Source: Meng, Wang, Zhang, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language
+Models", NeurIPS 2024, arXiv:2404.02948, section 3. The paper always has alpha = r, so s = 1, and no dropout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear as matmul
+
+from harness import Adapter, ConfigError, Dropout, Method, MethodConfig, MethodTraits, hookimpl, setting, svd
+
+
+class SplitAdapter(Adapter):
+    """A (R, I) and B (O, R), trained, and the values A0, B0 that were taken out of the weight."""
+
+    a0: Tensor
+    b0: Tensor
+
+    def __init__(
+        self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator
+    ) -> None:
+        super().__init__(layer)
+        self.scale = scale
+        a = torch.zeros(r, self.in_features, device=self.device, dtype=self.dtype)
+        b = torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype)
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        # Persistent: without them a saved adapter would not say what it changes.
+        self.register_buffer("a0", a.clone())
+        self.register_buffer("b0", b.clone())
+        self.dropout = Dropout(dropout, generator, self.device)
+
+    @torch.no_grad()
+    def start_from(self, b: Tensor, a: Tensor) -> None:
+        """Move ``s b a`` from the frozen weight into the trained pair; ``b`` is (O, R), ``a`` is (R, I)."""
+        for target in (self.a, self.a0):
+            target.copy_(a)
+        for target in (self.b, self.b0):
+            target.copy_(b)
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Return ``W x - s B0 A0 x + s B A dropout(x)``."""
+        kept = self.dropout(x)
+        inner = matmul(kept, torch.cat((self.a - self.a0, self.a0)))
+        change = matmul(self.scale * inner, torch.cat((self.b, self.b - self.b0), dim=1))
+        if kept is not x:
+            # Dropout also drops the part of the pretrained weight that the pair carries.
+            change = change + matmul(self.scale * matmul(kept - x, self.a0), self.b0)
+        return base_output + change
+
+    def delta_weight(self) -> Tensor:
+        """Return ``s (B A - B0 A0)``, shape (O, I)."""
+        return self.scale * (self.b @ (self.a - self.a0) + (self.b - self.b0) @ self.a0)
+
+
+def split_factors(u: Tensor, s: Tensor, vh: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return (b, a) with ``scale * b @ a = u diag(s) vh``, the singular values split evenly."""
+    root = (s / scale).sqrt()
+    return u * root, root.unsqueeze(1) * vh
+
+
+def check_rank(method: str, r: int, limit: int, in_features: int, out_features: int) -> None:
+    """Check that a layer has as many singular directions as a method takes.
+
+    Raises:
+        ConfigError: ``r`` is greater than ``limit``.
+    """
+    if r > limit:
+        raise ConfigError(
+            f"{method}: r={r} is not allowed on a layer of {in_features} inputs and {out_features} outputs; "
+            f"give r <= {limit} or leave that layer out of the targets"
+        )
+
+
+def subspace_iteration(
+    weight: Tensor, r: int, niter: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return approximate top-``r`` triplets (u, s, vh) of a matrix (O, I), in at least float32.
+
+    Randomised subspace iteration from exactly ``r`` Gaussian vectors, without oversampling, as the published
+    code asks for: fast, and with few iterations on a flat spectrum far from the exact answer. Cost: ``niter +
+    1`` products with the weight and its transpose.
+
+    Source: Halko, Martinsson, Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    is_tall = weight.shape[0] >= weight.shape[1]
+    tall = (weight if is_tall else weight.mT).to(dtype)
+    start = torch.randn(tall.shape[1], r, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(tall @ start.to(tall)).Q
+    for _ in range(niter):
+        basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.mT @ basis).Q).Q
+    inner, s, vh = torch.linalg.svd(basis.mT @ tall, full_matrices=False)
+    u = basis @ inner
+    return (u, s, vh) if is_tall else (vh.mT, s, u.mT)
+
+
+@dataclass(frozen=True)
+class PiSSAConfig(MethodConfig):
+    """Settings of PiSSA. There is no dropout: it would drop part of the pretrained weight."""
+
+    r: int = setting(8, "rank: how many of the largest singular triplets are trained", minimum=1)
+    alpha: float = setting(
+        0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0
+    )
+    niter: int = setting(
+        0,
+        "0: exact SVD; more: randomised subspace iterations (the authors' scripts use 16, their example 4)",
+        minimum=0,
+    )
+
+
+class PiSSA(Method):
+    """Principal singular values and singular vectors adaptation."""
+
+    name = "pissa"
+    title = "PiSSA"
+    paper = "https://arxiv.org/abs/2404.02948"
+    citation = (
+        "Meng, Wang, Zhang: PiSSA: Principal Singular Values and Singular Vectors Adaptation, NeurIPS 2024"
+    )
+    formula = "r (I + O)"
+    Config = PiSSAConfig
+    # The paper's runs use one learning rate for LoRA and PiSSA.
+    traits = MethodTraits(check_config={"r": 2})
+
+    def trainable_parameters(self, in_features: int, out_features: int) -> int:
+        """Return ``r (I + O)``.
+
+        Raises:
+            ConfigError: The layer has fewer than ``r`` singular triplets.
+        """
+        r = int(self.config.r)
+        check_rank(self.name, r, min(in_features, out_features), in_features, out_features)
+        return r * (in_features + out_features)
+
+    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> SplitAdapter:
+        """Build the pair (A, B) from the weight's ``r`` largest singular triplets."""
+        r, scale = self.config.r, (self.config.alpha or self.config.r) / self.config.r
+        check_rank(self.name, r, min(linear.weight.shape), linear.in_features, linear.out_features)
+        adapter = SplitAdapter(linear, r, scale, 0.0, generator)
+        if self.config.niter:
+            u, s, vh = subspace_iteration(adapter.pretrained_weight, r, self.config.niter, generator)
+        else:
+            u, s, vh = svd(adapter.pretrained_weight)
+        adapter.start_from(*split_factors(u[:, :r], s[:r], vh[:r], scale))
+        return adapter
+
+
+@hookimpl
+def harness_register_methods() -> list[type[Method]]:
+    """Register PiSSA."""
+    return [PiSSA]

@@ -1,0 +1,197 @@
+"""ReMoRA: MoRA that is merged into the weight and restarted, with new groups each time.
+
+    y = W x + D x + expand(M compress(x));   every T updates   D <- D + the update,   M = 0,   regroup.
+
+Compression sums the inputs of each group, expansion gives every output the value of its group (MoRA's sharing
+operator; one cycle equals ``mora`` with that operator). Merging alone would leave the rank at R: it grows
+because the groups change. Adapters of many trials are stacked and captured, so the groups are index tables in
+buffers, rewritten in place, and never branches in the code.
+
+Source: Jiang et al., "MoRA", arXiv:2405.12130, section 4.3 and the pretraining experiments. Settings to know:
+
+* ``groups``: ``official`` cycles through the code's sharing types 1, 2, 3, 4, ``alternate`` (another flag of
+  that code) through 1, 2. There are only two groupings per side in these, so the rank stops growing in the
+  second cycle, at less than 2 R. ``permutation``, the default, draws new groups at every merge (type 1 on
+  shuffled inputs and outputs; the first cycle is type 1 itself), which keeps the rank growing, as the paper
+  argues it does. For the code that made the paper's numbers choose ``official``.
+* ``padding``, ``rounding``: as in ``mora``; the defaults are the code's.
+* Merging, learning rate and reset are ``relora``'s, with the same settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from harness import Adapter, Dropout, Method, MethodTraits, StepInfo, hookimpl, setting
+from harness_plugins.methods.mora import square_size
+from harness_plugins.methods.relora import (
+    RestartConfig,
+    is_merge_due,
+    merge_period,
+    reset_moments,
+    restart_multiplier,
+)
+
+# Groups of (inputs, outputs) of MoRA's sharing types 1 to 4, in the order in which cycles use them.
+CYCLES = {
+    "official": (
+        ("strided", "strided"),
+        ("contiguous", "contiguous"),
+        ("contiguous", "strided"),
+        ("strided", "contiguous"),
+    ),
+    "alternate": (("strided", "strided"), ("contiguous", "contiguous")),
+}
+
+
+def group_sizes(features: int, size: int) -> Tensor:
+    """Return the members of each of R contiguous groups, the longer ones first."""
+    members, longer = divmod(features, size)
+    return torch.tensor([members + 1] * longer + [members] * (size - longer))
+
+
+def input_groups(kind: str, in_features: int, size: int, padding: str) -> Tensor:
+    """Return which inputs each group sums, shape (R, ceil(I / R)); the index I stands for a zero."""
+    members = math.ceil(in_features / size)
+    if kind == "strided":
+        slots = torch.arange(members * size)
+        slots = slots % in_features if padding == "wrap" else slots.clamp(max=in_features)
+        return slots.view(members, size).T
+    sizes, place = group_sizes(in_features, size), torch.arange(members)
+    table = (sizes.cumsum(0) - sizes).unsqueeze(-1) + place
+    return table.where(place < sizes.unsqueeze(-1), in_features)
+
+
+def output_groups(kind: str, out_features: int, size: int) -> Tensor:
+    """Return the group of every output, shape (O,)."""
+    if kind == "strided":
+        return torch.arange(out_features) % size
+    return torch.arange(size).repeat_interleave(group_sizes(out_features, size))
+
+
+class ReMoRAAdapter(Adapter):
+    """M (R, R), D (O, I), and the groups: ``inputs`` (R, ceil(I / R)) and ``outputs`` (O,)."""
+
+    merged: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        size: int,
+        groups: str,
+        padding: str,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(layer)
+        self.groups, self.padding = groups, padding
+        self.m = nn.Parameter(torch.zeros(size, size, device=self.device, dtype=self.dtype))
+        self.dropout = Dropout(dropout, generator, self.device)
+        merged = torch.zeros(self.out_features, self.in_features, device=self.device, dtype=self.dtype)
+        self.register_buffer("merged", merged)
+        self.register_buffer(
+            "inputs", input_groups("strided", self.in_features, size, padding).to(self.device)
+        )
+        self.register_buffer("outputs", output_groups("strided", self.out_features, size).to(self.device))
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Return ``W x + D x + expand(M compress(x))``; dropout acts on the last term only."""
+        groups = pad(self.dropout(x), (0, 1))[..., self.inputs]
+        return base_output + linear(x, self.merged) + linear(groups.sum(-1), self.m)[..., self.outputs]
+
+    def delta_weight(self) -> Tensor:
+        """Return ``D`` plus this cycle's update, shape (O, I)."""
+        members = self.inputs.shape[-1]
+        columns = self.m[self.outputs].repeat_interleave(members, dim=-1)  # one for each entry of ``inputs``
+        update = columns.new_zeros(self.out_features, self.in_features + 1)
+        return self.merged + update.index_add(1, self.inputs.flatten(), columns)[:, : self.in_features]
+
+    @torch.no_grad()
+    def merge(self, cycle: int, generator: torch.Generator) -> None:
+        """Move the update into D, zero M, regroup for a cycle (from 0); the function stays the same."""
+        self.merged.copy_(self.delta_weight())
+        self.m.zero_()
+        kinds = CYCLES.get(self.groups, (("strided", "strided"),))
+        inputs_kind, outputs_kind = kinds[cycle % len(kinds)]
+        inputs = input_groups(inputs_kind, self.in_features, len(self.m), self.padding)
+        outputs = output_groups(outputs_kind, self.out_features, len(self.m))
+        if self.groups == "permutation":
+            order = torch.randperm(self.in_features, generator=generator)
+            inputs = pad(order, (0, 1), value=self.in_features)[inputs]
+            outputs = outputs[torch.randperm(self.out_features, generator=generator)]
+        self.inputs.copy_(inputs)
+        self.outputs.copy_(outputs)
+
+
+@dataclass(frozen=True)
+class ReMoRAConfig(RestartConfig):
+    """Settings of ReMoRA."""
+
+    r: int = setting(8, "rank of the LoRA whose parameters M gets; 128 in the paper", minimum=1)
+    groups: str = setting(
+        "permutation",
+        "how groups change at a merge: drawn anew, or through the code's sharing types 1-2-3-4 or 1-2",
+        choices=("permutation", "official", "alternate"),
+    )
+    rounding: str = setting(
+        "code", "side of M: nearest integer (published code) or floor (paper)", choices=("code", "paper")
+    )
+    padding: str = setting(
+        "wrap",
+        "what fills strided groups: x from its start (published code) or zero",
+        choices=("wrap", "zero"),
+    )
+    dropout: float = setting(
+        0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99
+    )
+
+
+class ReMoRA(Method):
+    """High-rank updating with merges, restarts and new groups."""
+
+    name = "remora"
+    title = "ReMoRA"
+    paper = "https://arxiv.org/abs/2405.12130"
+    citation = "Jiang, Huang, Luo, Zhang, Huang, Wei, Deng, Sun, Zhang, Wang, Zhuang: MoRA, 2024"
+    formula = "round(sqrt((I + O) r))^2"
+    Config = ReMoRAConfig
+    # Pretraining, the only published use, gives LoRA, ReLoRA, MoRA and ReMoRA one rate, hence factor 1.
+    traits = MethodTraits(check_config={"cycles": 2})
+
+    def trainable_parameters(self, in_features: int, out_features: int) -> int:
+        """Return ``R^2``."""
+        return square_size(in_features, out_features, self.config.r, self.config.rounding) ** 2
+
+    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> ReMoRAAdapter:
+        """Build M, the empty D and the first groups for one layer."""
+        c = self.config
+        size = square_size(linear.in_features, linear.out_features, c.r, c.rounding)
+        return ReMoRAAdapter(linear, size, c.groups, c.padding, c.dropout, generator)
+
+    def learning_rate_multiplier(self, step: int, total_steps: int, default: Callable[[int], float]) -> float:
+        """Return the schedule that warms up again after every merge."""
+        return restart_multiplier(self.config, step, total_steps, default)
+
+    def after_step(self, info: StepInfo) -> None:
+        """Merge, regroup and forget when a cycle ends."""
+        c = self.config
+        if not is_merge_due(c, info.step, info.total_steps):
+            return
+        cycle = info.step // merge_period(c, info.total_steps)
+        for adapter in info.adapters.values():
+            adapter.merge(cycle, info.generator)
+            reset_moments(info.optimizer, adapter.parameters(), c.reset, c.reset_ratio, info.generator)
+
+
+@hookimpl
+def harness_register_methods() -> list[type[Method]]:
+    """Register ReMoRA."""
+    return [ReMoRA]

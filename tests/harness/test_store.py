@@ -1,0 +1,160 @@
+"""The result root: written once, whole or not at all, on a folder and on any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+from harness.errors import RecordError, UsageError
+from harness.record import State
+from harness.store import Store
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request, tmp_path):
+    root = str(tmp_path / "results") if request.param == "folder" else f"memory://{uuid.uuid4().hex}/results"
+    store = Store(root)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
+    return store
+
+
+def test_records_come_back_in_order_of_id(store, make_record, make_trial):
+    records = [make_record(make_trial(seed=seed)) for seed in range(5)]
+    for record in records:
+        store.write(record)
+    assert store.ids() == {record.trial_id for record in records}
+    assert list(store.records()) == sorted(records, key=lambda record: record.trial_id)
+    assert store.read(records[3].trial_id) == records[3]
+
+
+def test_an_empty_root_has_no_records(store):
+    assert (store.ids(), list(store.records()), store.read("0" * 16)) == (set(), [], None)
+
+
+def test_a_root_that_does_not_exist_has_no_records(tmp_path):
+    assert Store(str(tmp_path / "nothing")).ids() == set()
+
+
+def test_prepare_leaves_nothing_and_may_be_repeated(folder, tmp_path):
+    folder.prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_names_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UsageError, match=r"file/results.*--results"):
+        Store(str(tmp_path / "file" / "results")).prepare()
+
+
+@pytest.mark.parametrize("state", [state for state in State if state.is_final])
+def test_a_final_record_is_never_overwritten(store, make_record, state):
+    first = make_record(state=state)
+    store.write(first)
+    with pytest.raises(RecordError, match=f"{first.trial_id}.*{state}.*written once"):
+        store.write(make_record(metrics={"accuracy": 0.99}))
+    assert store.read(first.trial_id) == first
+
+
+def test_an_interrupted_record_is_replaced(store, make_record):
+    store.write(make_record(state=State.INTERRUPTED, metrics={}))
+    store.write(make_record())
+    assert store.read(make_record().trial_id) == make_record()
+
+
+@pytest.mark.parametrize("moment", ["while writing", "before the rename"])
+def test_a_crash_leaves_the_old_record_and_no_half_of_the_new_one(folder, make_record, monkeypatch, moment):
+    old = make_record(state=State.INTERRUPTED)
+    folder.write(old)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync" if moment == "while writing" else "pathlib.Path.replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write(make_record())
+    assert list(Store(folder.root).records()) == [old]
+    folder.write(make_record())  # and nothing is in the way of the next attempt
+    assert list(folder.records()) == [make_record()]
+
+
+def test_a_crash_of_the_first_write_leaves_no_record(folder, make_record, monkeypatch):
+    def full(_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="disk full"):
+            folder.write(make_record())
+    assert folder.ids() == set()
+
+
+def test_no_reader_ever_sees_a_part_of_a_record(folder, make_record, monkeypatch):
+    """At the moment of the rename the file beside it is already whole."""
+    seen = []
+    rename = os.replace
+
+    def look(source, target):
+        with open(source) as file:  # noqa: PTH123
+            seen.append(file.read())
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: look(self, target))
+    folder.write(make_record())
+    assert seen == [make_record().dumps()]
+
+
+def test_artifacts_are_kept_beside_and_are_no_records(store):
+    content = bytes(range(256))
+    assert store.write_artifact("adapters/x.safetensors", content) == "adapters/x.safetensors"
+    assert store.read_artifact("adapters/x.safetensors") == content
+    assert store.ids() == set()
+    store.write_artifact("adapters/x.safetensors", b"second attempt")
+    assert store.read_artifact("adapters/x.safetensors") == b"second attempt"
+
+
+def test_nothing_but_the_file_remains_after_a_write(store, make_record):
+    store.write(make_record())
+    names = [name.rsplit("/", 1)[-1] for name in store.filesystem.ls(store.path, detail=False)]
+    assert names == [f"{make_record().trial_id}.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema_version": 1}', "\udcff"])
+def test_a_broken_file_is_named(store, make_record, text):
+    name = make_record().trial_id
+    store.write_artifact(f"{name}.json", text.encode(errors="surrogateescape"))
+    with pytest.raises(RecordError, match=rf"{name}\.json: .*Move it away"):
+        list(store.records())
+
+
+def test_an_edited_file_is_refused(store, make_record):
+    record = make_record()
+    text = record.dumps().replace('"learning_rate": 0.001', '"learning_rate": 0.1')
+    assert text != record.dumps()
+    store.write_artifact(f"{record.trial_id}.json", text.encode())
+    with pytest.raises(RecordError, match="was edited"):
+        store.read(record.trial_id)
+
+
+def test_two_stores_share_a_root(store, make_record):
+    store.write(make_record())
+    other = Store(store.root)
+    assert other.read(make_record().trial_id) == make_record()
+    with pytest.raises(RecordError, match="written once"):
+        other.write(make_record())
+
+
+def test_local_tells_a_folder_from_a_url(tmp_path):
+    assert Store(str(tmp_path)).local == tmp_path
+    assert Store(f"file://{tmp_path}").local == tmp_path
+    assert Store("memory://results").local is None
