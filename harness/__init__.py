@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.data import identify as identify
+    from harness.data import read_rows as read_rows
+    from harness.data import read_table as read_table
     from harness.dropout import Dropout as Dropout
     from harness.errors import BudgetError as BudgetError
     from harness.errors import ConfigError as ConfigError
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
     from harness.method import setting as setting
     from harness.record import Record as Record
     from harness.svd import svd as svd
+    from harness.task import IGNORE as IGNORE
     from harness.task import Evaluation as Evaluation
     from harness.task import Example as Example
-    from harness.task import IGNORE as IGNORE
     from harness.task import Metric as Metric
     from harness.task import ModelKind as ModelKind
     from harness.task import Recipe as Recipe
@@ -69,11 +72,14 @@ _HOMES = {
     "UsageError": "harness.errors",
     "generate": "harness.evaluation",
     "negative_log_likelihoods": "harness.evaluation",
+    "identify": "harness.data",
+    "read_rows": "harness.data",
+    "read_table": "harness.data",
     "hookimpl": "harness.hookspecs",
     "setting": "harness.method",
     "svd": "harness.svd",
 }
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -51,3 +51,13 @@ def harness_trial_progress(trial: Trial, step: int, metrics: Mapping[str, float]
 @hookspec
 def harness_trial_finished(trial: Trial, record: Record) -> None:
     """Observe the end of a trial, in every end state, after its record is safely on disk. Scheduler's process."""
+
+
+@hookspec
+def harness_sweep_finished() -> None:
+    """Observe that no more trials come, e.g. to write what was buffered. Scheduler's process, once, also after Ctrl-C."""
+
+
+@hookspec
+def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
+    """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command."""

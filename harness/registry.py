@@ -112,7 +112,7 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                 manager.check_pending()
             except PluginLoadError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is reported as that plugin's fault
+            except Exception as error:
                 raise PluginLoadError(
                     f"plugin {name!r} ({how}, {point.value}) does not load: {type(error).__name__}: {error}. {advice}"
                 ) from error
@@ -124,7 +124,7 @@ def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callab
     """Yield (plugin name, loader) for the module an entry point names, or for each module of the package it names."""
     try:
         target = point.load()
-    except Exception as error:  # noqa: BLE001 - see build_registry
+    except Exception as error:
         raise PluginLoadError(
             f"{how} ({point.value}) does not load: {type(error).__name__}: {error}. "
             f"Fix or uninstall it, or go on without it: --block {point.name} (or HARNESS_BLOCK={point.name})."
@@ -167,7 +167,7 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
             origin = origins[implementation.plugin_name]
             try:
                 things = implementation.function()
-            except Exception as error:  # noqa: BLE001 - see build_registry
+            except Exception as error:
                 raise PluginLoadError(
                     f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {kind}s: "
                     f"{type(error).__name__}: {error}. Go on without it: --block {origin.plugin}."

@@ -1,8 +1,8 @@
 """The result root: one write-once JSON per finished trial, on any fsspec URL, and the artifacts beside it.
 
-    <root>/<trial id>.json                     the record
-    <root>/adapters/<trial id>.safetensors     what was trained
-    <root>/mlflow.db, ...                      views, rebuilt from the records
+<root>/<trial id>.json                     the record
+<root>/adapters/<trial id>.safetensors     what was trained
+<root>/mlflow.db, ...                      views, rebuilt from the records
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """A suite: the TOML file, or the command-line flags, that say what to cross with what.
 
-    title = "..."
-    methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields
-    tasks = ["uuid"]
-    scale = "smoke"                   # each task's default: smoke
-    model = "nano"                    # each task's default when absent
-    budgets = ["lora:r=8"]
-    seeds = [0, 1, 2]
-    learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
-    tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
-    targets = []                      # name patterns of the adapted layers
-    precision = "auto"
-    [recipe]                          # overrides of the tasks' recipes
-    steps = 200
-    [published]                       # numbers to show beside ours: task -> method -> value
+title = "..."
+methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields
+tasks = ["uuid"]
+scale = "smoke"                   # each task's default: smoke
+model = "nano"                    # each task's default when absent
+budgets = ["lora:r=8"]
+seeds = [0, 1, 2]
+learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
+tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
+targets = []                      # name patterns of the adapted layers
+precision = "auto"
+[recipe]                          # overrides of the tasks' recipes
+steps = 200
+[published]                       # numbers to show beside ours: task -> method -> value
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from harness.environment import describe_environment
 from harness.errors import TrialDivergedError
 from harness.method import Method
-from harness.model import ModelChoice, count_parameters, load_model, load_tokenizer
+from harness.model import ModelChoice, load_model, load_tokenizer
 from harness.record import Record, State
 from harness.registry import Registry, build_registry
 from harness.store import Store
@@ -298,7 +298,7 @@ def main() -> None:
     logging.disable_progress_bar()
 
     def emit(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event, allow_nan=False), file=events, flush=True)  # noqa: T201 - the protocol
+        print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
     worker = Worker(
         build_registry(setup["block"]),

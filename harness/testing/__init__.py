@@ -8,8 +8,8 @@ In a test file, one pytest case per method and check:
     def test_my_method_conforms(method, check):
         check(method)
 
-Or all at once, anywhere: ``check_method(MyMethod)``. The checks train adapters on a tiny model on the CPU: a
-second or two in all. What a method needs there, e.g. a short merge period, it says in ``traits.check_config``.
+Or all at once, anywhere: ``check_method(MyMethod)``. They train on a tiny model on the CPU, a second or two
+in all. What a method needs there, e.g. a short merge period, it says in ``traits.check_config``.
 
 What is not here: whether a method reproduces its paper. That is for its own tests.
 """
@@ -112,8 +112,8 @@ def parametrize_with_checks(
 
     Args:
         methods: Methods or their classes.
-        expected_failed_checks: ``{method name: {check name: reason}}``, failures that are known. They are strict:
-            a check that passes after all fails its case, so the list only shrinks.
+        expected_failed_checks: ``{method name: {check name: reason}}``, failures that are known. They
+            are strict: a check that passes after all fails its case, so the list only shrinks.
 
     Raises:
         UsageError: ``expected_failed_checks`` names a method or check that is not run.

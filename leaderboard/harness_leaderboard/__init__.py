@@ -1,1 +1,4 @@
-"""Records to leaderboard: statistics, HTML, Markdown, CSV and LaTeX. A pure function of the records; imports no torch."""
+"""Records to leaderboard: statistics, HTML, Markdown, CSV and LaTeX.
+
+A pure function of the records; imports no torch.
+"""

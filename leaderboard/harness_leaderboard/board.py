@@ -1,7 +1,8 @@
 """Records to boards: plain dataclasses that hold everything a page shows, and no markup.
 
-A board is one (task, scale, base model, budget, main metric). A row is one method with one set of settings: everything in
-its trials but the seed is equal. The statistics are in ``stats``; wording and number formats are in ``table``.
+A board is one (task, scale, base model, budget, main metric). A row is one method with one set of settings:
+everything in its trials but the seed is equal. The statistics are in ``stats``; wording and number formats
+are in ``table``.
 """
 
 from __future__ import annotations
@@ -96,14 +97,16 @@ class Row:
         score: Mean of the main metric over finished seeds.
         robust_score: Interquartile mean of the same.
         metrics: Every final metric.
-        costs: ``train_seconds``, ``peak_memory_bytes``, ``step_seconds_solo``, ...: means over finished seeds.
+        costs: ``train_seconds``, ``peak_memory_bytes``, ``step_seconds_solo``, ...: means over finished
+            seeds.
         budget_deviation_fraction: Reached minus asked for, over asked for; ``None`` for a reference.
         tune_trials: Learning-rate trials spent on the method, whatever their end.
         states: How many report trials ended how.
         group: Tie group, 1 is best; ``None``: not ranked.
         rank: As shown, e.g. ``"1"`` or ``"2="``; empty: not ranked.
         rank_reason: Why there is no rank.
-        versus_best: Comparison with the first row of the board; ``None`` for that row itself and where there is none.
+        versus_best: Comparison with the first row of the board; ``None`` for that row itself and where there
+            is none.
     """
 
     method: str
@@ -135,7 +138,11 @@ class Row:
     @property
     def seed_scores(self) -> dict[int, float]:
         """Return the score of each finished seed."""
-        return {each.trial.seed: each.score for each in self.records if is_finished(each) and each.score is not None}
+        return {
+            each.trial.seed: each.score
+            for each in self.records
+            if is_finished(each) and each.score is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +164,8 @@ class Board:
         tuning: The learning-rate search.
         notes: What a reader must know before believing the numbers.
         comparisons: How many pairs the correction counts.
-        detectable_difference: True difference that this board would find with 80 % power; ``None``: cannot be said.
+        detectable_difference: True difference that this board would find with 80 % power; ``None``: cannot be
+            said.
         versions: Distinct values of each environment key among the board's records.
     """
 
@@ -200,7 +208,7 @@ def is_finished(record: Record) -> bool:
 
 
 def build_boards(records: Iterable[Record]) -> list[Board]:
-    """Return the boards of some records, in order of task, scale, model and budget. The order of records does not matter."""
+    """Return the boards, by task, scale, model and budget; the order of the records does not matter."""
     cells: dict[tuple[Any, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in sorted(records, key=lambda each: each.trial_id):
         trial = record.trial
@@ -216,12 +224,14 @@ def build_boards(records: Iterable[Record]) -> list[Board]:
 
 
 def distinct_values(records: Iterable[Record]) -> dict[str, dict[str, int]]:
-    """Return each environment key, dotted, with its distinct values and how many records hold them; most frequent first."""
+    """Return each environment key, dotted, with its values and how many records hold each."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for key, value in _flatten(record.environment).items():
             counts[key][value] += 1
-    return {key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)}
+    return {
+        key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)
+    }
 
 
 def _is_reference(record: Record) -> bool:
@@ -233,17 +243,28 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     reports = [each for each in records if each.trial.purpose == "report"]
     rows = _rows(reports, records, is_reference=False)
     references = _rows(
-        [each for each in reference_records if each.trial.purpose == "report"], reference_records, is_reference=True
+        [each for each in reference_records if each.trial.purpose == "report"],
+        reference_records,
+        is_reference=True,
     )
-    differing = [name for name in COMPARABLE_FIELDS if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1]
+    differing = [
+        name
+        for name in COMPARABLE_FIELDS
+        if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1
+    ]
     ranked, comparisons, detectable = _rank(rows, differing, everything[0].higher_is_better)
     first = everything[0]
     budgets = {each.trial.budget_parameters for each in records}
     details: dict[str, Mapping[str, Any]] = {}
     for each in everything:
         details.update(each.metric_details)
-    chosen = {(each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"}
-    by_method = sorted(everything, key=lambda each: (each.trial.method, each.trial.learning_rate, each.trial.seed, each.trial_id))
+    chosen = {
+        (each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"
+    }
+    by_method = sorted(
+        everything,
+        key=lambda each: (each.trial.method, each.trial.learning_rate, each.trial.seed, each.trial_id),
+    )
     return Board(
         task=first.trial.task,
         scale=first.trial.scale,
@@ -284,7 +305,13 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
     finished = [each for each in ordered if is_finished(each)]
     first = ordered[0]
     metric_names = dict.fromkeys([first.main_metric, *(name for each in finished for name in each.metrics)])
-    cost_names = ("train_seconds", "peak_memory_bytes", "step_seconds_solo", "prepare_seconds", "evaluate_seconds")
+    cost_names = (
+        "train_seconds",
+        "peak_memory_bytes",
+        "step_seconds_solo",
+        "prepare_seconds",
+        "evaluate_seconds",
+    )
     scores = [each.score for each in finished if each.score is not None]
     return Row(
         method=first.trial.method,
@@ -293,8 +320,13 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
         is_reference=is_reference,
         score=_summary(finished, first.main_metric, [each.score for each in finished]),
         robust_score=interquartile_mean(scores) if scores else None,
-        metrics={name: _summary(finished, name, [each.metrics.get(name) for each in finished]) for name in metric_names},
-        costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names},
+        metrics={
+            name: _summary(finished, name, [each.metrics.get(name) for each in finished])
+            for name in metric_names
+        },
+        costs={
+            name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names
+        },
         budget_deviation_fraction=None if is_reference else _budget_deviation(first),
         tune_trials=tune_trials,
         states={state: count for state in State if (count := sum(each.state is state for each in ordered))},
@@ -306,7 +338,10 @@ def _summary(finished: Sequence[Record], name: str, values: Sequence[float | int
     present = [float(value) for value in values if value is not None]
     if not present:
         reasons = dict.fromkeys(each.reasons[name] for each in finished if name in each.reasons)
-        return Summary(value=None, reason="; ".join(reasons) or ("not in the records" if finished else "no finished seed"))
+        return Summary(
+            value=None,
+            reason="; ".join(reasons) or ("not in the records" if finished else "no finished seed"),
+        )
     reason = "" if len(present) == len(values) else f"from {len(present)} of {len(values)} seeds"
     interval = mean_interval(present) if len(present) > 1 else None
     return Summary(value=statistics.fmean(present), reason=reason, interval=interval, count=len(present))
@@ -330,8 +365,10 @@ def _variant_names(groups: Sequence[Sequence[Record]]) -> list[str]:
     return [", ".join(f"{name}={content.get(name, 'absent')}" for name in differing) for content in contents]
 
 
-def _rank(rows: Sequence[Row], differing: Sequence[str], higher_is_better: bool) -> tuple[tuple[Row, ...], int, float | None]:
-    """Return rows in order with tie groups, the number of pairs corrected for, and the detectable difference."""
+def _rank(
+    rows: Sequence[Row], differing: Sequence[str], higher_is_better: bool
+) -> tuple[tuple[Row, ...], int, float | None]:
+    """Return rows in order with ranks, the number of pairs corrected for, and the detectable difference."""
     reasons = {id(row): _why_not_ranked(row, differing) for row in rows}
     able = list(_by_score([row for row in rows if not reasons[id(row)]], higher_is_better))
     unable = _by_score([row for row in rows if reasons[id(row)]], higher_is_better)
@@ -340,7 +377,8 @@ def _rank(rows: Sequence[Row], differing: Sequence[str], higher_is_better: bool)
         alone = tuple(replace(row, rank_reason="nothing to compare with") for row in able)
         return (*alone, *rest), 0, None
     bootstrap = PairedBootstrap(BOOTSTRAP_SEED)
-    # The leader is picked by looking at the scores, so the correction counts all pairs, not only those with the leader.
+    # The leader is picked by looking at the scores, so the correction counts all pairs, not only those with
+    # the leader.
     pairs = list(combinations(range(len(able)), 2))
     results = [_compare(bootstrap, able[first], able[second]) for first, second in pairs]
     adjusted = holm([1.0 if result is None else result.p_value for result in results])
@@ -357,15 +395,17 @@ def _rank(rows: Sequence[Row], differing: Sequence[str], higher_is_better: bool)
                 able[index],
                 group=groups[index],
                 rank=f"{place}=" if is_tied else f"{place}",
-                versus_best=Versus(comparison=versus, adjusted_p_value=p_values[0, index]) if versus else None,
+                versus_best=Versus(comparison=versus, adjusted_p_value=p_values[0, index])
+                if versus
+                else None,
             )
         )
     usable = [result for result in results if result is not None and result.standard_error > 0]
     detectable = None
     if usable:
         error = statistics.median(result.standard_error for result in usable)
-        seeds = round(statistics.median(result.seeds for result in usable))
-        detectable = minimum_detectable_difference(error, seeds, len(pairs))
+        degrees = statistics.median_low([result.degrees for result in usable])
+        detectable = minimum_detectable_difference(error, degrees, len(pairs))
     return (*ranked, *rest), len(pairs), detectable
 
 
@@ -383,7 +423,10 @@ def _why_not_ranked(row: Row, differing: Sequence[str]) -> str:
 
 
 def _compare(bootstrap: PairedBootstrap, first: Row, second: Row) -> Comparison | None:
-    """Compare two rows on their common seeds, item by item where both have items; ``None`` with fewer than two common seeds."""
+    """Compare two rows on their common seeds, item by item where both have items.
+
+    ``None`` with fewer than two common seeds.
+    """
     seeds = sorted(first.seed_scores.keys() & second.seed_scores.keys())
     if len(seeds) < 2:
         return None
@@ -397,7 +440,7 @@ def _compare(bootstrap: PairedBootstrap, first: Row, second: Row) -> Comparison 
 
 
 def _items(row: Row, seeds: Sequence[int]) -> Array | None:
-    """Return the main metric's items, shape (S, items), if their mean is the score; an F1 or a perplexity is not."""
+    """Return the main metric's items, shape (S, items), if their mean is the score (an F1's is not)."""
     columns = []
     for record in row.records:
         if record.trial.seed not in seeds:
@@ -432,7 +475,9 @@ def _notes(
         values: dict[str, list[str]] = defaultdict(list)
         for each in reports:
             values[_canonical(getattr(each.trial, name))].append(each.trial.method)
-        notes.append(f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked.")
+        notes.append(
+            f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked."
+        )
     for key, counts in distinct_values(everything).items():
         if len(counts) > 1:
             holders: dict[str, list[str]] = defaultdict(list)
@@ -440,15 +485,20 @@ def _notes(
                 flat = _flatten(each.environment)
                 if key in flat:
                     holders[flat[key]].append(each.trial.method)
-            notes.append(f"Mixed environment, {key}: {_who(holders)}. Times and memory are comparable only within one value.")
+            notes.append(
+                f"Mixed environment, {key}: {_who(holders)}. "
+                "Times and memory are comparable only within one value."
+            )
     silent = sum(not each.environment for each in everything)
     if silent:
-        notes.append(f"{silent} of {len(everything)} records do not say on what hardware and versions they ran.")
+        notes.append(
+            f"{silent} of {len(everything)} records do not say on what hardware and versions they ran."
+        )
     several = sorted(method for method, count in Counter(row.method for row in rows).items() if count > 1)
     for method in several:
         notes.append(
-            f"{method} has several rows with different settings: taking the best of them by this score is a choice made on "
-            "the test data."
+            f"{method} has several rows with different settings: taking the best of them by this score "
+            "is a choice made on the test data."
         )
     unreported = {each.trial.method for each in everything} - {
         each.trial.method for each in everything if each.trial.purpose == "report"
@@ -457,7 +507,10 @@ def _notes(
         notes.append(f"{method} has learning-rate trials but no reported result yet.")
     efforts = {row.method: row.tune_trials for row in rows}
     if len(set(efforts.values())) > 1:
-        listed = ", ".join(f"{method} {effort}" for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0])))
+        listed = ", ".join(
+            f"{method} {effort}"
+            for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0]))
+        )
         notes.append(f"Tuning effort is not equal (learning-rate trials): {listed}.")
     seed_sets = {tuple(each.trial.seed for each in row.records) for row in rows}
     if len(seed_sets) > 1:
@@ -494,7 +547,9 @@ def _tuning_trial(record: Record, chosen: set[tuple[str, float]]) -> TuningTrial
         learning_rate=record.trial.learning_rate,
         seed=record.trial.seed,
         score=score,
-        reason="" if score is not None else record.reasons.get(record.main_metric, f"trial ended as {record.state.value}"),
+        reason=""
+        if score is not None
+        else record.reasons.get(record.main_metric, f"trial ended as {record.state.value}"),
         state=record.state,
         train_seconds=None if seconds is None else float(seconds),
         is_chosen=(record.trial.method, record.trial.learning_rate) in chosen,

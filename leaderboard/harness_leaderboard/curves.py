@@ -1,4 +1,4 @@
-"""Learning curves as SVG text for a page: no date, no random ids, colours that the page's style sheet can change."""
+"""Learning curves as SVG for a page: no date, no random ids, colours that the page's style sheet sets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness_leaderboard.board import Row, is_finished
 
-# Okabe and Ito 2008, "Color universal design", without the yellow that white paper swallows. Lines of one colour differ in dashes.
+# Okabe and Ito 2008, "Color universal design", without the yellow that white paper swallows. Lines of one
+# colour differ in dashes.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6f6f6f")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 INK = "#010203"  # replaced by currentColor
 GRID = "#040506"  # replaced by var(--line)
 LABEL_CHARACTERS = 20
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -76,7 +77,9 @@ def curves(rows: Sequence[Row], metric: str) -> list[Curve]:
                     values[step].append(value)
             elif seen:
                 stopped.append(seen[-1])
-        points = tuple((step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values.items()))
+        points = tuple(
+            (step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values.items())
+        )
         if points or stopped:
             found.append(Curve(label=row.label, index=index, points=points, stopped=tuple(stopped)))
     return found
@@ -107,46 +110,62 @@ def chart(found: Sequence[Curve], *, title: str, axis: str, slug: str) -> str:
         axes.grid(visible=True, axis="y")
         axes.set_title(axis, loc="left", fontsize=9)
         axes.set_xlabel("optimizer step")
-        ends: list[tuple[float, float, Curve]] = []
         for curve in found:
-            color, dashes = PALETTE[curve.index % len(PALETTE)], DASHES[curve.index // len(PALETTE) % len(DASHES)]
-            if curve.points:
-                steps, means, lows, highs = (list(column) for column in zip(*curve.points, strict=True))
-                axes.fill_between(steps, lows, highs, color=color, alpha=0.13, linewidth=0)
-                (line,) = axes.plot(steps, means, color=color, linewidth=1.7, marker="o" if len(steps) < 3 else "", markersize=4)
-                if dashes:
-                    line.set_dashes(dashes)
-            for step, value in curve.stopped:
-                axes.plot([step], [value], color=color, marker="x", markersize=6, markeredgewidth=1.8, linestyle="")
-            last = curve.points[-1][:2] if curve.points else curve.stopped[-1]
-            ends.append((last[0], last[1], curve))
+            _draw(axes, curve)
         axes.margins(x=0.01, y=0.06)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high)
-        left, right = axes.get_xlim()
-        axes.set_xlim(left, right)
-        for (step, value, curve), place in zip(ends, _spread([(end[1] - low) / (high - low) for end in ends], found), strict=True):
-            color = PALETTE[curve.index % len(PALETTE)]
-            short = curve.label if len(curve.label) <= LABEL_CHARACTERS else curve.label[: LABEL_CHARACTERS - 1] + "…"
-            axes.annotate(
-                short,
-                xy=(step, value),
-                xytext=(1.05, place),
-                textcoords="axes fraction",
-                va="center",
-                fontsize=9,
-                color=INK,
-                annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 2},
-            )
+        axes.set_xlim(axes.get_xlim())
+        axes.set_ylim(axes.get_ylim())
+        _label(axes, found)
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _for_page(buffer.getvalue(), title, _description(found), slug)
 
 
-def _spread(places: Sequence[float], found: Sequence[Curve]) -> list[float]:
-    """Move labels apart so that none covers another: places are fractions of the axis, the result keeps their order."""
-    gap = min(0.062, 1.08 / max(1, len(found)))
+def _color(curve: Curve) -> str:
+    return PALETTE[curve.index % len(PALETTE)]
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    color = _color(curve)
+    if curve.points:
+        steps, means, lows, highs = (list(column) for column in zip(*curve.points, strict=True))
+        axes.fill_between(steps, lows, highs, color=color, alpha=0.13, linewidth=0)
+        marker = "o" if len(steps) == 1 else ""
+        (line,) = axes.plot(steps, means, color=color, linewidth=1.7, marker=marker, markersize=4)
+        dashes = DASHES[curve.index // len(PALETTE) % len(DASHES)]
+        if dashes:
+            line.set_dashes(dashes)
+    for step, value in curve.stopped:
+        axes.plot([step], [value], color=color, linestyle="", marker="x", markersize=6, markeredgewidth=1.8)
+
+
+def _label(axes: Axes, found: Sequence[Curve]) -> None:
+    """Write each name at the right, tied to the end of its line, so that nobody has to match colours."""
+    low, high = axes.get_ylim()
+    ends = [curve.points[-1][:2] if curve.points else curve.stopped[-1] for curve in found]
+    places = _spread([(value - low) / (high - low) for _, value in ends])
+    for curve, end, place in zip(found, ends, places, strict=True):
+        is_long = len(curve.label) > LABEL_CHARACTERS
+        axes.annotate(
+            curve.label[: LABEL_CHARACTERS - 1] + "…" if is_long else curve.label,
+            xy=end,
+            xytext=(1.05, place),
+            textcoords="axes fraction",
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _color(curve),
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
+        )
+
+
+def _spread(places: Sequence[float]) -> list[float]:
+    """Move labels apart so that none covers another; places are fractions of the axis."""
+    gap = min(0.062, 1.08 / len(places))
     order = sorted(range(len(places)), key=lambda each: (places[each], each))
     moved = [0.0] * len(places)
     floor = -0.04
@@ -172,7 +191,7 @@ def _description(found: Sequence[Curve]) -> str:
 
 
 def _for_page(svg: str, title: str, description: str, slug: str) -> str:
-    """Make matplotlib's file an element of a page: unique ids, the page's colours, a title for screen readers."""
+    """Make matplotlib's file an element of a page: own ids, the page's colours, a title to be read aloud."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{slug}-\1"', svg)
@@ -184,6 +203,7 @@ def _for_page(svg: str, title: str, description: str, slug: str) -> str:
     assert box is not None, "matplotlib always writes a viewBox"
     head = (
         f'<svg class="chart" {box.group()} role="img" aria-labelledby="{slug}-title {slug}-text">'
-        f'<title id="{slug}-title">{html.escape(title)}</title><desc id="{slug}-text">{html.escape(description)}</desc>'
+        f'<title id="{slug}-title">{html.escape(title)}</title>'
+        f'<desc id="{slug}-text">{html.escape(description)}</desc>'
     )
     return head + svg[svg.index(">") + 1 :]

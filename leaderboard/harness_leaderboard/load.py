@@ -18,18 +18,22 @@ def load_records(root: str) -> list[Record]:
     """Return every record directly under ``root``, in order of trial id.
 
     Args:
-        root: A local folder or an fsspec URL. Its ``*.json`` files are records; sub-folders, other files and names
-            that start with a dot (half-written files) are ignored.
+        root: A local folder or an fsspec URL. Its ``*.json`` files are records; sub-folders, other files and
+            names that start with a dot (half-written files) are ignored.
 
     Raises:
-        RecordError: ``root`` is not a folder, or files in it are not records. All of them are named, since a page that
-            leaves a record out without a word is wrong.
+        RecordError: ``root`` is not a folder, or files in it are not records. All of them are named, since a
+            page that leaves a record out without a word is wrong.
     """
     filesystem, folder = fsspec.core.url_to_fs(root)
     if not filesystem.isdir(folder):
-        raise RecordError(f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote")
+        raise RecordError(
+            f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote"
+        )
     entries = filesystem.ls(folder, detail=True)
-    paths = sorted(entry["name"] for entry in entries if entry["type"] == "file" and _is_record_name(entry["name"]))
+    paths = sorted(
+        entry["name"] for entry in entries if entry["type"] == "file" and _is_record_name(entry["name"])
+    )
     contents = filesystem.cat(paths, on_error="return") if paths else {}
     records, problems = [], []
     for path in paths:

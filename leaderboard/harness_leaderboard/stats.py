@@ -1,8 +1,8 @@
 """The statistics of the leaderboard: how sure is a mean, and which methods can be told apart.
 
-Plain numpy on plain arrays; nothing here knows records. Everything that draws takes a ``Generator``. Few seeds are the
-normal case, so every interval uses Student's t with (seeds - 1) degrees of freedom: a percentile bootstrap of three seeds
-would be much too narrow.
+Plain numpy on plain arrays; nothing here knows records. Everything that draws takes a ``Generator``. Few
+seeds are the normal case, so every interval uses Student's t with (seeds - 1) degrees of freedom: a
+percentile bootstrap of three seeds would be much too narrow.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Comparison:
         difference: Mean of first minus second, in the metric's unit.
         interval: 95 % interval of the difference, not corrected for many comparisons.
         standard_error: Of the difference, for new seeds and (where there are items) new items.
+        degrees: Of freedom of Student's t.
         p_value: Two-sided, of "no difference".
-        sign_flip_p_value: Two-sided, over the seeds alone; needs no normality but cannot be below 2 / 2^seeds.
+        sign_flip_p_value: Two-sided, over the seeds alone; needs no normality but cannot be below 2 /
+            2^seeds.
         seeds: Number of paired seeds, at least 2.
         items: Number of paired items; 0 where only the seeds' scores are paired.
     """
@@ -49,6 +51,7 @@ class Comparison:
     difference: float
     interval: Interval
     standard_error: float
+    degrees: int
     p_value: float
     sign_flip_p_value: float
     seeds: int
@@ -121,29 +124,31 @@ def sign_flip_p_value(differences: Array, generator: np.random.Generator) -> flo
     Source: Fisher 1935, "The Design of Experiments", section 21; Phipson and Smyth 2010, arXiv:1603.05766.
     """
     count = len(differences)
-    observed = abs(differences.sum())
+    observed = abs(float(differences.sum()))
     slack = 1e-12 * max(1.0, float(np.abs(differences).sum()))  # equal sums may differ in the last bit
     if count <= EXACT_FLIPS:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
         return float(np.mean(np.abs(signs @ differences) >= observed - slack))
     signs = generator.choice(np.array([-1.0, 1.0]), size=(2**EXACT_FLIPS, count))
     at_least = int(np.sum(np.abs(signs @ differences) >= observed - slack))
-    return (at_least + 1) / (2**EXACT_FLIPS + 1)
+    return (at_least + 1) / (len(signs) + 1)
 
 
 class PairedBootstrap:
     """Compares two methods on common seeds and items.
 
-    Both methods are resampled together, once over seeds and once over test items, and the two variances are added: a
-    difference counts if it would survive other seeds *and* other items. The seeds' variance is scaled by S / (S - 1), since a
-    plain bootstrap of few seeds is too sure of itself. Student's t has S - 1 degrees of freedom up to four seeds; from five
-    on Satterthwaite's, which let many items help (with fewer seeds they reject true ties several times too often). Without
-    items this is the paired t-test.
+    Both methods are resampled together, once over seeds and once over test items, and the two variances are
+    added: a difference counts if it would survive other seeds *and* other items. The seeds' variance is
+    scaled by S / (S - 1), since a plain bootstrap of few seeds is too sure of itself. Student's t has S - 1
+    degrees of freedom up to four seeds; from five on Satterthwaite's, which let many items help (with fewer
+    seeds they reject true ties several times too often). Without items this is the paired t-test.
 
-    The draws depend on ``seed`` and on the numbers of seeds and items alone, so the order of pairs does not matter.
+    The draws depend on ``seed`` and on the numbers of seeds and items alone, so the order of pairs does not
+    matter.
 
-    Source: Owen 2007, arXiv:0712.1111 (seeds crossed with items); Hesterberg 2015, arXiv:1411.5279 (narrowness with few
-    values); Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+    Source: Owen 2007, arXiv:0712.1111 (seeds crossed with items); Hesterberg 2015, arXiv:1411.5279
+    (narrowness with few values); Satterthwaite 1946, "An approximate distribution of estimates of variance
+    components".
     """
 
     def __init__(self, seed: int, resamples: int = RESAMPLES) -> None:
@@ -155,8 +160,8 @@ class PairedBootstrap:
         """Compare two methods.
 
         Args:
-            differences: First minus second: shape (S,), one per seed; or (S, items), where NaN marks an item without a
-                score. S is at least 2.
+            differences: First minus second: shape (S,), one per seed; or (S, items), where NaN marks an item
+                without a score. S is at least 2.
         """
         seeds = differences.shape[0]
         if seeds < 2:
@@ -170,11 +175,12 @@ class PairedBootstrap:
         item_variance = self._variance(sums.sum(0), counts.sum(0), axis=1) if items > 1 else 0.0
         error = math.sqrt(seed_variance + item_variance)
         flip_p_value = sign_flip_p_value(sums.sum(1) / counts.sum(1), self._generator(seeds, 2))
+        degrees = seeds - 1
         if error <= 1e-9 * abs(difference) or error == 0.0:
-            # Equal differences on every seed: coarse scores can do that by chance, so it is no proof. Count signs instead.
+            # Equal differences on every seed: coarse scores can do that by chance, so it is no proof. Count
+            # signs instead.
             error, half, p_value = 0.0, 0.0, flip_p_value
         else:
-            degrees = seeds - 1
             if seeds >= SEEDS_FOR_SATTERTHWAITE and items > 1:
                 parts = seed_variance**2 / (seeds - 1) + item_variance**2 / (items - 1)
                 degrees = max(degrees, math.floor(error**4 / parts))
@@ -184,6 +190,7 @@ class PairedBootstrap:
             difference=difference,
             interval=Interval(difference - half, difference + half),
             standard_error=error,
+            degrees=degrees,
             p_value=p_value,
             sign_flip_p_value=flip_p_value,
             seeds=seeds,
@@ -191,7 +198,7 @@ class PairedBootstrap:
         )
 
     def _variance(self, sums: Array, counts: Array, axis: int) -> float:
-        """Return the bootstrap variance of ``sums.sum() / counts.sum()`` when the rows (0) or columns (1) are drawn again."""
+        """Return the variance of ``sums.sum() / counts.sum()`` over new draws of seeds (0) or items (1)."""
         weights = self._draw(len(sums), axis)
         return float(np.var((weights @ sums) / np.maximum(weights @ counts, 1.0)))
 
@@ -200,7 +207,9 @@ class PairedBootstrap:
         key = (count, axis)
         if key not in self._weights:
             shares = np.full(count, 1 / count)
-            self._weights[key] = self._generator(*key).multinomial(count, shares, self._resamples).astype(np.float64)
+            self._weights[key] = (
+                self._generator(*key).multinomial(count, shares, self._resamples).astype(np.float64)
+            )
         return self._weights[key]
 
     def _generator(self, count: int, purpose: int) -> np.random.Generator:
@@ -223,8 +232,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def tie_groups(count: int, is_separated: Callable[[int, int], bool]) -> list[int]:
     """Return the group, from 1, of each of ``count`` methods given in order of score, best first.
 
-    The best of those left leads a group; whoever cannot be told apart from the leader joins it. A method with a wide
-    interval can so be in an earlier group than one with a better mean.
+    The best of those left leads a group; whoever cannot be told apart from the leader joins it. A method with
+    a wide interval can so be in an earlier group than one with a better mean.
     """
     groups = [0] * count
     left = list(range(count))
@@ -239,10 +248,12 @@ def tie_groups(count: int, is_separated: Callable[[int, int], bool]) -> list[int
     raise AssertionError("unreachable")
 
 
-def minimum_detectable_difference(standard_error: float, seeds: int, comparisons: int) -> float:
-    """Return the true difference that a test finds with 80 % power at 5 %, corrected for ``comparisons`` tests.
+def minimum_detectable_difference(standard_error: float, degrees: int, comparisons: int) -> float:
+    """Return the true difference found with 80 % power at the 5 % level, corrected for ``comparisons`` tests.
 
-    Source: the usual sample-size formula (Lachin 1981, "Introduction to sample size determination"), with t in place of z.
+    Source: the usual sample-size formula (Lachin 1981, "Introduction to sample size determination"), with t
+        in place of z.
     """
-    degrees = seeds - 1
-    return (student_quantile(LEVEL / comparisons, degrees) + student_quantile(2 * (1 - POWER), degrees)) * standard_error
+    return (
+        student_quantile(LEVEL / comparisons, degrees) + student_quantile(2 * (1 - POWER), degrees)
+    ) * standard_error

@@ -29,11 +29,12 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell: what is shown, what sorts, and a note (why a number is missing, what it leaves out)."""
+    """One cell: what is shown, what sorts, a note (why a number is missing, what it leaves out), a link on the page."""
 
     text: str
     sort: float | str | None
     note: str = ""
+    link: str = ""
 
     @property
     def is_missing(self) -> bool:
@@ -48,12 +49,21 @@ def columns(board: Board) -> tuple[Column, ...]:
         Column(key="rank", title="Rank", help="Rows with the same rank cannot be told apart (=)"),
         Column(key="method", title="Method", help="The fine-tuning method", is_number=False),
         Column(key="score", title=metric_title(board, board.main_metric), help=f"Mean over seeds; {arrow}"),
-        Column(key="interval", title="95 % interval", help="Of the mean, for other seeds (Student's t)", is_number=False),
+        Column(
+            key="interval",
+            title="95 % interval",
+            help="Of the mean, for other seeds (Student's t)",
+            is_number=False,
+        ),
         Column(key="seeds", title="Seeds", help="Finished seeds of those started"),
         Column(key="learning_rate", title="Learning rate", help="Peak learning rate of the adapter"),
         Column(key="parameters", title="Adapter parameters", help="Trained adapter parameters"),
         Column(key="deviation", title="Off budget", help="Adapter parameters against the budget"),
-        Column(key="train", title="Training", help="Optimizer steps only; a pack's time is shared by its lanes; mean over seeds"),
+        Column(
+            key="train",
+            title="Training",
+            help="Optimizer steps only; a pack's time is shared by its lanes; mean over seeds",
+        ),
         Column(key="memory", title="Peak memory", help="Mean over seeds"),
         Column(key="step", title="Step, solo", help="Median step of a probe that runs alone"),
         Column(key="tuning", title="Tuning trials", help="Learning-rate trials spent before"),
@@ -68,7 +78,7 @@ def cells(board: Board, row: Row) -> dict[str, Cell]:
     if row.is_reference:
         rank = Cell(text="ref.", sort=None, note="reference, outside the budget")
     elif row.rank:
-        rank = Cell(text=row.rank, sort=float(row.rank.rstrip("=")), note="tied" if "=" in row.rank else "")
+        rank = Cell(text=row.rank, sort=float(row.rank.rstrip("=")))
     else:
         rank = Cell(text=MISSING, sort=None, note=f"not ranked: {row.rank_reason}")
     deviation = row.budget_deviation_fraction
@@ -77,16 +87,27 @@ def cells(board: Board, row: Row) -> dict[str, Cell]:
         "method": Cell(text=row.label, sort=row.label),
         "score": _number(row.score, lambda value: score_text(board, value)),
         "interval": interval_cell(board, row.score),
-        "seeds": Cell(text=f"{finished}" if finished == len(row.records) else f"{finished} of {len(row.records)}", sort=finished),
+        "seeds": Cell(
+            text=f"{finished}" if finished == len(row.records) else f"{finished} of {len(row.records)}",
+            sort=finished,
+        ),
         "learning_rate": Cell(text=f"{trial.learning_rate:g}", sort=trial.learning_rate),
         "parameters": Cell(text=f"{trial.adapter_parameters:,}", sort=trial.adapter_parameters),
-        "deviation": Cell(text=MISSING, sort=None, note="reference, outside the budget" if row.is_reference else "no budget recorded")
+        "deviation": Cell(
+            text=MISSING,
+            sort=None,
+            note="reference, outside the budget" if row.is_reference else "no budget recorded",
+        )
         if deviation is None
         else Cell(text=f"{deviation:+.2%}".replace("%", " %"), sort=deviation),
         "train": _number(row.costs["train_seconds"], seconds_text),
         "memory": _number(row.costs["peak_memory_bytes"], bytes_text),
         "step": _step_cell(row.costs["step_seconds_solo"]),
-        "tuning": Cell(text=f"{row.tune_trials}", sort=row.tune_trials, note="" if row.tune_trials else "learning rate not searched"),
+        "tuning": Cell(
+            text=f"{row.tune_trials}",
+            sort=row.tune_trials,
+            note="" if row.tune_trials else "learning rate not searched",
+        ),
         "states": Cell(text=states_text(row), sort=states_text(row)),
     }
 
@@ -115,7 +136,9 @@ def interval_cell(board: Board, summary: Summary) -> Cell:
 
 def score_text(board: Board, value: float) -> str:
     """Return a main-metric value with decimals that suit the board's sharpest interval."""
-    halves = [(row.score.interval.high - row.score.interval.low) / 2 for row in board.all_rows if row.score.interval]
+    halves = [
+        (row.score.interval.high - row.score.interval.low) / 2 for row in board.all_rows if row.score.interval
+    ]
     values = [abs(row.score.value) for row in board.all_rows if row.score.value is not None]
     sharpest = min((half for half in halves if half > 0), default=0.005 * max([*values, 1e-6]))
     decimals = min(6, max(1, 1 - math.floor(math.log10(sharpest))))
@@ -151,6 +174,21 @@ def states_text(row: Row) -> str:
     return ", ".join(f"{count} {state.value.replace('_', ' ')}" for state, count in row.states.items())
 
 
+def p_value_text(p_value: float) -> str:
+    """Return a p-value, e.g. ``0.031`` or ``< 0.001``."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def layer_settings_text(row: Row) -> str:
+    """Return the settings that differ on single layers, or nothing."""
+    layers = row.first.trial.layer_settings
+    parts = [
+        f"{layer}: {', '.join(f'{key}={value}' for key, value in sorted(layers[layer].items()))}"
+        for layer in sorted(layers)
+    ]
+    return "; ".join(parts)
+
+
 def metric_title(board: Board, name: str) -> str:
     """Return a metric's title with its unit."""
     details = board.metric_details.get(name, {})
@@ -169,8 +207,14 @@ def summary_sentences(board: Board) -> list[str]:
     count = len({row.method for row in board.rows})
     sentences = []
     if board.rows:
-        asked = f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
-        off = [abs(row.budget_deviation_fraction) for row in board.rows if row.budget_deviation_fraction is not None]
+        asked = (
+            f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
+        )
+        off = [
+            abs(row.budget_deviation_fraction)
+            for row in board.rows
+            if row.budget_deviation_fraction is not None
+        ]
         reached = f", reached within {max(off):.2%}".replace("%", " %") if off else ""
         sentences.append(f"{_many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
     else:
@@ -183,16 +227,18 @@ def summary_sentences(board: Board) -> list[str]:
     )
     if board.is_ranked:
         sentences.append(
-            f"Rows with the same rank cannot be told apart from the best of them (paired test, 5 % level, corrected for "
-            f"{_many(board.comparisons, 'pair')})."
+            "Rows with the same rank cannot be told apart from the best of them "
+            f"(paired test, 5 % level, corrected for {_many(board.comparisons, 'pair')})."
         )
     elif board.rows:
         reasons = dict.fromkeys(row.rank_reason for row in board.rows)
-        sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
+        sentences.append(
+            f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking."
+        )
     if board.detectable_difference is not None:
         sentences.append(
-            f"Two methods must truly differ by about {value_text(board.detectable_difference)} for this board to tell them apart "
-            "(80 % power)."
+            f"Two methods must truly differ by about {value_text(board.detectable_difference)} "
+            "for this board to tell them apart (80 % power)."
         )
     return sentences
 
@@ -217,7 +263,18 @@ def terminal_table(records: Iterable[Record]) -> str:
 
 
 def _terminal_board(board: Board) -> str:
-    keys = ("rank", "method", "score", "interval", "seeds", "learning_rate", "parameters", "train", "memory", "states")
+    keys = (
+        "rank",
+        "method",
+        "score",
+        "interval",
+        "seeds",
+        "learning_rate",
+        "parameters",
+        "train",
+        "memory",
+        "states",
+    )
     shown = [column for column in columns(board) if column.key in keys]
     body: list[list[str]] = [_line(board, row, shown) for row in board.rows]
     body += [_line(board, row, shown) for row in board.references]
@@ -228,6 +285,8 @@ def _terminal_board(board: Board) -> str:
         lines += ["", tabulate(body, headers=heads, colalign=align, disable_numparse=True, tablefmt="simple")]
     if board.references:
         lines.append("ref.: reference, outside the budget")
+    if board.is_ranked:
+        lines += [f"{row.label}: not ranked: {row.rank_reason}" for row in board.rows if not row.rank]
     if board.failures:
         lines += ["", f"{_many(len(board.failures), 'trial')} did not finish:"]
         lines += [f"  {failure_text(each)}" for each in board.failures]

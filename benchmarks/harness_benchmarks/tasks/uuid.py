@@ -14,8 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import IGNORE, Evaluation, Example, Metric, Recipe, Source, Task, TaskContext, TaskData, hookimpl, setting
-from harness import generate, negative_log_likelihoods
+from harness import (
+    IGNORE,
+    Evaluation,
+    Example,
+    Metric,
+    Recipe,
+    Source,
+    Task,
+    TaskContext,
+    TaskData,
+    generate,
+    hookimpl,
+    negative_log_likelihoods,
+    setting,
+)
 
 BITS_PER_UUID = 128
 

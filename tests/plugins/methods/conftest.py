@@ -1,7 +1,7 @@
-"""What every test of a method on linear layers does: compare with dense formulas, stack adapters, use bfloat16.
+"""What every test of a method on linear layers does: dense formulas, PEFT, stacked adapters, bfloat16.
 
-A *dense formula* is a function ``(tensors, weight, x) -> output`` written out by hand in the test, where ``tensors``
-maps the adapter's parameter and buffer names to leaf tensors.
+A *dense formula* is a function ``(tensors, weight, x) -> output`` written out by hand in the test, where
+``tensors`` maps the adapter's parameter and buffer names to leaf tensors.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ def disturb(adapter, seed=2):
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(parameter.dtype)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(
+                parameter.dtype
+            )
     return adapter
 
 
 def check_against_dense(adapter, layer, dense, merges=True):
-    """Check output, every gradient and the merged weight of a disturbed adapter against a dense formula, in float64."""
+    """Check output, every gradient and the merged weight of a disturbed adapter against a dense formula."""
     disturb(adapter)
     draw = torch.Generator().manual_seed(3)
     x = torch.randn(2, 5, layer.in_features, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -61,15 +63,19 @@ def check_against_dense(adapter, layer, dense, merges=True):
 
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     for name, one, other in zip(["x", *names], found, wanted, strict=True):
-        assert other.abs().max() > 0, f"the dense formula gives {name} no gradient, so comparing it proves nothing"
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"gradient of {n}: {m}")
+        assert other.abs().max() > 0, (
+            f"the dense formula gives {name} no gradient, so comparing it proves nothing"
+        )
+        torch.testing.assert_close(
+            one, other, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"gradient of {n}: {m}"
+        )
     if merges:
         merged = layer.weight + adapter.delta_weight()
         torch.testing.assert_close(x @ merged.T, output, rtol=1e-9, atol=1e-9)
 
 
 def check_stacks(build):
-    """Check that three adapters from ``build(seed)``, stacked and run by vmap, equal the three run one at a time."""
+    """Check that three adapters from ``build(seed)``, stacked and run by vmap, equal the three alone."""
     adapters = [disturb(build(seed), seed=seed) for seed in (10, 11, 12)]
     weight = adapters[0].pretrained_weight
     draw = torch.Generator().manual_seed(4)
@@ -91,7 +97,7 @@ def check_stacks(build):
 
 
 def check_low_precision(method):
-    """Check that on a bfloat16 layer an adapter keeps float32 parameters, returns bfloat16, and is as right as that."""
+    """Check that on a bfloat16 layer parameters stay float32, and output is bfloat16 and as right as that."""
     layer = build_layer(60, 100, torch.bfloat16)
     adapter = disturb(method.adapter(layer, torch.Generator().manual_seed(0)))
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
@@ -110,7 +116,7 @@ def check_low_precision(method):
 
 
 def check_size_and_identity(method, layer, generator):
-    """Check the live parameter count against the formula, and that the untrained adapter changes not one bit."""
+    """Check the live parameter count, and that the untrained adapter changes not one bit."""
     adapter = method.adapter(layer, generator)
     live = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     assert live == method.trainable_parameters(layer.in_features, layer.out_features)
@@ -146,7 +152,9 @@ def check_against_peft(adapter, layer, theirs, pairs):
         for name, parameter in pairs.items():
             parameter.copy_(adapter.get_parameter(name).reshape(parameter.shape))
     x = torch.randn(6, layer.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    upstream = torch.randn(6, layer.out_features, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    upstream = torch.randn(
+        6, layer.out_features, dtype=torch.float64, generator=torch.Generator().manual_seed(8)
+    )
     ours = adapter(x, x @ layer.weight.T)
     (ours * upstream).sum().backward()
     reference = theirs(x)

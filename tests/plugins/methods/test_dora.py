@@ -91,7 +91,9 @@ def test_dropout_spares_the_frozen_part(kit, generator):
     adapter = kit.disturb(DoRA(DoRAConfig(r=4, alpha=8, dropout=0.5)).adapter(layer, generator))
     x = torch.randn(3, 60, dtype=torch.float64, generator=generator)
     v = layer.weight + 2 * adapter.b @ adapter.a
-    expected = (adapter.m / v.norm(dim=1)) * (x @ layer.weight.T + 2 * adapter.dropout(x) @ adapter.a.T @ adapter.b.T)
+    expected = (adapter.m / v.norm(dim=1)) * (
+        x @ layer.weight.T + 2 * adapter.dropout(x) @ adapter.a.T @ adapter.b.T
+    )
     torch.testing.assert_close(adapter(x, x @ layer.weight.T), expected)
 
 

@@ -1,9 +1,8 @@
 """Full fine-tuning lets every parameter of a private model train, and is a reference outside the budgets."""
 
 import torch
-from torch import nn
-
 from harness_plugins.methods.full import FullFineTuning, harness_register_methods
+from torch import nn
 
 
 def test_every_parameter_trains_and_nothing_is_added():

@@ -21,7 +21,11 @@ def calibrated(method, layer, gradient, seed=0):
         raise AssertionError("the mean gradient is all that is needed")
 
     calibration = Calibration(
-        model=nn.Module(), batches=[], loss=no_loss, weight_gradients=lambda: {"q": gradient}, generator=generator
+        model=nn.Module(),
+        batches=[],
+        loss=no_loss,
+        weight_gradients=lambda: {"q": gradient},
+        generator=generator,
     )
     method.calibrate({"q": adapter}, calibration)
     return adapter
@@ -68,7 +72,7 @@ def test_the_pair_starts_in_disjoint_singular_directions_of_the_gradient(kit, sh
 
 
 def test_the_first_step_is_the_best_rank_2r_approximation_of_a_full_step(kit, shape):
-    """Section 3 of the paper: the first-order change of the effective weight is the top of the gradient's SVD."""
+    """Section 3 of the paper: to first order, the effective weight moves along the top of the gradient."""
     layer, gradient, r = kit.build_layer(*shape), draw_gradient(shape), 4
     adapter = calibrated(LoRAGA(LoRAGAConfig(r=r, alpha=6.0, scale="alpha/r")), layer, gradient)
     everything = torch.eye(shape[0], dtype=torch.float64)

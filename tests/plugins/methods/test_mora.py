@@ -5,14 +5,23 @@ import math
 
 import pytest
 import torch
+from harness_plugins.methods.mora import MoRA, MoRAConfig, harness_register_methods
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError
-from harness_plugins.methods.mora import MoRA, MoRAConfig, harness_register_methods
 
-# In and out features, and r; the last ones give an M larger than the input, the output, or both many times over.
-SIZES = [(12, 20, 2), (60, 100, 8), (128, 344, 8), (344, 128, 8), (10, 9, 3), (5, 33, 40), (33, 5, 40), (5, 7, 300)]
+# In and out features, and r; the last ones give an M larger than the input, the output, or both.
+SIZES = [
+    (12, 20, 2),
+    (60, 100, 8),
+    (128, 344, 8),
+    (344, 128, 8),
+    (10, 9, 3),
+    (5, 33, 40),
+    (33, 5, 40),
+    (5, 7, 300),
+]
 OPERATORS = [
     {"operator": "truncation"},
     *({"operator": "sharing", "sharing": s, "padding": p} for s in (1, 2, 3, 4) for p in ("wrap", "zero")),
@@ -88,7 +97,10 @@ def dense_update(m, in_features, out_features, operator, sharing=1, padding="wra
         expand[range(out_features), groups] = 1
         return expand @ m @ compress
     blocks = len(select) // size
-    turns = [rotation(size, i, pairing) if operator == "rotation" else torch.eye(size).double() for i in range(blocks)]
+    turns = [
+        rotation(size, i, pairing) if operator == "rotation" else torch.eye(size).double()
+        for i in range(blocks)
+    ]
     diagonal = torch.block_diag(*(m @ turn for turn in turns))
     expand = torch.zeros(out_features, len(select), dtype=torch.float64)
     for i in range(out_features):
@@ -97,7 +109,9 @@ def dense_update(m, in_features, out_features, operator, sharing=1, padding="wra
 
 
 def label(config):
-    return "-".join(str(v) for v in config.values()) if isinstance(config, dict) else "x".join(map(str, config))
+    return (
+        "-".join(str(v) for v in config.values()) if isinstance(config, dict) else "x".join(map(str, config))
+    )
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=label)
@@ -150,8 +164,8 @@ def test_a_small_case_by_hand():
 
 
 def test_a_single_rotated_block_can_be_merged():
-    # The published code's merge fails here, with R >= I; block 0 is not turned, so the update is M itself, cut.
-    layer, adapter = build(6, 6, r=8, operator="rotation", padding="zero")
+    # The published code's merge fails here, with R >= I. Block 0 is not turned: the update is M itself, cut.
+    _, adapter = build(6, 6, r=8, operator="rotation", padding="zero")
     assert adapter.size == 10
     assert torch.equal(adapter.delta_weight(), adapter.m[:6, :6])
 
@@ -220,7 +234,9 @@ def test_it_starts_as_the_pretrained_layer_with_m_zero():
 
 def test_rotation_refuses_a_layer_without_a_pair():
     method = MoRA(MoRAConfig(r=1, operator="rotation"))
-    with pytest.raises(ConfigError, match="r=1 gives a 1x1 matrix on a layer with in_features=1, out_features=1"):
+    with pytest.raises(
+        ConfigError, match="r=1 gives a 1x1 matrix on a layer with in_features=1, out_features=1"
+    ):
         method.trainable_parameters(1, 1)
 
 
@@ -254,7 +270,9 @@ def test_a_bfloat16_layer_keeps_a_float32_m_and_bfloat16_output(config):
 
 @pytest.mark.parametrize("sizes", [(60, 100, 3), (100, 60, 3), (5, 33, 40)], ids=label)
 @pytest.mark.parametrize(
-    ("config", "shared_input"), itertools.product(OPERATORS, (True, False)), ids=lambda v: label(v) if isinstance(v, dict) else f"shared-{v}"
+    ("config", "shared_input"),
+    itertools.product(OPERATORS, (True, False)),
+    ids=lambda v: label(v) if isinstance(v, dict) else f"shared-{v}",
 )
 def test_three_adapters_stacked_equal_one_at_a_time(sizes, config, shared_input):
     in_features, out_features, r = sizes

@@ -104,7 +104,7 @@ def test_more_iterations_come_closer_to_the_exact_component(kit):
 
 @pytest.mark.parametrize(("in_features", "out_features"), [(60, 100), (100, 60)])
 def test_iterations_span_what_powers_of_the_weight_span(kit, in_features, out_features):
-    """After q iterations the left factor spans (W W^T)^q W Omega, Omega Gaussian with r columns (Halko et al., 4.4)."""
+    """After q iterations the left factor spans (W W^T)^q W Omega, Omega Gaussian (Halko et al., 4.4)."""
     layer = flat_layer(kit, in_features, out_features)
     adapter = PiSSA(PiSSAConfig(r=3, niter=2)).adapter(layer, torch.Generator().manual_seed(5))
     tall = layer.weight.detach() if out_features >= in_features else layer.weight.detach().T
@@ -136,7 +136,7 @@ def test_a_saved_adapter_says_what_it_took_out(kit, generator):
 
 
 def test_a_small_change_is_not_rounded_away_in_float32(kit, generator):
-    """A component of size 5 minus nearly itself: a plain difference of two products would keep two digits of this."""
+    """A large component minus nearly itself: a plain difference of two products would lose the digits."""
     layer = kit.build_layer(60, 100, torch.float32)
     layer.weight.data.mul_(1000)
     adapter = PiSSA(PiSSAConfig(r=4)).adapter(layer, generator)

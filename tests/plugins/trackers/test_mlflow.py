@@ -271,7 +271,16 @@ def test_running_trials_are_shown_and_not_written_twice(root, hook, monkeypatch)
     shown = {run.data.tags["trial_id"]: run.data.metrics for run in children}
     assert shown == {what.trial_id: {"train/loss": 2.5}, other.trial_id: {}}
 
-    hook.harness_trial_finished(trial=what.trial, record=what)
+    opened = tracker._tracker(what.environment).result()
+    log_batch, written = opened.client.log_batch, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            opened.client, "log_batch", lambda *a, **k: (written.append(k["metrics"]), log_batch(*a, **k))
+        )
+        hook.harness_trial_finished(trial=what.trial, record=what)
+    assert [(point.key, point.step) for batch in written for point in batch if point.key == "train/loss"] == [
+        ("train/loss", 20)
+    ]
     [parent], children = runs(database(root))
     assert parent.info.status == "RUNNING"  # the sweep goes on
     [run] = [run for run in children if run.data.tags["trial_id"] == what.trial_id]
@@ -294,6 +303,20 @@ def test_a_run_left_by_a_crash_is_replaced(root, hook, monkeypatch):
     _, [run] = runs(database(root))
     points = client(database(root)).get_metric_history(run.info.run_id, "train/loss")
     assert [point.value for point in points] == [2.5, 1.5]
+
+
+def test_a_run_whose_end_was_not_written_is_replaced(root, hook, monkeypatch):
+    what = record(root)
+    opened = tracker._tracker(what.environment).result()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            opened.client, "set_terminated", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
+        with pytest.raises(ConnectionError):
+            replay(hook, what)
+    replay(hook, what)
+    _, [run] = runs(database(root))
+    assert run.info.status == "FINISHED"
 
 
 def test_showing_running_trials_stays_within_its_share_of_the_time(root, hook, monkeypatch):

@@ -1,0 +1,110 @@
+"""Data sets: from the Hugging Face hub at a pinned revision, or the same tables from a local folder. Never a substitute.
+
+A local table is ``<data dir>/<folder>/<split>.jsonl`` (or ``.jsonl.gz``, ``.json``, ``.csv``, ``.parquet``, or shards
+named ``<split>-*``). Both ways go through the ``datasets`` library, which keeps tables memory-mapped in its own cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DataError
+from harness.task import Source
+
+ENDINGS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
+    """Return the files of a split below the data folder, sorted; empty where there are none."""
+    if data_dir is None or not source.folder:
+        return []
+    folder = data_dir / source.folder
+    found: list[Path] = []
+    for ending in ENDINGS:
+        found += [folder / f"{split}{ending}"] if (folder / f"{split}{ending}").is_file() else []
+        found += sorted(folder.glob(f"{split}-*{ending}"))
+    return found
+
+
+def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> None:
+    """Check that every split can be read.
+
+    Raises:
+        DataError: naming the file that is missing, the hub id, and what to do.
+    """
+    for split in splits:
+        if local_files(source, split, data_dir):
+            continue
+        wanted = f"{data_dir or '<data dir>'}/{source.folder}/{split}.jsonl(.gz)"
+        if data_dir is not None:
+            raise DataError(f"data: there is no {wanted}; put the table there, or leave --data-dir out to use {hub_name(source)}")
+        if not source.hub_id:
+            raise DataError(f"data: this table is not on the hub; give --data-dir (or HARNESS_DATA_DIR) with {wanted}")
+        if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1":
+            raise DataError(f"data: offline, so {hub_name(source)} cannot be had; give --data-dir with {wanted}")
+
+
+def identify(source: Source, splits: Sequence[str], data_dir: Path | None) -> str:
+    """Return what identifies these tables: ``sha256:...`` of local files, or hub id, config and revision.
+
+    Raises:
+        DataError: A table is not there.
+    """
+    require(source, splits, data_dir)
+    files = [path for split in splits for path in local_files(source, split, data_dir)]
+    if files:
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.name.encode() + _file_hash(path, path.stat().st_mtime_ns).encode())
+        return f"sha256:{digest.hexdigest()[:16]}"
+    return f"{source.hub_id}/{source.config}@{source.revision}"
+
+
+def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> Any:
+    """Return a split as a ``datasets.Dataset``.
+
+    Args:
+        source: Hub id with pinned revision, and the folder of the same tables.
+        split: Name of the local file, and of the hub's split unless ``hub_split`` is given.
+        data_dir: Local folder, or ``None`` for the hub.
+        hub_split: The hub's name of the split.
+
+    Raises:
+        DataError: It is not there, locally or on the hub.
+    """
+    import datasets
+
+    require(source, [split], data_dir)
+    files = local_files(source, split, data_dir)
+    if files:
+        kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
+        return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
+    try:
+        return datasets.load_dataset(source.hub_id, source.config or None, revision=source.revision, split=hub_split or split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"data: {hub_name(source)}, split {hub_split or split!r}, cannot be had: {str(error).splitlines()[0]}. "
+            f"Check the network, or give --data-dir with {source.folder}/{split}.jsonl(.gz)"
+        ) from error
+
+
+def read_rows(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> list[Mapping[str, Any]]:
+    """Return a split as plain rows; for tables that fit in memory."""
+    return list(read_table(source, split, data_dir, hub_split))
+
+
+def hub_name(source: Source) -> str:
+    """Return the hub data set with configuration and revision, in words."""
+    config = f", configuration {source.config!r}" if source.config else ""
+    return f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}" if source.hub_id else "the hub (it is not there)"
+
+
+@cache
+def _file_hash(path: Path, modified: int) -> str:
+    del modified  # part of the key, so that a changed file is hashed again
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,216 @@
+"""Write the leaderboard: one HTML page, and the same tables as Markdown, CSV and LaTeX.
+
+A pure function of the records: nothing of the time, the place or the order of files gets in. The page itself
+is made in ``page``; wording and number formats are in ``table``.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from harness.record import Record, State
+from harness_leaderboard import table
+from harness_leaderboard.board import Board, Row, build_boards
+from harness_leaderboard.page import render
+
+LATEX_COLUMNS = (
+    "rank",
+    "method",
+    "score",
+    "interval",
+    "seeds",
+    "learning_rate",
+    "parameters",
+    "deviation",
+    "train",
+    "memory",
+    "step",
+)
+LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "—": "---",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # after a line end, a bare bracket would be read as that command's option
+    "]": "{]}",
+}
+MARKDOWN_SPECIAL = "\\`*_[]|#~"
+
+
+def build(records: Sequence[Record], output: Path) -> Path:
+    """Write ``index.html`` and ``leaderboard.md``, ``.csv`` and ``.tex``, and return the page's path.
+
+    Args:
+        records: Any records, in any order; those that failed included.
+        output: A folder; made if it is not there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    boards = build_boards(records)
+    page = output / "index.html"
+    _write(page, render(records))
+    _write(output / "leaderboard.md", markdown(boards))
+    _write(output / "leaderboard.csv", csv(boards))
+    _write(output / "leaderboard.tex", latex(boards))
+    return page
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def markdown(boards: Sequence[Board]) -> str:
+    """Return every board as a Markdown document."""
+    parts = ["# Fine-tuning methods at equal budgets"]
+    if not boards:
+        parts.append("There are no records to show.")
+    for board in boards:
+        parts += [
+            f"## {_markdown(table.board_title(board))}",
+            _markdown(" ".join(table.summary_sentences(board))),
+        ]
+        if board.notes:
+            parts.append(
+                "\n".join(["Before you compare:", "", *(f"- {_markdown(note)}" for note in board.notes)])
+            )
+        if board.all_rows:
+            keys = [column.key for column in table.columns(board)]
+            parts.append(_body(board, keys, _markdown, "github"))
+        if board.references:
+            parts.append("ref.: reference, outside the budget.")
+        missing = _footnotes(board)
+        if missing:
+            parts.append(
+                "\n".join(
+                    [f"{table.MISSING} means missing:", "", *(f"- {_markdown(note)}" for note in missing)]
+                )
+            )
+        if board.failures:
+            listed = [f"- {_markdown(table.failure_text(each))}" for each in board.failures]
+            parts.append("\n".join(["Did not finish:", "", *listed]))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(boards: Sequence[Board]) -> str:
+    """Return every board as a ``table`` environment; needs the package booktabs."""
+    parts = ["% Needs \\usepackage{booktabs}."]
+    for board in boards:
+        if not board.all_rows:
+            continue
+        caption = _latex(f"{table.board_title(board)}. {' '.join(table.summary_sentences(board))}")
+        body = _body(board, LATEX_COLUMNS, _latex, "latex_booktabs_raw")
+        notes = [f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, *_footnotes(board))]
+        failures = [f"\\par\\footnotesize {_latex(table.failure_text(each))}" for each in board.failures]
+        lines = [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{caption}}}",
+            body,
+            *notes,
+            *failures,
+            "\\end{table}",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv(boards: Sequence[Board]) -> str:
+    """Return one line per row of every board: numbers unrounded, missing ones empty, units in the names."""
+    lines = [_csv_line(board, row) for board in boards for row in board.all_rows]
+    if not lines:
+        return ""
+    return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
+
+
+def _csv_line(board: Board, row: Row) -> dict[str, Any]:
+    trial, interval, versus = row.first.trial, row.score.interval, row.versus_best
+    return {
+        "task": board.task,
+        "scale": board.scale,
+        "model": board.model,
+        "budget": board.budget,
+        "main_metric": board.main_metric,
+        "higher_is_better": board.higher_is_better,
+        "method": row.method,
+        "variant": row.variant,
+        "is_reference": row.is_reference,
+        "rank": row.rank,
+        "tie_group": "" if row.group is None else str(row.group),
+        "not_ranked_because": row.rank_reason,
+        "score": row.score.value,
+        "score_low": interval.low if interval else None,
+        "score_high": interval.high if interval else None,
+        "score_interquartile_mean": row.robust_score,
+        "seeds_finished": len(row.seed_scores),
+        "seeds_started": len(row.records),
+        "learning_rate": trial.learning_rate,
+        "tune_trials": row.tune_trials,
+        "adapter_parameters": trial.adapter_parameters,
+        "budget_parameters": None if trial.budget_parameters is None else str(trial.budget_parameters),
+        "budget_deviation_fraction": row.budget_deviation_fraction,
+        "difference_from_best": -versus.comparison.difference if versus else None,
+        "p_value_corrected": versus.adjusted_p_value if versus else None,
+        "detectable_difference": board.detectable_difference,
+        **{name: summary.value for name, summary in row.costs.items()},
+        **{f"trials_{state.value}": row.states.get(state, 0) for state in State},
+    }
+
+
+def _body(board: Board, keys: Sequence[str], escape: Callable[[str], str], style: str) -> str:
+    """Return a board's table in one of tabulate's formats."""
+    shown = [column for column in table.columns(board) if column.key in keys]
+    lines = []
+    for row in board.all_rows:
+        cells = table.cells(board, row)
+        lines.append([escape(cells[column.key].text) for column in shown])
+    return tabulate(
+        lines,
+        headers=[escape(column.title) for column in shown],
+        colalign=["right" if column.is_number else "left" for column in shown],
+        tablefmt=style,
+        disable_numparse=True,
+    )
+
+
+def _footnotes(board: Board) -> list[str]:
+    """Return why values of the table are missing or partial."""
+    notes = []
+    for row in board.all_rows:
+        cells = table.cells(board, row)
+        for column in table.columns(board):
+            cell = cells[column.key]
+            if (
+                cell.note
+                and cell.sort is None
+                and not (row.is_reference and column.key in ("rank", "deviation"))
+            ):
+                notes.append(f"{row.label}, {column.title}: {cell.note}")
+            elif cell.note.startswith("from "):
+                notes.append(f"{row.label}, {column.title}: {cell.note}")
+    return notes
+
+
+def _markdown(text: str) -> str:
+    """Escape what Markdown or the HTML inside it would read as markup, on one line."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{each}" if each in MARKDOWN_SPECIAL else each for each in plain)
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SPECIAL.get(each, each) for each in " ".join(text.split()))

@@ -1,0 +1,726 @@
+"""The conformance kit passes a good method and catches one method broken on purpose per check, by that check."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from harness import Adapter, Dropout, Method, MethodConfig, MethodTraits, UsageError, setting
+from harness.testing import ALL_CHECKS, CheckFailed, check_method, parametrize_with_checks
+
+CHECKS = {check.__name__: check for check in ALL_CHECKS}
+
+
+# --- a method without a fault, with one of everything: randomness, dropout, a buffer, every hook ------------------------
+
+
+class GoodAdapter(Adapter):
+    def __init__(self, layer: nn.Linear, r: int, dropout: float, generator: torch.Generator) -> None:
+        super().__init__(layer)
+        a = torch.randn(r, self.in_features, generator=generator) / self.in_features**0.5
+        self.a = nn.Parameter(a.to(self.device, self.dtype))
+        self.b = nn.Parameter(torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype))
+        self.register_buffer("scale", torch.ones((), device=self.device, dtype=self.dtype))
+        self.dropout = Dropout(dropout, generator, self.device)
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        return base_output + self.scale * linear(linear(self.dropout(x), self.a), self.b)
+
+    def delta_weight(self) -> Tensor:
+        return self.scale * self.b @ self.a
+
+
+@dataclass(frozen=True)
+class GoodConfig(MethodConfig):
+    r: int = setting(4, "rank of the update", minimum=1)
+    dropout: float = setting(0.1, "probability of dropping an input element", minimum=0, maximum=0.99)
+    order: str = setting("ab", "nothing at all", choices=("ab", "ba"))
+
+
+class Good(Method):
+    name = "good"
+    paper = "https://example.org/good"
+    Config: Any = GoodConfig
+    Adapter: Any = GoodAdapter
+
+    def trainable_parameters(self, in_features: int, out_features: int) -> int:
+        return self.config.r * (in_features + out_features)
+
+    def adapter(self, linear, generator):
+        return self.Adapter(linear, self.config.r, self.config.dropout, generator)
+
+    def calibrate(self, adapters, calibration):
+        gradients = calibration.weight_gradients()
+        assert {name: g.shape for name, g in gradients.items()} == {
+            name: adapter.pretrained_weight.shape for name, adapter in adapters.items()
+        }
+
+    def learning_rate_multiplier(self, step, total_steps, default):
+        return default(step) * (1 - step / total_steps)
+
+    def extra_loss(self, adapters):
+        return 1e-6 * torch.stack([adapter.a.square().sum() for adapter in adapters.values()]).sum()
+
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.scale.mul_(1.001)
+
+
+class GoodFull(Method):
+    """Attaches to the whole model."""
+
+    name = "good-full"
+    paper = "https://example.org/full"
+    traits = MethodTraits(budget_knob=None, reference=True, mergeable=False, learning_rate_factor=0.1)
+
+    def attach(self, model, generator):
+        model.requires_grad_(True)
+
+
+@pytest.mark.parametrize("good", [Good, GoodFull, Good(GoodConfig(r=2, dropout=0.0))])
+def test_a_good_method_passes_every_check(good):
+    results = []
+    check_method(good, results.append)
+    assert [each.check for each in results] == list(CHECKS)
+    assert {each.state for each in results} <= {"passed", "not applicable"}
+
+
+def test_every_check_applies_to_a_method_on_linear_layers():
+    results = []
+    check_method(Good, results.append)
+    assert {each.state for each in results} == {"passed"}
+
+
+def test_checks_of_adapters_do_not_apply_to_a_method_that_attaches():
+    results = {}
+    check_method(GoodFull, lambda result: results.update({result.check: result}))
+    assert results["check_merge_preserves_output"].state == "not applicable"
+    assert "attaches" in results["check_merge_preserves_output"].reason
+    for check in ("check_loss_falls", "check_only_declared_tensors_move", "check_same_seed_same_weights"):
+        assert results[check].state == "passed"
+
+
+# --- one broken method per sin, under the check that must catch it ------------------------------------------------------
+
+BROKEN: dict[str, list[type[Method]]] = {}
+
+
+def fails(check):
+    """Say which check must catch the method."""
+
+    def register(method):
+        BROKEN.setdefault(check, []).append(method)
+        return method
+
+    return register
+
+
+def with_adapter(**members):
+    """Return a class body's ``Adapter``: the good one with other members."""
+    return type("BrokenAdapter", (GoodAdapter,), members)
+
+
+@fails("check_declares_name_paper_config")
+class ShoutsItsName(Good):
+    name = "Good Method"
+
+
+@fails("check_declares_name_paper_config")
+class HasNoName(Method):
+    paper = "https://example.org"
+
+
+@fails("check_declares_name_paper_config")
+class CitesNothing(Good):
+    paper = "see the appendix"
+
+
+@fails("check_declares_name_paper_config")
+class HasAMutableConfig(Good):
+    @dataclass
+    class Config:
+        r: int = setting(4, "rank", minimum=1)
+
+
+@fails("check_declares_name_paper_config")
+class HasAFieldWithoutDefault(Good):
+    @dataclass(frozen=True)
+    class Config:
+        r: int = field(metadata={"help": "rank"})
+
+
+@fails("check_declares_name_paper_config")
+class HasAnUndocumentedField(Good):
+    @dataclass(frozen=True)
+    class Config(MethodConfig):
+        r: int = 4
+
+
+@fails("check_declares_name_paper_config")
+class ConfiguresATuple(Good):
+    @dataclass(frozen=True)
+    class Config(GoodConfig):
+        betas: tuple = setting((0.9, 0.999), "lists and tuples are not told apart by JSON")
+
+
+@fails("check_declares_name_paper_config")
+class TurnsAKnobItLacks(Good):
+    traits = MethodTraits(budget_knob="rank")
+
+
+@fails("check_declares_name_paper_config")
+class ChecksWithAFieldItLacks(Good):
+    traits = MethodTraits(check_config={"period": 3})
+
+
+@fails("check_init_only_stores")
+class PrecomputesInInit(Good):
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.projection = torch.zeros(3)
+
+
+@fails("check_init_only_stores")
+class DrawsInInit(Good):
+    def __init__(self, config=None):
+        super().__init__(config)
+        torch.rand(1)
+
+
+@fails("check_init_only_stores")
+class ReplacesItsConfig(Good):
+    def __init__(self, config=None):
+        super().__init__(dataclasses.replace(config) if config else None)
+
+
+@fails("check_bad_config_is_named")
+class AcceptsAnyConfig(Good):
+    @dataclass(frozen=True)
+    class Config:
+        r: int = setting(4, "rank", minimum=1)
+        dropout: float = setting(0.0, "probability", minimum=0, maximum=1)
+
+
+@fails("check_bad_config_is_named")
+class RefusesWithoutAName(Good):
+    @dataclass(frozen=True)
+    class Config(GoodConfig):
+        def __post_init__(self):
+            from harness import ConfigError
+
+            if self.r is not None and (not isinstance(self.r, int) or self.r < 1):
+                raise ConfigError("bad config")
+
+
+@fails("check_budget_knob_is_monotone")
+class ShrinksWithItsKnob(Good):
+    def trainable_parameters(self, in_features, out_features):
+        return 1000 - self.config.r
+
+
+@fails("check_budget_knob_is_monotone")
+class IgnoresItsKnob(Good):
+    def trainable_parameters(self, in_features, out_features):
+        return in_features + out_features
+
+
+@fails("check_trainable_count_matches_formula")
+class ForgetsToCountB(Good):
+    def trainable_parameters(self, in_features, out_features):
+        return self.config.r * in_features
+
+
+@fails("check_trainable_count_matches_formula")
+class CountsInFractions(Good):
+    def trainable_parameters(self, in_features, out_features):
+        return super().trainable_parameters(in_features, out_features) * 1.0
+
+
+def starts_at_random(self, layer, r, dropout, generator):
+    GoodAdapter.__init__(self, layer, r, dropout, generator)
+    self.b.data.normal_(generator=generator)
+
+
+@fails("check_identity_at_init")
+class StartsElsewhere(Good):
+    Adapter = with_adapter(__init__=starts_at_random)
+
+
+@fails("check_identity_at_init")
+class CalibratesAway(Good):
+    def calibrate(self, adapters, calibration):
+        for adapter in adapters.values():
+            adapter.b.data.fill_(0.01)
+
+
+@fails("check_only_declared_tensors_move")
+class MovesAFrozenParameter(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.frozen.add_(1)
+
+
+@fails("check_only_declared_tensors_move")
+class AttachesAndMovesMore(GoodFull):
+    """Trains the norm, and changes a weight that it did not declare."""
+
+    def attach(self, model, generator):
+        model.norm.requires_grad_(True)
+        model.norm.register_forward_hook(lambda norm, *_: model.layers[0].weight.data.mul_(0.99))
+
+
+@fails("check_only_declared_tensors_move")
+class UnfreezesLater(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.a.requires_grad_(False)
+
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.a.requires_grad_(True)
+
+
+@fails("check_every_trainable_tensor_moves")
+class DetachesA(Good):
+    Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(x, self.a.detach()), self.b))
+
+    def extra_loss(self, adapters):
+        return None
+
+
+@fails("check_every_trainable_tensor_moves")
+class StartsWithTwoZeroFactors(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.a.data.zero_()
+
+
+@fails("check_pretrained_model_untouched")
+class SubtractsFromThePretrainedWeight(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, layer, *arguments):
+            super().__init__(layer, *arguments)
+
+        def absorb(self):
+            self.pretrained_weight.sub_(0.01)
+
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.absorb()
+
+
+@fails("check_pretrained_model_untouched")
+class LeavesAHookBehind(Good):
+    def calibrate(self, adapters, calibration):
+        calibration.model.register_forward_hook(lambda *_: None)
+
+
+@fails("check_pretrained_model_untouched")
+class LeavesWeightsTrainable(Good):
+    def calibrate(self, adapters, calibration):
+        calibration.model.requires_grad_(True)
+
+
+@fails("check_tensors_change_in_place")
+class RedrawsIntoANewParameter(Good):
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.b = nn.Parameter(adapter.b * 0.9)
+
+
+@fails("check_tensors_change_in_place")
+class RepointsData(Good):
+    def calibrate(self, adapters, calibration):
+        for adapter in adapters.values():
+            adapter.a.data = adapter.a.data * 0.5
+
+
+@fails("check_tensors_change_in_place")
+class ReplacesABuffer(Good):
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.scale = adapter.scale * 1.001
+
+
+@fails("check_tensors_stay_finite")
+class DividesByZero(Good):
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.b.div_(adapter.scale - adapter.scale)
+
+
+@fails("check_tensors_stay_finite")
+class PoisonsAMoment(Good):
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            if info.step == info.total_steps:
+                info.optimizer.state[adapter.a]["exp_avg"].fill_(float("nan"))
+
+
+@fails("check_loss_falls")
+class ClimbsTheLoss(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            # The value of the good update with the sign of its gradient turned.
+            update = super().forward(x, torch.zeros_like(base_output))
+            return base_output + 2 * update.detach() - update
+
+
+@fails("check_same_seed_same_weights")
+class DrawsFromTheOperatingSystem(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.a.data.mul_(1 + random.SystemRandom().random())
+
+
+@fails("check_same_seed_same_weights")
+class RemembersOnTheMethod(Good):
+    def after_step(self, info):
+        self.steps = getattr(self, "steps", 0) + 1
+        for adapter in info.adapters.values():
+            adapter.scale.fill_(1 + 0.001 * self.steps)
+
+
+@fails("check_different_seed_differs")
+class ReseedsTheGenerator(Good):
+    def adapter(self, linear, generator):
+        return super().adapter(linear, generator.manual_seed(42))
+
+
+@fails("check_global_rng_untouched")
+class DrawsGlobally(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            nn.init.kaiming_uniform_(self.a)
+
+
+@fails("check_global_rng_untouched")
+class SeedsGlobally(Good):
+    def calibrate(self, adapters, calibration):
+        random.seed(0)
+
+
+@fails("check_global_rng_untouched")
+class DropsWithTorchDropout(Good):
+    Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(nn.functional.dropout(x, 0.1), self.a), self.b))
+
+
+@fails("check_optimizer_hooks")
+class ForgetsAParameter(Good):
+    def parameter_groups(self, adapters, learning_rate, weight_decay):
+        return [{"params": [each.b for each in adapters.values()], "lr": learning_rate, "weight_decay": weight_decay}]
+
+
+@fails("check_optimizer_hooks")
+class RepeatsAParameter(Good):
+    def parameter_groups(self, adapters, learning_rate, weight_decay):
+        return super().parameter_groups(adapters, learning_rate, weight_decay) * 2
+
+
+@fails("check_optimizer_hooks")
+class FixesItsLearningRate(Good):
+    def parameter_groups(self, adapters, learning_rate, weight_decay):
+        return super().parameter_groups(adapters, 1e-3, weight_decay)
+
+
+@fails("check_optimizer_hooks")
+class GoesBackwards(Good):
+    def learning_rate_multiplier(self, step, total_steps, default):
+        return -0.1 if step == total_steps - 1 else default(step)
+
+
+@fails("check_optimizer_hooks")
+class NeverStarts(Good):
+    def learning_rate_multiplier(self, step, total_steps, default):
+        return 0.0
+
+
+@fails("check_optimizer_hooks")
+class AddsAVectorToTheLoss(Good):
+    def extra_loss(self, adapters):
+        return torch.stack([each.a.square().sum() for each in adapters.values()])
+
+
+@fails("check_state_round_trip")
+class ForgetsABuffer(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.register_buffer("scale", self.scale, persistent=False)
+
+
+@fails("check_state_round_trip")
+class SavesAnObject(Good):
+    class Adapter(GoodAdapter):
+        def get_extra_state(self):
+            return {"rank": 4}
+
+        def set_extra_state(self, state):
+            pass
+
+
+@fails("check_merge_preserves_output")
+class ForgetsTheScaleWhenMerging(Good):
+    Adapter = with_adapter(delta_weight=lambda self: self.b @ self.a)
+
+
+@fails("check_merge_preserves_output")
+class MergesTransposed(Good):
+    Adapter = with_adapter(delta_weight=lambda self: (self.scale * self.b @ self.a).T)
+
+
+@fails("check_forward_is_pure")
+class CountsItsCalls(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            self.scale.mul_(1.0001)
+            return super().forward(x, base_output)
+
+
+@fails("check_forward_is_pure")
+class AddsIntoTheBaseOutput(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            return base_output.add_(super().forward(x, torch.zeros_like(base_output)))
+
+
+@fails("check_leading_shapes")
+class InsistsOnThreeDimensions(Good):
+    Adapter = with_adapter(forward=lambda self, x, y: y + self.scale * torch.einsum("bti,ri,or->bto", x, self.a, self.b))
+
+
+@fails("check_leading_shapes")
+class MixesTokens(Good):
+    Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(x - x.mean(-2, keepdim=True), self.a), self.b))
+
+
+@fails("check_odd_shapes")
+class NeedsMultiplesOfEight(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            x.unflatten(-1, (8, -1))
+            return super().forward(x, base_output)
+
+
+@fails("check_odd_shapes")
+class RefusesWithoutTheShape(Good):
+    def trainable_parameters(self, in_features, out_features):
+        from harness import ConfigError
+
+        if in_features % 16:
+            raise ConfigError("this layer does not suit")
+        return super().trainable_parameters(in_features, out_features)
+
+
+@fails("check_odd_shapes")
+class CountsWhatItRefuses(Good):
+    def adapter(self, linear, generator):
+        assert linear.in_features % 16 == 0
+        return super().adapter(linear, generator)
+
+
+@fails("check_odd_shapes")
+class BuildsWhatItRefusesToCount(Good):
+    def trainable_parameters(self, in_features, out_features):
+        from harness import ConfigError
+
+        if in_features % 16:
+            raise ConfigError(f"does not suit in_features={in_features}, out_features={out_features}")
+        return super().trainable_parameters(in_features, out_features)
+
+
+@fails("check_half_precision")
+class KeepsParametersInHalfPrecision(Good):
+    class Adapter(GoodAdapter):
+        @property
+        def dtype(self):
+            return self.pretrained_weight.dtype
+
+
+@fails("check_half_precision")
+class FixesFloat32InForward(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            return base_output + self.scale * linear(linear(x.float(), self.a), self.b)
+
+
+@fails("check_half_precision")
+class MultipliesByTheRawWeight(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            return super().forward(x, base_output) + 0.0 * linear(x, self.pretrained_weight)
+
+
+@fails("check_stacks_under_vmap")
+class BranchesOnAValue(Good):
+    class Adapter(GoodAdapter):
+        def forward(self, x, base_output):
+            if self.b.abs().sum() == 0:
+                return base_output
+            return super().forward(x, base_output)
+
+
+@fails("check_stacks_under_vmap")
+class HidesATensor(Good):
+    class Adapter(GoodAdapter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.hidden = [self.a.detach().sign()]
+
+        def forward(self, x, base_output):
+            return base_output + linear(linear(x, self.a * self.hidden[0].to(x.dtype)), self.b)
+
+
+@fails("check_stacks_under_vmap")
+class TrainsAPythonNumber(Good):
+    class Adapter(GoodAdapter):
+        gain = 1.0
+
+        def forward(self, x, base_output):
+            return base_output + self.gain * linear(linear(x, self.a), self.b)
+
+    def after_step(self, info):
+        for adapter in info.adapters.values():
+            adapter.gain *= 1.01
+
+
+class Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
+@fails("check_stacks_under_vmap")
+class HasItsOwnAutogradFunction(Good):
+    Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(Identity.apply(x), self.a), self.b))
+
+
+CASES = [pytest.param(CHECKS[check], kind, id=f"{check}-{kind.__name__}") for check, kinds in BROKEN.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(("check", "broken"), CASES)
+def test_a_broken_method_fails_its_check(check, broken):
+    with pytest.raises(CheckFailed) as failure:
+        check(broken)
+    message = str(failure.value)
+    assert failure.value.check == check.__name__
+    assert check.__name__ in message
+    assert "Try: " in message
+
+
+def test_every_check_has_a_broken_method():
+    assert set(BROKEN) == set(CHECKS)
+
+
+# --- the doors --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_names_the_method_what_was_seen_and_what_to_try():
+    with pytest.raises(CheckFailed, match="method 'good' fails check_trainable_count_matches_formula") as failure:
+        CHECKS["check_trainable_count_matches_formula"](ForgetsToCountB)
+    # 4 (32) by the formula, 4 (32 + 48) on the first layer.
+    assert "the formula says 128, the adapter on a layer with I=32, O=48 has 320" in str(failure.value)
+
+
+def test_a_method_that_raises_fails_with_its_error_as_the_cause():
+    class Raises(Good):
+        def adapter(self, linear, generator):
+            raise ZeroDivisionError("no reason")
+
+    with pytest.raises(CheckFailed, match="ZeroDivisionError: no reason") as failure:
+        CHECKS["check_loss_falls"](Raises)
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+
+
+def test_check_method_reports_all_failures_and_raises_them_together():
+    class TwoSins(ForgetsTheScaleWhenMerging):
+        def trainable_parameters(self, in_features, out_features):
+            return self.config.r * in_features
+
+    states = {}
+    with pytest.raises(CheckFailed) as failure:
+        check_method(TwoSins, lambda result: states.update({result.check: result.state}))
+    failed = {check for check, state in states.items() if state == "failed"}
+    assert {"check_trainable_count_matches_formula", "check_merge_preserves_output"} <= failed
+    assert set(states) == set(CHECKS)
+    for check in failed:
+        assert check in str(failure.value)
+
+
+def test_check_method_stops_at_wrong_declarations():
+    class HasNoTraits(Good):
+        traits: Any = None
+
+    results = []
+    with pytest.raises(CheckFailed, match="traits is None"):
+        check_method(HasNoTraits, results.append)
+    assert [each.check for each in results] == ["check_declares_name_paper_config"]
+
+
+def test_a_class_is_built_from_its_check_config():
+    class NeedsASetting(Good):
+        traits = MethodTraits(check_config={"r": 2})
+
+        def adapter(self, linear, generator):
+            assert self.config.r == 2
+            return super().adapter(linear, generator)
+
+    check_method(NeedsASetting)
+    with pytest.raises(CheckFailed, match="AssertionError"):
+        check_method(NeedsASetting(GoodConfig(r=3)))
+
+
+def test_parametrize_gives_one_named_case_per_method_and_applicable_check():
+    values = parametrize_with_checks([Good, GoodFull]).args[1]
+    ids = [each.id for each in values]
+    assert "good-check_loss_falls" in ids
+    assert "good-full-check_loss_falls" in ids
+    assert "good-full-check_merge_preserves_output" not in ids
+    assert len(ids) == len(set(ids))
+    assert len([each for each in ids if each.startswith("good-check_")]) == len(ALL_CHECKS)
+
+
+def test_an_expected_failure_is_a_strict_xfail_with_its_reason():
+    expected = {"good": {"check_loss_falls": "known"}}
+    values = parametrize_with_checks([Good], expected).args[1]
+    marks = {each.id: each.marks for each in values}
+    (mark,) = marks["good-check_loss_falls"]
+    assert mark.name == "xfail"
+    assert mark.kwargs == {"reason": "known", "raises": CheckFailed, "strict": True}
+    assert [each for each, m in marks.items() if m] == ["good-check_loss_falls"]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [{"nobody": {"check_loss_falls": "?"}}, {"good-full": {"check_merge_preserves_output": "?"}}, {"good-full": {"typo": "?"}}],
+)
+def test_an_expected_failure_that_is_not_run_is_refused(expected):
+    with pytest.raises(UsageError, match="not run"):
+        parametrize_with_checks([GoodFull], expected)
+
+
+def test_the_kit_does_not_import_pytest():
+    code = "import sys, harness.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
