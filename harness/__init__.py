@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.evaluation import generate as generate
     from harness.evaluation import negative_log_likelihoods as negative_log_likelihoods
     from harness.hookspecs import hookimpl as hookimpl
+    from harness.lanes import delta_weights as delta_weights
+    from harness.lanes import pretrained as pretrained
     from harness.method import Adapter as Adapter
     from harness.method import Calibration as Calibration
     from harness.method import Method as Method
@@ -75,6 +77,8 @@ _HOMES = {
     "identify": "harness.data",
     "read_rows": "harness.data",
     "read_table": "harness.data",
+    "delta_weights": "harness.lanes",
+    "pretrained": "harness.lanes",
     "hookimpl": "harness.hookspecs",
     "setting": "harness.method",
     "svd": "harness.svd",

@@ -87,7 +87,9 @@ def collate(
     if kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH):
         totals = [sum(sum(label != IGNORE for label in e.labels[1:]) for e in lane) for lane in rows]  # type: ignore[index]
         return [_language(tuple(lane[s : s + size] for lane in rows), totals, pad_token, multiple) for s in starts]
-    return [_sequence(tuple(lane[s : s + size] for lane in rows), len(rows[0]), kind, pad_token, multiple) for s in starts]
+    return [
+        _sequence(tuple(lane[s : s + size] for lane in rows), len(rows[0]), kind, pad_token, multiple) for s in starts
+    ]
 
 
 def _pad(rows: Sequence[Sequence[Example]], pad_token: int, multiple: int) -> tuple[Tensor, Tensor]:

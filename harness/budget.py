@@ -53,7 +53,9 @@ def parse_settings(text: str, method: type[Method]) -> Any:
         name, equals, raw = part.partition("=")
         if not equals or not hasattr(config, name):
             known = ", ".join(config.__dataclass_fields__)
-            raise ConfigError(f"{method.name}: cannot read setting {part!r}; write field=value, fields: {known or 'none'}")
+            raise ConfigError(
+                f"{method.name}: cannot read setting {part!r}; write field=value, fields: {known or 'none'}"
+            )
         values[name] = parse_value(raw, getattr(config, name), f"{method.name}: {name}")
     return replace(config, **values)
 
@@ -78,7 +80,9 @@ def parse_value(raw: str, default: Any, what: str) -> Any:
     return raw
 
 
-def budget_parameters(text: str, layers: Mapping[str, tuple[int, int]], base_parameters: int, registry: Registry) -> int:
+def budget_parameters(
+    text: str, layers: Mapping[str, tuple[int, int]], base_parameters: int, registry: Registry
+) -> int:
     """Return the number of adapter parameters that a budget asks for.
 
     Args:
@@ -100,7 +104,9 @@ def budget_parameters(text: str, layers: Mapping[str, tuple[int, int]], base_par
         method = registry.method(name)
         count = total_parameters(method(parse_settings(settings, method)), layers.values())
     else:
-        raise BudgetError(f"--budget {text!r} is not a budget; write a method with settings (lora:r=8), a share (0.5%) or a count (300k)")
+        raise BudgetError(
+            f"--budget {text!r} is not a budget; write a method with settings (lora:r=8), a share (0.5%) or a count (300k)"
+        )
     if count < 1:
         raise BudgetError(f"--budget {text!r} comes to {count} parameters; give at least 1")
     return count
@@ -152,7 +158,9 @@ def solve(
     return _within(method, nearest, reachable, budget, tolerance_fraction)
 
 
-def _within(method: type[Method], solution: Solution, reachable: Sequence[int], budget: int, tolerance: float) -> Solution:
+def _within(
+    method: type[Method], solution: Solution, reachable: Sequence[int], budget: int, tolerance: float
+) -> Solution:
     if abs(solution.deviation_fraction(budget)) <= tolerance:
         return solution
     nearest = sorted(sorted(reachable, key=lambda each: abs(each - budget))[:2])
@@ -210,7 +218,13 @@ def _next(count: Any, low: int) -> int | None:
 
 
 def _mix(
-    method: type[Method], config: Any, knob: str, low: int, high: int, budget: int, layers: Mapping[str, tuple[int, int]]
+    method: type[Method],
+    config: Any,
+    knob: str,
+    low: int,
+    high: int,
+    budget: int,
+    layers: Mapping[str, tuple[int, int]],
 ) -> Solution:
     """Give some layers the higher knob value, so that the total comes nearest to the budget.
 

@@ -33,7 +33,9 @@ class Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return all names, without importing anything."""
-        return sorted({*super().list_commands(context), *(each.name for each in metadata.entry_points(group="harness.commands"))})
+        return sorted(
+            {*super().list_commands(context), *(each.name for each in metadata.entry_points(group="harness.commands"))}
+        )
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return a command, importing it on first use."""
@@ -46,7 +48,9 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="harness")
-@click.option("--block", multiple=True, metavar="PLUGIN", help="Leave a plugin or distribution out (also HARNESS_BLOCK=a,b).")
+@click.option(
+    "--block", multiple=True, metavar="PLUGIN", help="Leave a plugin or distribution out (also HARNESS_BLOCK=a,b)."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, with tracebacks.")
 @click.pass_context
 def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
@@ -57,7 +61,9 @@ def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
     harness leaderboard                       render the results as a page
     harness list methods                      see what there is
     """
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     context.obj = block
 
 
@@ -119,7 +125,11 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     from harness.plan import split_names
     from harness.suite import build_suite, read_suite
 
-    given: dict[str, Any] = {name: options[name] for name in ("scale", "model", "revision", "tolerance", "tune", "precision") if options[name] is not None}
+    given: dict[str, Any] = {
+        name: options[name]
+        for name in ("scale", "model", "revision", "tolerance", "tune", "precision")
+        if options[name] is not None
+    }
     if options["methods"]:
         given["methods"] = split_names(options["methods"])
     if options["exclude"]:
@@ -258,7 +268,11 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Any], states: Mapping[str
     heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]
     todo = sum(state == "to do" for state in states.values())
     first = trials[0] if trials else None
-    where = f"model {first.model}, {first.precision}, budget {', '.join(dict.fromkeys(c.template.budget for c in cells if c.template.budget))}" if first else ""
+    where = (
+        f"model {first.model}, {first.precision}, budget {', '.join(dict.fromkeys(c.template.budget for c in cells if c.template.budget))}"
+        if first
+        else ""
+    )
     more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
     return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{len(trials)} trials, {todo} to do{more}"
 
@@ -302,7 +316,9 @@ def run(
 
     todo = pending(cells, look_up)
     if not todo:
-        click.echo(f"Nothing to train: all {sum(len(wanted(c, look_up)) for c in cells)} trials are in {store.root}.", err=True)
+        click.echo(
+            f"Nothing to train: all {sum(len(wanted(c, look_up)) for c in cells)} trials are in {store.root}.", err=True
+        )
         click.echo(summary(registry, finished(cells, look_up)))
         return 0
     import torch
@@ -336,7 +352,10 @@ def run(
     click.echo(summary(registry, records))
     click.echo(f"Records are in {store.root}. `harness leaderboard` renders them as a page.", err=True)
     if scheduler.observers.failures:
-        click.echo("harness: results complete, tracking incomplete (see the warnings); `harness track rebuild` repairs it", err=True)
+        click.echo(
+            "harness: results complete, tracking incomplete (see the warnings); `harness track rebuild` repairs it",
+            err=True,
+        )
         return TRACKING_INCOMPLETE
     return TRIALS_FAILED if any(record.state != "complete" for record in records) else 0
 
@@ -373,16 +392,32 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
         origin = registry.origins[kind[:-1], name]
         row: dict[str, Any] = {"name": name}
         if kind == "methods":
-            row |= {"title": thing.title or name, "parameters per layer": thing.formula, "in all": thing.traits.in_all, "paper": thing.paper}
+            row |= {
+                "title": thing.title or name,
+                "parameters per layer": thing.formula,
+                "in all": thing.traits.in_all,
+                "paper": thing.paper,
+            }
         elif kind == "tasks":
-            row |= {"title": thing.title or name, "metric": thing.main_metric, "scales": ", ".join(thing.recipes), "paper": thing.paper}
+            row |= {
+                "title": thing.title or name,
+                "metric": thing.main_metric,
+                "scales": ", ".join(thing.recipes),
+                "paper": thing.paper,
+            }
         else:
             row |= {"path": str(thing)}
         rows.append({**row, "distribution": origin.distribution, "version": origin.version, "file": origin.file})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    short = [{k: _shorten(v) if k in ("file", "path") else ("yes" if v is True else "no" if v is False else v) for k, v in row.items()} for row in rows]
+    short = [
+        {
+            k: _shorten(v) if k in ("file", "path") else ("yes" if v is True else "no" if v is False else v)
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
     click.echo(tabulate(short, headers="keys", disable_numparse=True) if rows else f"no {kind}")
 
 
@@ -417,11 +452,34 @@ def describe_method(registry: Registry, name: str) -> str:
     origin = registry.origins["method", name]
     knob = method.traits.budget_knob
     lines = [f"{method.title or name} ({name})", (method.__doc__ or "").strip(), ""]
-    lines += [f"citation    {method.citation}", f"paper       {method.paper}", f"parameters  {method.formula} per layer"]
-    lines += [f"budget      solved by {knob}" if knob else "budget      none: outside every budget" if method.traits.reference else "budget      fixed size"]
-    lines += [f"lr factor   {method.traits.learning_rate_factor:g} x LoRA's on the same task", f"from        {origin.pin}, {origin.file}", ""]
-    rows = [[each.name, getattr(method.Config(), each.name), describe_range(each), each.metadata.get("help", "")] for each in fields(method.Config)]
-    lines.append(tabulate(rows, ["setting", "default", "allowed", "meaning"], maxcolwidths=[None, None, 30, 70], disable_numparse=True) if rows else "no settings")
+    lines += [
+        f"citation    {method.citation}",
+        f"paper       {method.paper}",
+        f"parameters  {method.formula} per layer",
+    ]
+    lines += [
+        f"budget      solved by {knob}"
+        if knob
+        else "budget      none: outside every budget"
+        if method.traits.reference
+        else "budget      fixed size"
+    ]
+    lines += [
+        f"lr factor   {method.traits.learning_rate_factor:g} x LoRA's on the same task",
+        f"from        {origin.pin}, {origin.file}",
+        "",
+    ]
+    rows = [
+        [each.name, getattr(method.Config(), each.name), describe_range(each), each.metadata.get("help", "")]
+        for each in fields(method.Config)
+    ]
+    lines.append(
+        tabulate(
+            rows, ["setting", "default", "allowed", "meaning"], maxcolwidths=[None, None, 30, 70], disable_numparse=True
+        )
+        if rows
+        else "no settings"
+    )
     return "\n".join(lines)
 
 
@@ -435,9 +493,24 @@ def describe_task(registry: Registry, name: str) -> str:
     origin = registry.origins["task", name]
     source = task.source
     data = f"{source.hub_id} {source.config} @ {source.revision}" if source.hub_id else "generated"
-    lines = [f"{task.title or name} ({name})", (task.__doc__ or "").strip(), "", f"paper    {task.paper}", f"data     {data}"]
-    lines += [f"licence  {source.licence}", f"note     {source.note}", f"model    {task.model}", f"from     {origin.pin}, {origin.file}", ""]
-    rows = [[key + (" *" if key == task.main_metric else ""), m.unit, "higher" if m.higher_is_better else "lower", m.help] for key, m in task.metrics.items()]
+    lines = [
+        f"{task.title or name} ({name})",
+        (task.__doc__ or "").strip(),
+        "",
+        f"paper    {task.paper}",
+        f"data     {data}",
+    ]
+    lines += [
+        f"licence  {source.licence}",
+        f"note     {source.note}",
+        f"model    {task.model}",
+        f"from     {origin.pin}, {origin.file}",
+        "",
+    ]
+    rows = [
+        [key + (" *" if key == task.main_metric else ""), m.unit, "higher" if m.higher_is_better else "lower", m.help]
+        for key, m in task.metrics.items()
+    ]
     lines += [tabulate(rows, ["metric", "unit", "better", "meaning"], maxcolwidths=[None, None, None, 70]), ""]
     names = [each.name for each in fields(next(iter(task.recipes.values())))]
     table = [[each, *(getattr(recipe, each) for recipe in task.recipes.values())] for each in names]
@@ -484,7 +557,9 @@ def _records(root: str) -> tuple[Store, list[Record]]:
     store = Store(root)
     records = list(store.records())
     if not records:
-        raise UsageError(f"no records in {root!r}; run something first (`harness run --methods all --task uuid`), or give --results")
+        raise UsageError(
+            f"no records in {root!r}; run something first (`harness run --methods all --task uuid`), or give --results"
+        )
     return store, records
 
 
@@ -506,7 +581,9 @@ def results_show(trial_id: str, results: str) -> None:
 
     found = [record for record in _records(results)[1] if record.trial_id.startswith(trial_id)]
     if len(found) != 1:
-        raise UsageError(f"{len(found)} records in {results!r} begin with {trial_id!r}; `harness results list` shows the ids")
+        raise UsageError(
+            f"{len(found)} records in {results!r} begin with {trial_id!r}; `harness results list` shows the ids"
+        )
     click.echo(render_show(found[0]))
 
 
@@ -573,7 +650,9 @@ def base_build(name: str, output: Path | None, steps: int | None, device: str) -
     """Train a shipped base model again from text that every machine has, and compare it with the shipped one."""
     from harness.bases import build
 
-    report = build(name, output or Path(name), device=None if device == "auto" else device, steps=steps, report=click.echo)
+    report = build(
+        name, output or Path(name), device=None if device == "auto" else device, steps=steps, report=click.echo
+    )
     click.echo(str(report))
 
 

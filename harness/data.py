@@ -42,7 +42,9 @@ def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> Non
             continue
         wanted = f"{data_dir or '<data dir>'}/{source.folder}/{split}.jsonl(.gz)"
         if data_dir is not None:
-            raise DataError(f"data: there is no {wanted}; put the table there, or leave --data-dir out to use {hub_name(source)}")
+            raise DataError(
+                f"data: there is no {wanted}; put the table there, or leave --data-dir out to use {hub_name(source)}"
+            )
         if not source.hub_id:
             raise DataError(f"data: this table is not on the hub; give --data-dir (or HARNESS_DATA_DIR) with {wanted}")
         if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1":
@@ -85,7 +87,9 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
         kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
         return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
     try:
-        return datasets.load_dataset(source.hub_id, source.config or None, revision=source.revision, split=hub_split or split)
+        return datasets.load_dataset(
+            source.hub_id, source.config or None, revision=source.revision, split=hub_split or split
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data: {hub_name(source)}, split {hub_split or split!r}, cannot be had: {str(error).splitlines()[0]}. "
@@ -93,7 +97,9 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
         ) from error
 
 
-def read_rows(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> list[Mapping[str, Any]]:
+def read_rows(
+    source: Source, split: str, data_dir: Path | None, hub_split: str | None = None
+) -> list[Mapping[str, Any]]:
     """Return a split as plain rows; for tables that fit in memory."""
     return list(read_table(source, split, data_dir, hub_split))
 
@@ -101,7 +107,11 @@ def read_rows(source: Source, split: str, data_dir: Path | None, hub_split: str 
 def hub_name(source: Source) -> str:
     """Return the hub data set with configuration and revision, in words."""
     config = f", configuration {source.config!r}" if source.config else ""
-    return f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}" if source.hub_id else "the hub (it is not there)"
+    return (
+        f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}"
+        if source.hub_id
+        else "the hub (it is not there)"
+    )
 
 
 @cache

@@ -15,7 +15,9 @@ from harness.batch import collate
 from harness.task import Example, ModelKind
 
 
-def negative_log_likelihoods(model: Any, examples: Sequence[Example], pad_token: int, batch_size: int = 64) -> list[float]:
+def negative_log_likelihoods(
+    model: Any, examples: Sequence[Example], pad_token: int, batch_size: int = 64
+) -> list[float]:
     """Return, per example, the summed negative log-likelihood of its labelled tokens, in nats (teacher forcing).
 
     Args:
@@ -49,7 +51,12 @@ def negative_log_likelihoods(model: Any, examples: Sequence[Example], pad_token:
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = 64, min_new_tokens: int = 0
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """Return each prompt's greedy continuation as token ids, without the prompt, cut before an end-of-text token.
 

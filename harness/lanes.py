@@ -14,7 +14,8 @@ What is not here: batches (``batch``), losses and steps (``training``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -150,6 +151,21 @@ class Stack:
         return cast(Tensor, output).flatten(0, 1)
 
 
+class Reader:
+    """One lane's module, for evaluation: computes in the base's dtype, without touching gradients or storage."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.modules = [module]
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._low = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        self._direct = all(low.dtype == tensors[name].dtype for name, low in self._low.items())
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run the module."""
+        module = self.modules[0]
+        return cast(Tensor, module(*inputs) if self._direct else functional_call(module, self._low, inputs))
+
+
 class Slot(nn.Module):
     """Stands where a layer of the base model was.
 
@@ -161,7 +177,7 @@ class Slot(nn.Module):
         super().__init__()
         self.frozen = frozen
         # (stack, lanes in it), in lane order; plain objects, so that the base model's own state is unchanged.
-        self.parts: tuple[tuple[Stack, int], ...] = ()
+        self.parts: tuple[tuple[Stack | Reader, int], ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -174,8 +190,12 @@ class Slot(nn.Module):
         if len(self.parts) == 1:
             return self.parts[0][0](*inputs)
         lanes = sum(count for _, count in self.parts)
-        pieces = zip(*(each.unflatten(0, (lanes, -1)).split([n for _, n in self.parts]) for each in inputs), strict=True)
-        return torch.cat([stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)])
+        pieces = zip(
+            *(each.unflatten(0, (lanes, -1)).split([n for _, n in self.parts]) for each in inputs), strict=True
+        )
+        return torch.cat(
+            [stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)]
+        )
 
 
 class LinearSlot(Slot):
@@ -202,6 +222,38 @@ class ModuleSlot(Slot):
         return self.over_lanes(x) if self.parts else self.frozen(x, *rest, **keywords)
 
 
+def slots(model: nn.Module) -> dict[str, Slot]:
+    """Return the model's slots by the name of the layer whose place they took."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Slot)}
+
+
+@contextmanager
+def pretrained(model: nn.Module) -> Iterator[None]:
+    """Run with every lane taken out of the model, then put them back."""
+    before = {slot: slot.parts for slot in slots(model).values()}
+    for slot in before:
+        slot.parts = ()
+    try:
+        yield
+    finally:
+        for slot, parts in before.items():
+            slot.parts = parts
+
+
+def delta_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return ``{layer: effective minus pretrained weight (O, I)}`` of the one trial whose adapters are active.
+
+    Empty for a model without adapters, such as a fully fine-tuned one.
+    """
+    deltas: dict[str, Tensor] = {}
+    for name, slot in slots(model).items():
+        if isinstance(slot, LinearSlot) and slot.parts:
+            ((stack, _),) = slot.parts
+            (adapter,) = stack.modules
+            deltas[name] = cast(Adapter, adapter).delta_weight().detach()
+    return deltas
+
+
 def present_as_linear(module: nn.Module) -> nn.Linear:
     """Return a linear layer of any kind as an ``nn.Linear`` over the same storage, weight (O, I), bias included."""
     if isinstance(module, nn.Linear):
@@ -225,7 +277,9 @@ def is_alike(a: nn.Module, b: nn.Module) -> bool:
     """Return whether two modules can be stacked: same class, and tensors of the same names, shapes and dtypes."""
 
     def form(module: nn.Module) -> list[tuple[Any, ...]]:
-        parameters = [(n, p.shape, p.dtype, p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)]
+        parameters = [
+            (n, p.shape, p.dtype, p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)
+        ]
         return [*parameters, *((n, b.shape, b.dtype) for n, b in module.named_buffers())]
 
     same_kind = type(a) is type(b) and (not isinstance(a, Adapter) or a.in_features == cast(Adapter, b).in_features)

@@ -60,7 +60,9 @@ def check_settings(owner: object) -> None:
             wanted = (int, float)
         if each.default is not None and each.default is not dataclasses.MISSING:
             # bool is an int in Python, but r=True is a mistake.
-            if not isinstance(value, wanted) or (isinstance(value, bool) and each.default is not value and wanted is not bool):
+            if not isinstance(value, wanted) or (
+                isinstance(value, bool) and each.default is not value and wanted is not bool
+            ):
                 raise ConfigError(problem)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(problem)
@@ -68,7 +70,9 @@ def check_settings(owner: object) -> None:
         minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
         if choices is not None and value not in choices:
             raise ConfigError(problem)
-        if value is not None and ((minimum is not None and value < minimum) or (maximum is not None and value > maximum)):
+        if value is not None and (
+            (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
+        ):
             raise ConfigError(problem)
 
 
@@ -78,7 +82,11 @@ def describe_range(each: dataclasses.Field[Any]) -> str:
     if choices is not None:
         return "one of " + ", ".join(map(repr, choices))
     minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-    kind = "a value" if each.default is None else f"{'an' if isinstance(each.default, int) and not isinstance(each.default, bool) else 'a'} {type(each.default).__name__}"
+    kind = (
+        "a value"
+        if each.default is None
+        else f"{'an' if isinstance(each.default, int) and not isinstance(each.default, bool) else 'a'} {type(each.default).__name__}"
+    )
     if minimum is not None and maximum is not None:
         return f"{kind} between {minimum} and {maximum}"
     if minimum is not None:

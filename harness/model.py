@@ -43,7 +43,9 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
     """
     if task.model_kind is ModelKind.FROM_SCRATCH:
         config = task.model_config(recipe)
-        return ModelChoice(f"from-scratch/{task.name}", hashlib.sha256(config.to_json_string().encode()).hexdigest()[:16])
+        return ModelChoice(
+            f"from-scratch/{task.name}", hashlib.sha256(config.to_json_string().encode()).hexdigest()[:16]
+        )
     folder = Path(resolve(name))
     if folder.is_dir():
         digest = hashlib.sha256()
@@ -164,23 +166,27 @@ def linear_layers(model: nn.Module, trains: Sequence[str]) -> dict[str, tuple[in
     }
 
 
-def select_layers(layers: Mapping[str, tuple[int, int]], targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+def select_layers(
+    layers: Mapping[str, tuple[int, int]], targets: Sequence[str], each_must_match: bool = False
+) -> dict[str, tuple[int, int]]:
     """Return the layers that match a pattern.
 
     Args:
         layers: From ``linear_layers``.
         targets: Shell-style patterns, matched against the full dotted name or its last part; empty: every layer.
+        each_must_match: Whether every single pattern must find something (a user's), or just one of them (a task's,
+            which lists the names that different models use).
 
     Raises:
-        UsageError: A pattern matches no linear layer; the message lists the names there are.
+        UsageError: Nothing matches; the message lists the names there are.
     """
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
-    for pattern in targets:
+    for pattern in targets if each_must_match else ():
         if not any(matches(name, pattern) for name in layers):
             raise UsageError(f"--targets {pattern!r} matches no linear layer of the model; layers end in: {known}")
     chosen = {name: shape for name, shape in layers.items() if not targets or any(matches(name, p) for p in targets)}
     if not chosen:
-        raise UsageError("the model has no linear layer to adapt")
+        raise UsageError(f"no linear layer matches targets {', '.join(targets)}; layers end in: {known}")
     return chosen
 
 

@@ -55,7 +55,9 @@ class Cell:
     def grid(self, below: int = 0, above: int = 0) -> list[float]:
         """Return the learning rates of the search, half a decade apart, extended on either side."""
         first = -(self.tune // 2) - below
-        return [float(f"{self.centre * 10 ** (step / 2):.3g}") for step in range(first, first + self.tune + below + above)]
+        return [
+            float(f"{self.centre * 10 ** (step / 2):.3g}") for step in range(first, first + self.tune + below + above)
+        ]
 
 
 def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str) -> list[Cell]:
@@ -80,7 +82,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         data = task.data_identity(recipe, data_dir)
         choice = choose_model(suite.model or task.model, suite.revision, task, recipe)
         skeleton = build_on_meta(choice, task, recipe)
-        layers = select_layers(linear_layers(skeleton, task.trains), suite.targets or task.targets)
+        layers = select_layers(linear_layers(skeleton, task.trains), suite.targets or task.targets, bool(suite.targets))
         for budget_number, budget in enumerate(suite.budgets):
             asked = budget_parameters(budget, layers, count_parameters(skeleton), registry)
             for method, config in chosen:
@@ -112,7 +114,11 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     )
                 )
     if refused:
-        raise BudgetError("\n".join([*refused, "Nothing was run. Change the budget or the settings, or leave methods out with --exclude."]))
+        raise BudgetError(
+            "\n".join(
+                [*refused, "Nothing was run. Change the budget or the settings, or leave methods out with --exclude."]
+            )
+        )
     return cells
 
 
@@ -215,7 +221,11 @@ def wanted(cell: Cell, look_up: Callable[[Trial], Record | None]) -> list[Trial]
 
 def best_index(records: Sequence[Record | None], higher_is_better: bool) -> int | None:
     """Return the place of the best score; ties go to the one nearest the middle, so that a flat grid does not grow."""
-    scored = [(place, r.score) for place, r in enumerate(records) if r is not None and r.score is not None and math.isfinite(r.score)]
+    scored = [
+        (place, r.score)
+        for place, r in enumerate(records)
+        if r is not None and r.score is not None and math.isfinite(r.score)
+    ]
     if not scored:
         return None
     sign = 1 if higher_is_better else -1

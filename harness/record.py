@@ -104,12 +104,16 @@ class Record:
         """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise RecordError(f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: install the version that wrote it")
+            raise RecordError(
+                f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: install the version that wrote it"
+            )
         try:
             body = {key: value for key, value in data.items() if key != "trial_id"}
             record = cls(**{**body, "trial": Trial.from_json(body["trial"]), "state": State(body["state"])})
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"record {data.get('trial_id')!r} is not readable: {error}") from error
         if data.get("trial_id") != record.trial_id:
-            raise RecordError(f"record {data.get('trial_id')!r} does not match its content (id {record.trial_id}): it was edited")
+            raise RecordError(
+                f"record {data.get('trial_id')!r} does not match its content (id {record.trial_id}): it was edited"
+            )
         return record

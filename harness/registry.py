@@ -130,7 +130,9 @@ def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callab
             f"Fix or uninstall it, or go on without it: --block {point.name} (or HARNESS_BLOCK={point.name})."
         ) from error
     if not isinstance(target, ModuleType):
-        raise PluginLoadError(f"{how} names {point.value!r}, a {type(target).__name__}; it must name a module or a package.")
+        raise PluginLoadError(
+            f"{how} names {point.value!r}, a {type(target).__name__}; it must name a module or a package."
+        )
     if not hasattr(target, "__path__"):
         yield point.name, lambda: target
         return
@@ -152,7 +154,9 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
         if not isinstance(name, str) or not name:
-            raise PluginLoadError(f"plugin {origin.plugin!r} ({origin.file}) registers a {kind} without a name: {thing!r}.")
+            raise PluginLoadError(
+                f"plugin {origin.plugin!r} ({origin.file}) registers a {kind} without a name: {thing!r}."
+            )
         if name in tables[kind]:
             other = found[kind, name]
             raise PluginLoadError(

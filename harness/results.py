@@ -114,9 +114,7 @@ def export(records: Iterable[Record], path: str | Path) -> None:
     try:
         writers[suffix](frame(records))
     except OSError as error:
-        raise UsageError(
-            f"cannot export to {str(path)!r}: {error}. Give a file in an existing folder."
-        ) from error
+        raise UsageError(f"cannot export to {str(path)!r}: {error}. Give a file in an existing folder.") from error
 
 
 def render_list(records: Iterable[Record]) -> str:
@@ -207,11 +205,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _known(numbers: Mapping[str, Any], names: Sequence[str], group: str) -> dict[str, Any]:
-    return {
-        name if name in names else f"{group}/{name}": value
-        for name, value in numbers.items()
-        if value is not None
-    }
+    return {name if name in names else f"{group}/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def _metrics(record: Record) -> str:
@@ -219,17 +213,9 @@ def _metrics(record: Record) -> str:
     rows = {}
     for name, value in record.metrics.items():
         detail = record.metric_details.get(name, {})
-        text = (
-            _number(value)
-            if value is not None
-            else f"{MISSING} ({record.reasons.get(name, 'no reason given')})"
-        )
+        text = _number(value) if value is not None else f"{MISSING} ({record.reasons.get(name, 'no reason given')})"
         unit = f" {detail['unit']}" if value is not None and detail.get("unit") else ""
-        better = (
-            f", {'higher' if record.higher_is_better else 'lower'} is better"
-            if name == record.main_metric
-            else ""
-        )
+        better = f", {'higher' if record.higher_is_better else 'lower'} is better" if name == record.main_metric else ""
         rows[name] = f"{text}{unit}{better}"
     return _section("Metrics", rows)
 

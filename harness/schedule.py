@@ -81,7 +81,9 @@ class Observers:
 class _Process:
     """One worker process and what it is doing."""
 
-    def __init__(self, number: int, settings: Settings, store: Store, events: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
+    def __init__(
+        self, number: int, settings: Settings, store: Store, events: queue.Queue[tuple[int, dict[str, Any] | None]]
+    ) -> None:
         self.number = number
         self.jobs: list[Trial] = []  # given and not yet finished, in order
         self.started: dict[str, float] = {}
@@ -171,7 +173,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, registry: Registry, store: Store, settings: Settings, watch: Callable[[str, Trial, Mapping[str, Any]], None]
+        self,
+        registry: Registry,
+        store: Store,
+        settings: Settings,
+        watch: Callable[[str, Trial, Mapping[str, Any]], None],
     ) -> None:
         self.registry, self.store, self.settings, self.watch = registry, store, settings, watch
         self.observers = Observers(registry)
@@ -271,7 +277,11 @@ class Scheduler:
     def _enforce_limits(self) -> None:
         limit = self.settings.trial_seconds
         for worker in list(self._workers.values()):
-            late = [t for t in worker.jobs if limit and time.monotonic() - worker.started.get(t.id, time.monotonic()) > limit]
+            late = [
+                t
+                for t in worker.jobs
+                if limit and time.monotonic() - worker.started.get(t.id, time.monotonic()) > limit
+            ]
             if late:
                 worker.kill()
                 del self._workers[worker.number]

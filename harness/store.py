@@ -52,7 +52,9 @@ class Store:
             self.filesystem.pipe_file(probe, b"")
             self.filesystem.rm_file(probe)
         except OSError as error:
-            raise UsageError(f"cannot write results to {self.root!r}: {error}. Give another folder with --results.") from error
+            raise UsageError(
+                f"cannot write results to {self.root!r}: {error}. Give another folder with --results."
+            ) from error
 
     def ids(self) -> set[str]:
         """Return the ids that have a record, of whatever state."""
@@ -109,7 +111,9 @@ class Store:
             self.filesystem.pipe_file(temporary, content)
             self.filesystem.mv(temporary, target)
             return
-        with Path(temporary).open("wb") as file:  # on disk before the rename, so that a crash leaves the old or the new file
+        with Path(temporary).open(
+            "wb"
+        ) as file:  # on disk before the rename, so that a crash leaves the old or the new file
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

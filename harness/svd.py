@@ -64,9 +64,7 @@ def _decompose(weight: Tensor) -> Svd:
     """Return the SVD, signs fixed, of any floating matrix."""
     keep = torch.promote_types(weight.dtype, torch.float32)
     direct = keep is torch.float64
-    u, s, vh = (
-        torch.linalg.svd(weight, full_matrices=False) if direct else _through_gram_matrix(weight.double())
-    )
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False) if direct else _through_gram_matrix(weight.double())
     largest = u.gather(0, u.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
     return Svd((u * sign).to(keep), s.to(keep), (vh * sign.mT).to(keep))

@@ -92,7 +92,9 @@ class Recipe:
     learning_rate: float = setting(3e-4, "peak learning rate of a LoRA-like method", minimum=0)
     schedule: str = setting("linear", "decay after warm-up", choices=("constant", "linear", "cosine"))
     warmup_steps: int = setting(0, "updates of linear warm-up", minimum=0)
-    warmup_fraction: float = setting(0.0, "warm-up as a fraction of all updates, where warmup_steps is 0", minimum=0, maximum=1)
+    warmup_fraction: float = setting(
+        0.0, "warm-up as a fraction of all updates, where warmup_steps is 0", minimum=0, maximum=1
+    )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", minimum=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", minimum=0, maximum=1)
     beta2: float = setting(0.999, "AdamW's second moment decay", minimum=0, maximum=1)
@@ -116,6 +118,7 @@ class TaskContext:
         data_dir: Local tables (``--data-dir`` or ``HARNESS_DATA_DIR``), or ``None`` to use the hub.
         adapter_parameters: The trial's trainable adapter parameters.
         allow_code_execution: Whether model-written code may run.
+        base_model: The resident base model; run it inside ``with harness.pretrained(model)`` for the model before tuning.
     """
 
     tokenizer: Any
@@ -124,6 +127,7 @@ class TaskContext:
     data_dir: Path | None = None
     adapter_parameters: int = 0
     allow_code_execution: bool = False
+    base_model: Any = None
 
 
 @dataclass(frozen=True)

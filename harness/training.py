@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from harness.batch import Batch, collate, draw
 from harness.dropout import Dropout
 from harness.errors import ConfigError, TrialDivergedError
-from harness.lanes import Leaves, LinearSlot, ModuleSlot, Slot, Stack, is_alike, set_submodule
+from harness.lanes import Leaves, LinearSlot, ModuleSlot, Reader, Slot, Stack, is_alike, pretrained, set_submodule
 from harness.learning_rate import schedule
 from harness.method import Adapter, Calibration, Method, StepInfo, attaches
 from harness.model import DTYPES, count_parameters, linear_layers, select_layers, trained_modules
@@ -108,7 +108,9 @@ class Lane:
             self._attach()
         else:
             self._adapt(layer_methods)
-        self.dropouts = [each for module in self.trained().values() for each in module.modules() if isinstance(each, Dropout)]
+        self.dropouts = [
+            each for module in self.trained().values() for each in module.modules() if isinstance(each, Dropout)
+        ]
         self._calibrate()
         self.optimizer, self.rates = self._optimizer()
         warmup = self.recipe.warmup_steps or round(self.recipe.warmup_fraction * self.steps)
@@ -146,7 +148,7 @@ class Lane:
 
     def _attach(self) -> None:
         """Give a method that does not live on linear layers a private copy of the model."""
-        with _pretrained(self.base):
+        with pretrained(self.base.model):
             self.private = copy.deepcopy(self.base.model)
         for name in self.base.slots:
             set_submodule(self.private, name, self.private.get_submodule(name).frozen)  # type: ignore[arg-type]
@@ -181,7 +183,7 @@ class Lane:
                     weight.grad = None
                     weight.requires_grad_(False)
 
-        with _pretrained(self.base), torch.enable_grad():
+        with pretrained(self.base.model), torch.enable_grad():
             self.method.calibrate(
                 self.adapters, Calibration(self.base.model, batches, loss, weight_gradients, self.generator)
             )
@@ -202,7 +204,10 @@ class Lane:
         if self.private is None:
             groups = self.method.parameter_groups(dict(trained), rate, r.weight_decay)
             rest = list({id(p): p for module in self.modules.values() for p in module.parameters()}.values())
-            for decay, chosen in ((r.weight_decay, [p for p in rest if p.ndim > 1]), (0.0, [p for p in rest if p.ndim <= 1])):
+            for decay, chosen in (
+                (r.weight_decay, [p for p in rest if p.ndim > 1]),
+                (0.0, [p for p in rest if p.ndim <= 1]),
+            ):
                 if chosen:
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         else:
@@ -358,21 +363,12 @@ def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
     model = lane.private if lane.private is not None else base.model
     for name, module in lane.trained().items():
         module.eval()
-        base.slots[name].parts = ((cast(Any, _reader(module, base.dtype)), 1),)
+        base.slots[name].parts = ((Reader(module, base.dtype), 1),)
     try:
         with torch.no_grad():
             yield model
     finally:
         base.clear()
-
-
-def _reader(module: nn.Module, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Return the module as a function that computes in the base's dtype."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    if all(not t.is_floating_point() or t.dtype == dtype for t in tensors.values()):
-        return cast("Callable[..., Tensor]", module)
-    low = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return lambda *inputs: cast(Tensor, functional_call(module, low, inputs))
 
 
 def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: nn.Module | None = None) -> Tensor:
@@ -432,7 +428,11 @@ def order(lanes: Sequence[Lane]) -> list[Lane]:
 
 def _same_code(a: Lane, b: Lane) -> bool:
     """Return whether two lanes run the same code on tensors of the same form: then they can be stacked."""
-    same = (a.trial.method, a.trial.config, a.trial.layer_settings) == (b.trial.method, b.trial.config, b.trial.layer_settings)
+    same = (a.trial.method, a.trial.config, a.trial.layer_settings) == (
+        b.trial.method,
+        b.trial.config,
+        b.trial.layer_settings,
+    )
     return same and type(a.method) is type(b.method)
 
 
@@ -449,18 +449,6 @@ def _alike(lanes: Sequence[Lane], name: str) -> list[list[Lane]]:
         else:
             groups.append([lane])
     return groups
-
-
-@contextmanager
-def _pretrained(base: Base) -> Iterator[None]:
-    """Run with every lane taken out, then put them back."""
-    before = {name: slot.parts for name, slot in base.slots.items()}
-    base.clear()
-    try:
-        yield
-    finally:
-        for name, parts in before.items():
-            base.slots[name].parts = parts
 
 
 class Watch(Protocol):
@@ -515,10 +503,15 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
                 each.step_seconds.append(seconds / len(since))
             if not torch.isfinite(losses[:, number]).all():
                 first = each.done - len(since) + int((~torch.isfinite(losses[:, number])).nonzero()[0]) + 1
-                each.error = TrialDivergedError(f"the training loss became {losses[first - each.done - 1, number]} at step {first}")
+                each.error = TrialDivergedError(
+                    f"the training loss became {losses[first - each.done - 1, number]} at step {first}"
+                )
                 gone.append(each)
                 continue
-            metrics = {"train/loss": float(losses[-1, number]), "train/learning_rate": each.rates[0] * each.multipliers[each.done - 1]}
+            metrics = {
+                "train/loss": float(losses[-1, number]),
+                "train/learning_rate": each.rates[0] * each.multipliers[each.done - 1],
+            }
             if at_evaluation and each not in ends:
                 metrics |= _evaluate(base, each, "validation").metrics_present()
             each.history.append({"step": each.done, "metrics": metrics})

@@ -187,7 +187,10 @@ class Worker:
         )
 
     def _emit_failure(self, trial: Trial, error: BaseException, started: str) -> None:
-        counts = {"adapter_parameters": trial.adapter_parameters, "budget_deviation_fraction": deviation_fraction(trial)}
+        counts = {
+            "adapter_parameters": trial.adapter_parameters,
+            "budget_deviation_fraction": deviation_fraction(trial),
+        }
         self.emit({"event": "record", "record": self._record(trial, started, error, counts=counts).to_json()})
 
 

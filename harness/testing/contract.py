@@ -1,8 +1,8 @@
 """What a check is: how it is registered, when it applies, and how it fails.
 
-A check is a function of a method: an instance, or a class, then built from ``traits.check_config``. It returns
-nothing, or raises ``CheckFailed``. One that cannot apply, e.g. merging where ``traits.mergeable`` is false, does
-nothing; ``why_not`` says so. Nothing here knows a method by name: what it needs, its traits say.
+A check is a function of a method: an instance, or a class, then built from ``traits.check_config``. It
+returns nothing, or raises ``CheckFailed``. One that cannot apply, e.g. merging where ``traits.mergeable`` is false,
+does nothing; ``why_not`` says so. Nothing here knows a method by name: what it needs, its traits say.
 
 What is not here: the checks, of what a method says (``declared``), of its training (``trained``), and of what
 the harness does with its adapters (``packed``).

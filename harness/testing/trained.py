@@ -148,7 +148,12 @@ def check_tensors_stay_finite(method: Method) -> None:
     trial = TinyTrial(method).calibrate()
 
     def observe(when: str, optimizer: torch.optim.Optimizer) -> None:
-        moments = {f"optimizer {key}": t for state in optimizer.state.values() for key, t in state.items()}
+        moments = {
+            f"{key} of {name}": value
+            for name, parameter in trial.trainable().items()
+            for key, value in optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
         bad = [n for n, t in {**trial.tensors(), **moments}.items() if not bool(torch.isfinite(t).all())]
         expect(
             not bad,

@@ -50,8 +50,9 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Versus:
-    """How a row compares with the best ranked row of its board."""
+    """How a row compares with another: the other's label, the other minus this row, and p corrected for all pairs."""
 
+    other: str
     comparison: Comparison
     adjusted_p_value: float
 
@@ -105,8 +106,7 @@ class Row:
         group: Tie group, 1 is best; ``None``: not ranked.
         rank: As shown, e.g. ``"1"`` or ``"2="``; empty: not ranked.
         rank_reason: Why there is no rank.
-        versus_best: Comparison with the first row of the board; ``None`` for that row itself and where there
-            is none.
+        versus: Comparisons with the best row of the board and of its own tie group, where they are other rows.
     """
 
     method: str
@@ -123,7 +123,7 @@ class Row:
     group: int | None = None
     rank: str = ""
     rank_reason: str = ""
-    versus_best: Versus | None = None
+    versus: tuple[Versus, ...] = ()
 
     @property
     def label(self) -> str:
@@ -138,11 +138,7 @@ class Row:
     @property
     def seed_scores(self) -> dict[int, float]:
         """Return the score of each finished seed."""
-        return {
-            each.trial.seed: each.score
-            for each in self.records
-            if is_finished(each) and each.score is not None
-        }
+        return {each.trial.seed: each.score for each in self.records if is_finished(each) and each.score is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +225,7 @@ def distinct_values(records: Iterable[Record]) -> dict[str, dict[str, int]]:
     for record in records:
         for key, value in _flatten(record.environment).items():
             counts[key][value] += 1
-    return {
-        key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)
-    }
+    return {key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)}
 
 
 def _is_reference(record: Record) -> bool:
@@ -248,9 +242,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         is_reference=True,
     )
     differing = [
-        name
-        for name in COMPARABLE_FIELDS
-        if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1
+        name for name in COMPARABLE_FIELDS if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1
     ]
     ranked, comparisons, detectable = _rank(rows, differing, everything[0].higher_is_better)
     first = everything[0]
@@ -258,9 +250,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     details: dict[str, Mapping[str, Any]] = {}
     for each in everything:
         details.update(each.metric_details)
-    chosen = {
-        (each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"
-    }
+    chosen = {(each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"}
     by_method = sorted(
         everything,
         key=lambda each: (each.trial.method, each.trial.learning_rate, each.trial.seed, each.trial_id),
@@ -321,12 +311,9 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
         score=_summary(finished, first.main_metric, [each.score for each in finished]),
         robust_score=interquartile_mean(scores) if scores else None,
         metrics={
-            name: _summary(finished, name, [each.metrics.get(name) for each in finished])
-            for name in metric_names
+            name: _summary(finished, name, [each.metrics.get(name) for each in finished]) for name in metric_names
         },
-        costs={
-            name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names
-        },
+        costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names},
         budget_deviation_fraction=None if is_reference else _budget_deviation(first),
         tune_trials=tune_trials,
         states={state: count for state in State if (count := sum(each.state is state for each in ordered))},
@@ -384,20 +371,25 @@ def _rank(
     adjusted = holm([1.0 if result is None else result.p_value for result in results])
     p_values = dict(zip(pairs, adjusted, strict=True))
     groups = tie_groups(len(able), lambda first, second: p_values[first, second] < LEVEL)
-    against_best = {pair[1]: result for pair, result in zip(pairs, results, strict=True) if pair[0] == 0}
+    compared = dict(zip(pairs, results, strict=True))
     ranked = []
     for index in sorted(range(len(able)), key=lambda each: (groups[each], each)):
         place = 1 + sum(group < groups[index] for group in groups)
         is_tied = groups.count(groups[index]) > 1
-        versus = against_best.get(index)
+        versus = []
+        for leader in dict.fromkeys((0, groups.index(groups[index]))):
+            comparison = compared.get((leader, index))
+            if comparison is not None:
+                adjusted_p_value = p_values[leader, index]
+                versus.append(
+                    Versus(other=able[leader].label, comparison=comparison, adjusted_p_value=adjusted_p_value)
+                )
         ranked.append(
             replace(
                 able[index],
                 group=groups[index],
                 rank=f"{place}=" if is_tied else f"{place}",
-                versus_best=Versus(comparison=versus, adjusted_p_value=p_values[0, index])
-                if versus
-                else None,
+                versus=tuple(versus),
             )
         )
     usable = [result for result in results if result is not None and result.standard_error > 0]
@@ -475,9 +467,7 @@ def _notes(
         values: dict[str, list[str]] = defaultdict(list)
         for each in reports:
             values[_canonical(getattr(each.trial, name))].append(each.trial.method)
-        notes.append(
-            f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked."
-        )
+        notes.append(f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked.")
     for key, counts in distinct_values(everything).items():
         if len(counts) > 1:
             holders: dict[str, list[str]] = defaultdict(list)
@@ -486,14 +476,11 @@ def _notes(
                 if key in flat:
                     holders[flat[key]].append(each.trial.method)
             notes.append(
-                f"Mixed environment, {key}: {_who(holders)}. "
-                "Times and memory are comparable only within one value."
+                f"Mixed environment, {key}: {_who(holders)}. Times and memory are comparable only within one value."
             )
     silent = sum(not each.environment for each in everything)
     if silent:
-        notes.append(
-            f"{silent} of {len(everything)} records do not say on what hardware and versions they ran."
-        )
+        notes.append(f"{silent} of {len(everything)} records do not say on what hardware and versions they ran.")
     several = sorted(method for method, count in Counter(row.method for row in rows).items() if count > 1)
     for method in several:
         notes.append(
@@ -508,8 +495,7 @@ def _notes(
     efforts = {row.method: row.tune_trials for row in rows}
     if len(set(efforts.values())) > 1:
         listed = ", ".join(
-            f"{method} {effort}"
-            for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0]))
+            f"{method} {effort}" for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0]))
         )
         notes.append(f"Tuning effort is not equal (learning-rate trials): {listed}.")
     seed_sets = {tuple(each.trial.seed for each in row.records) for row in rows}

@@ -44,6 +44,7 @@ LATEX_SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "—": "---",
+    "−": "$-$",
     "±": r"$\pm$",
     "·": r"$\cdot$",
     "<": r"\textless{}",
@@ -86,9 +87,7 @@ def markdown(boards: Sequence[Board]) -> str:
             _markdown(" ".join(table.summary_sentences(board))),
         ]
         if board.notes:
-            parts.append(
-                "\n".join(["Before you compare:", "", *(f"- {_markdown(note)}" for note in board.notes)])
-            )
+            parts.append("\n".join(["Before you compare:", "", *(f"- {_markdown(note)}" for note in board.notes)]))
         if board.all_rows:
             keys = [column.key for column in table.columns(board)]
             parts.append(_body(board, keys, _markdown, "github"))
@@ -97,9 +96,7 @@ def markdown(boards: Sequence[Board]) -> str:
         missing = _footnotes(board)
         if missing:
             parts.append(
-                "\n".join(
-                    [f"{table.MISSING} means missing:", "", *(f"- {_markdown(note)}" for note in missing)]
-                )
+                "\n".join([f"{table.MISSING} means missing:", "", *(f"- {_markdown(note)}" for note in missing)])
             )
         if board.failures:
             listed = [f"- {_markdown(table.failure_text(each))}" for each in board.failures]
@@ -139,7 +136,8 @@ def csv(boards: Sequence[Board]) -> str:
 
 
 def _csv_line(board: Board, row: Row) -> dict[str, Any]:
-    trial, interval, versus = row.first.trial, row.score.interval, row.versus_best
+    trial, interval = row.first.trial, row.score.interval
+    versus = next((each for each in row.versus if each.other == board.rows[0].label), None)
     return {
         "task": board.task,
         "scale": board.scale,
@@ -195,11 +193,7 @@ def _footnotes(board: Board) -> list[str]:
         cells = table.cells(board, row)
         for column in table.columns(board):
             cell = cells[column.key]
-            if (
-                cell.note
-                and cell.sort is None
-                and not (row.is_reference and column.key in ("rank", "deviation"))
-            ):
+            if cell.note and cell.sort is None and not (row.is_reference and column.key in ("rank", "deviation")):
                 notes.append(f"{row.label}, {column.title}: {cell.note}")
             elif cell.note.startswith("from "):
                 notes.append(f"{row.label}, {column.title}: {cell.note}")

@@ -19,7 +19,8 @@ from harness_leaderboard.board import Row, is_finished
 
 # Okabe and Ito 2008, "Color universal design", without the yellow that white paper swallows. Lines of one
 # colour differ in dashes.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6f6f6f")
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+REFERENCE = "#6f6f6f"
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 INK = "#010203"  # replaced by currentColor
 GRID = "#040506"  # replaced by var(--line)
@@ -54,12 +55,14 @@ class Curve:
     Attributes:
         label: Shown at the end of the line.
         index: Chooses colour and dashes, so that a method looks the same in every chart of a board.
+        is_reference: Outside the budget: drawn in grey.
         points: ``(step, mean, lowest, highest)`` over seeds, in order of steps.
         stopped: ``(step, value)`` where seeds that did not finish ended.
     """
 
     label: str
     index: int
+    is_reference: bool
     points: tuple[tuple[int, float, float, float], ...]
     stopped: tuple[tuple[int, float], ...]
 
@@ -77,11 +80,17 @@ def curves(rows: Sequence[Row], metric: str) -> list[Curve]:
                     values[step].append(value)
             elif seen:
                 stopped.append(seen[-1])
-        points = tuple(
-            (step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values.items())
-        )
+        points = tuple((step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values.items()))
         if points or stopped:
-            found.append(Curve(label=row.label, index=index, points=points, stopped=tuple(stopped)))
+            found.append(
+                Curve(
+                    label=row.label,
+                    index=index,
+                    is_reference=row.is_reference,
+                    points=points,
+                    stopped=tuple(stopped),
+                )
+            )
     return found
 
 
@@ -122,7 +131,7 @@ def chart(found: Sequence[Curve], *, title: str, axis: str, slug: str) -> str:
 
 
 def _color(curve: Curve) -> str:
-    return PALETTE[curve.index % len(PALETTE)]
+    return REFERENCE if curve.is_reference else PALETTE[curve.index % len(PALETTE)]
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
@@ -159,24 +168,39 @@ def _label(axes: Axes, found: Sequence[Curve]) -> None:
                 "linewidth": 0.8,
                 "shrinkA": 1,
                 "shrinkB": 2,
+                "relpos": (0, 0.5),
             },
         )
 
 
 def _spread(places: Sequence[float]) -> list[float]:
-    """Move labels apart so that none covers another; places are fractions of the axis."""
+    """Move labels apart so that none covers another; places are fractions of the axis.
+
+    Labels that would touch form a block, centred where its members want to be.
+    """
     gap = min(0.062, 1.08 / len(places))
     order = sorted(range(len(places)), key=lambda each: (places[each], each))
-    moved = [0.0] * len(places)
-    floor = -0.04
+    blocks: list[list[int]] = []
     for index in order:
-        moved[index] = max(places[index], floor)
-        floor = moved[index] + gap
-    ceiling = 1.04
-    for index in reversed(order):
-        moved[index] = min(moved[index], ceiling)
-        ceiling = moved[index] - gap
+        blocks.append([index])
+        while len(blocks) > 1 and _bottom(blocks[-1], places, gap) < _bottom(blocks[-2], places, gap) + gap * len(
+            blocks[-2]
+        ):
+            last = blocks.pop()
+            blocks[-1] += last
+    moved = [0.0] * len(places)
+    for block in blocks:
+        bottom = _bottom(block, places, gap)
+        for rank, index in enumerate(block):
+            moved[index] = bottom + gap * rank
     return moved
+
+
+def _bottom(block: Sequence[int], places: Sequence[float], gap: float) -> float:
+    """Return the place of a block's lowest label: centred on its members, inside the picture."""
+    height = gap * (len(block) - 1)
+    middle = sum(places[each] for each in block) / len(block)
+    return max(-0.04, min(1.04 - height, middle - height / 2))
 
 
 def _description(found: Sequence[Curve]) -> str:
@@ -196,7 +220,7 @@ def _for_page(svg: str, title: str, description: str, slug: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{slug}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{slug}-", svg)
-    for index, color in enumerate(PALETTE):
+    for index, color in enumerate((*PALETTE, REFERENCE)):
         svg = svg.replace(color, f"var(--series-{index})")
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
     box = re.search(r'viewBox="[^"]+"', svg)

@@ -31,9 +31,7 @@ def load_records(root: str) -> list[Record]:
             f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote"
         )
     entries = filesystem.ls(folder, detail=True)
-    paths = sorted(
-        entry["name"] for entry in entries if entry["type"] == "file" and _is_record_name(entry["name"])
-    )
+    paths = sorted(entry["name"] for entry in entries if entry["type"] == "file" and _is_record_name(entry["name"]))
     contents = filesystem.cat(paths, on_error="return") if paths else {}
     records, problems = [], []
     for path in paths:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from harness import __version__
 from harness.record import Record
@@ -125,9 +126,7 @@ def render(records: Sequence[Record]) -> str:
     script = Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [
-        _section(board, f"board-{index}") for index, board in enumerate(build_boards(records), start=1)
-    ]
+    sections = [_section(board, f"board-{index}") for index, board in enumerate(build_boards(records), start=1)]
     return environment.get_template("page.html.j2").render(
         sections=sections,
         style=Markup(style),  # noqa: S704 - our own file
@@ -217,9 +216,9 @@ def _scale(board: Board) -> Scale | None:
     high = min(high + room, max([high, *(each.high for each in intervals)]))
     if low == high:
         low, high = low - room, high + room
-    middle = (low + high) / 2
     bare = Scale(low=low, high=high, ticks=())
-    ticks = tuple((bare.place(value), table.value_text(value)) for value in (low, middle, high))
+    nice = MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = tuple((bare.place(value), f"{round(value, 10):g}") for value in nice if low <= value <= high)
     return Scale(low=low, high=high, ticks=ticks)
 
 
@@ -228,9 +227,7 @@ def _plot(board: Board, row: Row, scale: Scale | None) -> Plot | None:
         return None
     interval = row.score.interval
     score = table.score_text(board, row.score.value)
-    span = (
-        f"95 % interval {table.interval_cell(board, row.score).text}" if interval else "1 seed, no interval"
-    )
+    span = f"95 % interval {table.interval_cell(board, row.score).text}" if interval else "1 seed, no interval"
     return Plot(
         score=scale.place(row.score.value),
         low=scale.place(interval.low) if interval else None,
@@ -250,11 +247,7 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
         if not found:
             continue
         has_stopped |= any(curve.stopped for curve in found)
-        axis = (
-            "training loss"
-            if metric == TRAIN_LOSS
-            else f"{table.metric_title(board, metric)}, during training"
-        )
+        axis = "training loss" if metric == TRAIN_LOSS else f"{table.metric_title(board, metric)}, during training"
         svg = curves.chart(
             found,
             title=f"{axis} by step: {table.board_title(board)}",
@@ -263,15 +256,11 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
         )
         charts.append(Markup(svg))  # noqa: S704 - made by matplotlib, which escapes its text
     note = "Lines are means over finished seeds, bands run from the lowest to the highest seed."
-    return tuple(charts), note + (
-        " A cross marks where a seed that did not finish ended." if has_stopped else ""
-    )
+    return tuple(charts), note + (" A cross marks where a seed that did not finish ended." if has_stopped else "")
 
 
 def _final_metrics(board: Board) -> Grid:
-    names = list(
-        dict.fromkeys([board.main_metric, *sorted({name for row in board.all_rows for name in row.metrics})])
-    )
+    names = list(dict.fromkeys([board.main_metric, *sorted({name for row in board.all_rows for name in row.metrics})]))
     rows = []
     for row in board.all_rows:
         line = [Cell(text=row.label, sort=row.label)]
@@ -290,9 +279,7 @@ def _final_metrics(board: Board) -> Grid:
                 if summary.interval is not None:
                     spread = f" ± {table.value_text((summary.interval.high - summary.interval.low) / 2)}"
                 line.append(
-                    Cell(
-                        text=table.value_text(summary.value) + spread, sort=summary.value, note=summary.reason
-                    )
+                    Cell(text=table.value_text(summary.value) + spread, sort=summary.value, note=summary.reason)
                 )
         rows.append(tuple(line))
     heads = ("Method", *(table.metric_title(board, name) for name in names))
@@ -327,49 +314,40 @@ def _steps(board: Board, metric: str) -> Grid:
             if step in by_step:
                 line.append(Cell(text=table.value_text(by_step[step]), sort=by_step[step]))
             else:
-                line.append(
-                    Cell(text=MISSING, sort=None, note="not evaluated at this step by a finished seed")
-                )
+                line.append(Cell(text=MISSING, sort=None, note="not evaluated at this step by a finished seed"))
         rows.append(tuple(line))
     caption = f"{table.metric_title(board, metric)} by step, during training: mean over finished seeds"
     return Grid(caption=caption, heads=("Method", *(f"step {step:,}" for step in steps)), rows=tuple(rows))
 
 
 def _comparisons(board: Board) -> Grid | None:
-    compared = [row for row in board.rows if row.versus_best is not None]
-    if not compared:
-        return None
-    best = board.rows[0].label
     rows = []
-    for row in compared:
-        assert row.versus_best is not None
-        result, adjusted = row.versus_best.comparison, row.versus_best.adjusted_p_value
-        low, high = -result.interval.high, -result.interval.low
-        rows.append(
-            (
-                Cell(text=row.label, sort=row.label),
-                Cell(text=f"{-result.difference:+.4g}", sort=-result.difference),
-                Cell(text=f"[{low:+.4g}, {high:+.4g}]", sort=low),
-                Cell(text=table.p_value_text(result.p_value), sort=result.p_value),
-                Cell(text=table.p_value_text(adjusted), sort=adjusted),
-                Cell(text=table.p_value_text(result.sign_flip_p_value), sort=result.sign_flip_p_value),
-                Cell(text=f"{result.seeds}", sort=result.seeds),
-                Cell(text=f"{result.items:,}", sort=result.items)
-                if result.items
-                else Cell(text="seeds only", sort=0, note="no per-item scores that average to this metric"),
+    for row in board.rows:
+        for versus in row.versus:
+            result, other = versus.comparison, versus.other
+            low, high = -result.interval.high, -result.interval.low
+            rows.append(
+                (
+                    Cell(text=row.label, sort=row.label),
+                    Cell(text=other, sort=other),
+                    Cell(text=table.signed_text(-result.difference), sort=-result.difference),
+                    Cell(text=f"[{table.signed_text(low)}, {table.signed_text(high)}]", sort=low),
+                    Cell(text=table.p_value_text(result.p_value), sort=result.p_value),
+                    Cell(text=table.p_value_text(versus.adjusted_p_value), sort=versus.adjusted_p_value),
+                    Cell(text=table.p_value_text(result.sign_flip_p_value), sort=result.sign_flip_p_value),
+                    Cell(text=f"{result.seeds}", sort=result.seeds),
+                    Cell(text=f"{result.items:,}", sort=result.items)
+                    if result.items
+                    else Cell(text="seeds only", sort=0, note="no per-item scores that average to this metric"),
+                )
             )
-        )
-    heads = (
-        "Method",
-        f"Minus {best}",
-        "95 % interval",
-        "p",
-        "p, corrected",
-        "p, sign flips of seeds",
-        "Seeds",
-        "Items",
+    if not rows:
+        return None
+    heads = ("Method", "Against", "Difference", "95 % interval", "p", "p, corrected", "p, sign flips", "Seeds", "Items")
+    caption = (
+        "Each method against the best, and against the best of its own rank: the corrected p decides, under 0.05 is a "
+        "different rank. Sign flips use the seeds alone and are shown as a check"
     )
-    caption = f"Paired comparison with {best}: the corrected p decides; under 0.05 is a different rank"
     return Grid(caption=caption, heads=heads, rows=tuple(rows))
 
 
@@ -477,7 +455,7 @@ def _overview(sections: Sequence[Section]) -> Grid:
                 Cell(text=section.leaders, sort=section.leaders),
                 Cell(text=f"{len({row.method for row in board.rows})}", sort=None),
                 Cell(text=f"{seeds}", sort=seeds),
-                Cell(text=table.value_text(detectable), sort=detectable)
+                Cell(text=f"{detectable:.2g}", sort=detectable)
                 if detectable is not None
                 else Cell(text=MISSING, sort=None, note="needs two ranked methods with two common seeds"),
             )
@@ -496,9 +474,7 @@ def _provenance(records: Iterable[Record]) -> Mapping[str, Mapping[str, int]]:
             f"revision of {trial.model}": trial.model_revision or "not recorded",
             "precision": trial.precision,
             "record schema": str(record.schema_version),
-            **{
-                f"plugin of {kind} {getattr(trial, kind, kind)}": name for kind, name in trial.plugins.items()
-            },
+            **{f"plugin of {kind} {getattr(trial, kind, kind)}": name for kind, name in trial.plugins.items()},
         }
         for key, value in facts.items():
             values = counts.setdefault(key, {})

@@ -131,7 +131,7 @@ def sign_flip_p_value(differences: Array, generator: np.random.Generator) -> flo
         return float(np.mean(np.abs(signs @ differences) >= observed - slack))
     signs = generator.choice(np.array([-1.0, 1.0]), size=(2**EXACT_FLIPS, count))
     at_least = int(np.sum(np.abs(signs @ differences) >= observed - slack))
-    return (at_least + 1) / (len(signs) + 1)
+    return float((at_least + 1) / (len(signs) + 1))
 
 
 class PairedBootstrap:
@@ -207,9 +207,7 @@ class PairedBootstrap:
         key = (count, axis)
         if key not in self._weights:
             shares = np.full(count, 1 / count)
-            self._weights[key] = (
-                self._generator(*key).multinomial(count, shares, self._resamples).astype(np.float64)
-            )
+            self._weights[key] = self._generator(*key).multinomial(count, shares, self._resamples).astype(np.float64)
         return self._weights[key]
 
     def _generator(self, count: int, purpose: int) -> np.random.Generator:

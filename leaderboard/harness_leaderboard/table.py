@@ -29,7 +29,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell: what is shown, what sorts, a note (why a number is missing, what it leaves out), a link on the page."""
+    """One cell: what is shown, what sorts, a note (why missing, what it omits), a link."""
 
     text: str
     sort: float | str | None
@@ -99,7 +99,7 @@ def cells(board: Board, row: Row) -> dict[str, Cell]:
             note="reference, outside the budget" if row.is_reference else "no budget recorded",
         )
         if deviation is None
-        else Cell(text=f"{deviation:+.2%}".replace("%", " %"), sort=deviation),
+        else Cell(text=f"{deviation:+.2%}".replace("%", " %").replace("-", "−"), sort=deviation),
         "train": _number(row.costs["train_seconds"], seconds_text),
         "memory": _number(row.costs["peak_memory_bytes"], bytes_text),
         "step": _step_cell(row.costs["step_seconds_solo"]),
@@ -136,9 +136,7 @@ def interval_cell(board: Board, summary: Summary) -> Cell:
 
 def score_text(board: Board, value: float) -> str:
     """Return a main-metric value with decimals that suit the board's sharpest interval."""
-    halves = [
-        (row.score.interval.high - row.score.interval.low) / 2 for row in board.all_rows if row.score.interval
-    ]
+    halves = [(row.score.interval.high - row.score.interval.low) / 2 for row in board.all_rows if row.score.interval]
     values = [abs(row.score.value) for row in board.all_rows if row.score.value is not None]
     sharpest = min((half for half in halves if half > 0), default=0.005 * max([*values, 1e-6]))
     decimals = min(6, max(1, 1 - math.floor(math.log10(sharpest))))
@@ -174,6 +172,11 @@ def states_text(row: Row) -> str:
     return ", ".join(f"{count} {state.value.replace('_', ' ')}" for state, count in row.states.items())
 
 
+def signed_text(value: float) -> str:
+    """Return a difference with its sign, four significant digits."""
+    return f"{value:+.4g}".replace("-", "−")
+
+
 def p_value_text(p_value: float) -> str:
     """Return a p-value, e.g. ``0.031`` or ``< 0.001``."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
@@ -207,15 +210,11 @@ def summary_sentences(board: Board) -> list[str]:
     count = len({row.method for row in board.rows})
     sentences = []
     if board.rows:
-        asked = (
-            f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
-        )
-        off = [
-            abs(row.budget_deviation_fraction)
-            for row in board.rows
-            if row.budget_deviation_fraction is not None
-        ]
-        reached = f", reached within {max(off):.2%}".replace("%", " %") if off else ""
+        asked = f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
+        off = [abs(row.budget_deviation_fraction) for row in board.rows if row.budget_deviation_fraction is not None]
+        reached = ""
+        if off:
+            reached = f", reached within {max(off):.2%}".replace("%", " %") if max(off) else ", reached exactly"
         sentences.append(f"{_many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
     else:
         sentences.append("Only reference methods, outside any budget: nothing is ranked.")
@@ -232,12 +231,10 @@ def summary_sentences(board: Board) -> list[str]:
         )
     elif board.rows:
         reasons = dict.fromkeys(row.rank_reason for row in board.rows)
-        sentences.append(
-            f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking."
-        )
+        sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
     if board.detectable_difference is not None:
         sentences.append(
-            f"Two methods must truly differ by about {value_text(board.detectable_difference)} "
+            f"Two methods must truly differ by about {board.detectable_difference:.2g} "
             "for this board to tell them apart (80 % power)."
         )
     return sentences

@@ -20,7 +20,7 @@ from harness.testing import ALL_CHECKS, CheckFailed, check_method, parametrize_w
 CHECKS = {check.__name__: check for check in ALL_CHECKS}
 
 
-# --- a method without a fault, with one of everything: randomness, dropout, a buffer, every hook ------------------------
+# --- a method without a fault, with one of everything: randomness, dropout, a buffer, every hook ------------
 
 
 class GoodAdapter(Adapter):
@@ -109,7 +109,7 @@ def test_checks_of_adapters_do_not_apply_to_a_method_that_attaches():
         assert results[check].state == "passed"
 
 
-# --- one broken method per sin, under the check that must catch it ------------------------------------------------------
+# --- one broken method per sin, under the check that must catch it ------------------------------------------
 
 BROKEN: dict[str, list[type[Method]]] = {}
 
@@ -280,7 +280,11 @@ class AttachesAndMovesMore(GoodFull):
 
     def attach(self, model, generator):
         model.norm.requires_grad_(True)
-        model.norm.register_forward_hook(lambda norm, *_: model.layers[0].weight.data.mul_(0.99))
+
+        def shrink(*_):
+            model.layers[0].weight.data.mul_(0.99)
+
+        model.norm.register_forward_hook(shrink)
 
 
 @fails("check_only_declared_tensors_move")
@@ -504,7 +508,7 @@ class AddsIntoTheBaseOutput(Good):
 
 @fails("check_leading_shapes")
 class InsistsOnThreeDimensions(Good):
-    Adapter = with_adapter(forward=lambda self, x, y: y + self.scale * torch.einsum("bti,ri,or->bto", x, self.a, self.b))
+    Adapter = with_adapter(forward=lambda self, x, y: y + torch.einsum("bti,ri,or->bto", x, self.a, self.b))
 
 
 @fails("check_leading_shapes")
@@ -617,7 +621,9 @@ class HasItsOwnAutogradFunction(Good):
     Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(Identity.apply(x), self.a), self.b))
 
 
-CASES = [pytest.param(CHECKS[check], kind, id=f"{check}-{kind.__name__}") for check, kinds in BROKEN.items() for kind in kinds]
+CASES = [
+    pytest.param(CHECKS[check], kind, id=f"{check}-{kind.__name__}") for check, kinds in BROKEN.items() for kind in kinds
+]
 
 
 @pytest.mark.parametrize(("check", "broken"), CASES)
@@ -634,7 +640,7 @@ def test_every_check_has_a_broken_method():
     assert set(BROKEN) == set(CHECKS)
 
 
-# --- the doors --------------------------------------------------------------------------------------------------------
+# --- the doors ----------------------------------------------------------------------------------------------
 
 
 def test_a_failure_names_the_method_what_was_seen_and_what_to_try():
@@ -714,7 +720,11 @@ def test_an_expected_failure_is_a_strict_xfail_with_its_reason():
 
 @pytest.mark.parametrize(
     "expected",
-    [{"nobody": {"check_loss_falls": "?"}}, {"good-full": {"check_merge_preserves_output": "?"}}, {"good-full": {"typo": "?"}}],
+    [
+        {"nobody": {"check_loss_falls": "?"}},
+        {"good-full": {"check_merge_preserves_output": "?"}},
+        {"good-full": {"typo": "?"}},
+    ],
 )
 def test_an_expected_failure_that_is_not_run_is_refused(expected):
     with pytest.raises(UsageError, match="not run"):

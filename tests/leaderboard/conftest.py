@@ -20,7 +20,12 @@ ENVIRONMENT = {
     "versions": {"python": "3.11.7", "torch": "2.13.0"},
 }
 DETAILS = {
-    "accuracy": {"title": "Accuracy", "unit": "fraction", "higher_is_better": True, "help": "Share of exact answers."},
+    "accuracy": {
+        "title": "Accuracy",
+        "unit": "fraction",
+        "higher_is_better": True,
+        "help": "Share of exact answers.",
+    },
     "loss": {"title": "Loss", "unit": "nats", "higher_is_better": False, "help": "Per token."},
 }
 
@@ -62,7 +67,11 @@ def make(
         "main_metric": "accuracy",
         "higher_is_better": True,
         "metric_details": DETAILS,
-        "counts": {"adapter_parameters": BUDGET_PARAMETERS, "task_parameters": 0, "budget_deviation_fraction": 0.0},
+        "counts": {
+            "adapter_parameters": BUDGET_PARAMETERS,
+            "task_parameters": 0,
+            "budget_deviation_fraction": 0.0,
+        },
         "cost": {
             "train_seconds": 75.0,
             "peak_memory_bytes": 512 * 2**20,
@@ -83,7 +92,10 @@ def make(
 
 def curve(last: float, until: int) -> list[dict[str, Any]]:
     return [
-        {"step": step, "metrics": {"train/loss": 2 * math.exp(-step / 200) + 1 - last, "accuracy": last * step / 500}}
+        {
+            "step": step,
+            "metrics": {"train/loss": 2 * math.exp(-step / 200) + 1 - last, "accuracy": last * step / 500},
+        }
         for step in STEPS
         if step <= until
     ]
@@ -133,7 +145,17 @@ def example() -> list[Record]:
     records += [reference(seed, 0.88 + seed / 200) for seed in range(5)]
     for method, score in (("lora", 3.21), ("dora", 3.18), ("mora", 3.35)):
         trial = {"task": "c4", "scale": "small", "model": "llama-58m", "data": "allenai/c4@1588ec4"}
-        records.append(make(method, 0, score, trial=trial, main_metric="loss", higher_is_better=False, metrics={"loss": score}))
+        records.append(
+            make(
+                method,
+                0,
+                score,
+                trial=trial,
+                main_metric="loss",
+                higher_is_better=False,
+                metrics={"loss": score},
+            )
+        )
     return records
 
 

@@ -61,11 +61,16 @@ class UuidTask(Task):
     name = "uuid"
     title = "UUID memorisation"
     paper = "https://arxiv.org/abs/2405.12130"
-    source = Source(licence="generated", note="Pairs are drawn from the trial's seed. What is scored is what was trained on.")
+    source = Source(
+        licence="generated", note="Pairs are drawn from the trial's seed. What is scored is what was trained on."
+    )
     main_metric = "character_accuracy"
     metrics: Mapping[str, Metric] = {
         "character_accuracy": Metric(
-            "Character accuracy", "fraction", True, "Share of the 32 hexadecimal digits that greedy decoding gets right."
+            "Character accuracy",
+            "fraction",
+            True,
+            "Share of the 32 hexadecimal digits that greedy decoding gets right.",
         ),
         "exact_match": Metric("Exact match", "fraction", True, "Share of pairs whose whole answer is right."),
         "answer_nll": Metric("Answer NLL", "nats", False, "Mean negative log-likelihood of an answer, teacher forced."),
@@ -78,14 +83,31 @@ class UuidTask(Task):
     }
     recipes: Mapping[str, Recipe] = {
         "smoke": UuidRecipe(
-            pairs=24, batch_size=24, steps=100, learning_rate=1e-2, schedule="cosine", warmup_steps=5, evaluate_at=(30, 50, 70)
+            pairs=24,
+            batch_size=24,
+            steps=100,
+            learning_rate=1e-2,
+            schedule="cosine",
+            warmup_steps=5,
+            evaluate_at=(30, 50, 70),
         ),
         "small": UuidRecipe(
-            pairs=1_000, batch_size=250, steps=1_000, learning_rate=2e-3, schedule="cosine", warmup_steps=20, evaluate_at=(300, 500, 700)
+            pairs=1_000,
+            batch_size=250,
+            steps=1_000,
+            learning_rate=2e-3,
+            schedule="cosine",
+            warmup_steps=20,
+            evaluate_at=(300, 500, 700),
         ),
         # Table 2: 10,000 pairs, 1,000 a step, 100 epochs; learning rates searched around 2e-4 for LoRA.
         "paper": UuidRecipe(
-            pairs=10_000, batch_size=1_000, epochs=100, learning_rate=2e-4, warmup_steps=100, evaluate_at=(300, 500, 700, 900)
+            pairs=10_000,
+            batch_size=1_000,
+            epochs=100,
+            learning_rate=2e-4,
+            warmup_steps=100,
+            evaluate_at=(300, 500, 700, 900),
         ),
     }
 

@@ -65,7 +65,8 @@ class AdaLoRAAdapter(Adapter):
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + s P diag(lambda) Q x``; dropout acts on ``x`` of the update only."""
-        return base_output + matmul(self.scale * self.values * matmul(self.dropout(x), self.q), self.p)
+        inner = self.scale * self.values * matmul(self.dropout(x), self.q)
+        return base_output + matmul(inner.to(self.p.dtype), self.p)
 
     def delta_weight(self) -> Tensor:
         """Return ``s P diag(lambda) Q``, shape (O, I)."""

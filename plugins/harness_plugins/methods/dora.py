@@ -41,12 +41,13 @@ class DoRAAdapter(LoRAAdapter):
         self.m = nn.Parameter(self.row_norms().detach())
 
     def row_norms(self) -> Tensor:
-        """Return n, the length of each row of ``W + s B A``, shape (O,)."""
+        """Return n, the length of each row of ``W + s B A``, shape (O,), in at least float32."""
         a, b = (self.a.detach(), self.b.detach()) if self.detach_norm else (self.a, self.b)
-        v = torch.addmm(self.pretrained_weight.to(a.dtype), b, a, alpha=self.scale)
+        # ``self.dtype`` also where A and B are rounded copies: a length in bfloat16 is wrong by up to 0.4 %.
+        v = torch.addmm(self.pretrained_weight.to(self.dtype), b.to(self.dtype), a.to(self.dtype), alpha=self.scale)
         norms: Tensor = torch.linalg.vector_norm(v, dim=1)
         # A row of zeros (a pruned unit) has m = 0 too: it stays at zero instead of becoming 0 / 0.
-        return norms.clamp_min(torch.finfo(a.dtype).tiny)
+        return norms.clamp_min(torch.finfo(self.dtype).tiny)
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``diag(m / n) (W x + s B A x)``; dropout acts on ``x`` of the update only."""

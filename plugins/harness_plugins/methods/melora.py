@@ -6,7 +6,7 @@ where x_i and y_i are the i-th of n contiguous slices. The update is block-diago
 reach rank n r with the parameters of one LoRA of rank r.
 
 Source: Ren et al., "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning", ACL 2024,
-arXiv:2402.17263, section 3. Where the paper and the published code differ, the default is the code, which
+arXiv:2402.17263. Where the paper and the published code differ, the default is the code, which
 made the paper's numbers:
 
 * ``rank_convention``: the code reads ``r`` as the rank of each mini, r (I + O) parameters whatever n is; the

@@ -215,7 +215,7 @@ class MoRAConfig(MethodConfig):
     r: int = setting(8, "rank of the LoRA whose parameters M gets; the paper uses 8, 128 and 256", minimum=1)
     operator: str = setting(
         "sharing",
-        "how x is compressed (section 4.2; UUID and pretraining ran sharing, fine-tuning at r=8 rotation)",
+        "how x is compressed (UUID and pretraining ran sharing, fine-tuning at r=8 rotation)",
         choices=("truncation", "sharing", "decoupling", "rotation"),
     )
     sharing: int = setting(

@@ -53,11 +53,14 @@ class SplitAdapter(Adapter):
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x - s B0 A0 x + s B A dropout(x)``."""
         kept = self.dropout(x)
-        inner = matmul(kept, torch.cat((self.a - self.a0, self.a0)))
-        change = matmul(self.scale * inner, torch.cat((self.b, self.b - self.b0), dim=1))
+        # Subtract first and round after: a difference of rounded values would lose small steps of A and B.
+        down = torch.cat((self.a - self.a0, self.a0)).to(x.dtype)
+        up = torch.cat((self.b, self.b - self.b0), dim=1).to(x.dtype)
+        change = matmul(self.scale * matmul(kept, down), up)
         if kept is not x:
             # Dropout also drops the part of the pretrained weight that the pair carries.
-            change = change + matmul(self.scale * matmul(kept - x, self.a0), self.b0)
+            dropped = matmul(self.scale * matmul(kept - x, self.a0.to(x.dtype)), self.b0.to(x.dtype))
+            change = change + dropped
         return base_output + change
 
     def delta_weight(self) -> Tensor:

@@ -59,12 +59,8 @@ class RestartConfig(MethodConfig):
         choices=("official", "mora_repo", "recipe"),
     )
     warmup: int = setting(0, "updates of the first warmup; 0: a tenth of the run, at most T", minimum=0)
-    restart_warmup: int = setting(
-        0, "updates of warmup after a merge; 0: 50 (paper), at most T / 4", minimum=0
-    )
-    floor: float = setting(
-        0.1, "where the jagged cosine ends, as a fraction of the peak", minimum=0, maximum=1
-    )
+    restart_warmup: int = setting(0, "updates of warmup after a merge; 0: 50 (paper), at most T / 4", minimum=0)
+    floor: float = setting(0.1, "where the jagged cosine ends, as a fraction of the peak", minimum=0, maximum=1)
     adjust_step: int = setting(0, "updates by which the jagged cosine (not the merges) runs ahead", minimum=0)
     reset: str = setting(
         "random_pruning",
@@ -113,9 +109,7 @@ def is_merge_due(config: RestartConfig, step: int, total_steps: int) -> bool:
     return step % period == (1 if config.timing == "official" else 0)
 
 
-def restart_multiplier(
-    config: RestartConfig, step: int, total_steps: int, default: Callable[[int], float]
-) -> float:
+def restart_multiplier(config: RestartConfig, step: int, total_steps: int, default: Callable[[int], float]) -> float:
     """Return the learning rate of update ``step`` (from 0) as a fraction of the peak.
 
     Raises:

@@ -7,7 +7,7 @@ operator; one cycle equals ``mora`` with that operator). Merging alone would lea
 because the groups change. Adapters of many trials are stacked and captured, so the groups are index tables in
 buffers, rewritten in place, and never branches in the code.
 
-Source: Jiang et al., "MoRA", arXiv:2405.12130, section 4.3 and the pretraining experiments. Settings to know:
+Source: Jiang et al., "MoRA", arXiv:2405.12130, and its pretraining experiments. Settings to know:
 
 * ``groups``: ``official`` cycles through the code's sharing types 1, 2, 3, 4, ``alternate`` (another flag of
   that code) through 1, 2. There are only two groupings per side in these, so the rank stops growing in the
@@ -97,9 +97,7 @@ class ReMoRAAdapter(Adapter):
         self.dropout = Dropout(dropout, generator, self.device)
         merged = torch.zeros(self.out_features, self.in_features, device=self.device, dtype=self.dtype)
         self.register_buffer("merged", merged)
-        self.register_buffer(
-            "inputs", input_groups("strided", self.in_features, size, padding).to(self.device)
-        )
+        self.register_buffer("inputs", input_groups("strided", self.in_features, size, padding).to(self.device))
         self.register_buffer("outputs", output_groups("strided", self.out_features, size).to(self.device))
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
@@ -149,9 +147,7 @@ class ReMoRAConfig(RestartConfig):
         "what fills strided groups: x from its start (published code) or zero",
         choices=("wrap", "zero"),
     )
-    dropout: float = setting(
-        0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99
-    )
+    dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
 
 
 class ReMoRA(Method):

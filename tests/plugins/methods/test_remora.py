@@ -144,7 +144,7 @@ def test_a_merge_keeps_the_function_and_works_in_place(groups):
 @pytest.mark.parametrize(
     ("groups", "ranks"),
     [
-        # 64x64, r = 2: R = 16. The groups j mod 16 and j div 4 have four sums in common (j div 4 mod 4), so both
+        # 64x64, r = 2: R = 16. The groups j mod 16 and j div 4 have four sums in common, so both
         # together span 16 + 16 - 4 = 28, and there is nothing else to add.
         ("official", [16, 28, 28, 28, 28, 28]),
         # Shuffled groups have only the sum of all in common: each cycle adds 15 until the matrix is full.
