@@ -18,6 +18,7 @@ from harness.errors import ConfigError
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+MOST_TOKENS = 2**20  # per example: rows are counted this far apart
 
 
 class Dropout(nn.Module):
@@ -49,12 +50,24 @@ class Dropout(nn.Module):
         """Return ``x`` with elements dropped; ``x`` itself in evaluation mode or when ``p`` is 0."""
         if self.p == 0.0 or not self.training:
             return x
-        # One 64-bit hash serves two elements: hashing is what this costs.
-        position = torch.arange((x.numel() + 1) // 2, device=x.device, dtype=torch.int64)
-        words = splitmix64(splitmix64(self.seed + self.step * GOLDEN) + position * GOLDEN)
-        bits = words.view(torch.int32)[: x.numel()].view(x.shape)
-        keep = bits >= round(self.p * 2**32) - 2**31
+        uniform = self._bits(x.shape, x.device)
+        keep = uniform >= round(self.p * 2**32)
         return torch.where(keep, x, 0.0) / (1.0 - self.p)
+
+    def _bits(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return 32 random bits per element of x (..., T, I), as int64.
+
+        An element's bits depend on its place (row, token, feature) and not on T, so that padding a batch further, as
+        happens beside a trial with longer examples, changes no mask.
+        """
+        features, tokens = shape[-1], shape[-2] if len(shape) > 1 else 1
+        pairs = (features + 1) // 2  # one 64-bit hash serves two elements: hashing is what this costs
+        rows = torch.arange(shape.numel() // max(1, tokens * features), device=device, dtype=torch.int64)
+        place = rows[:, None] * MOST_TOKENS + torch.arange(tokens, device=device, dtype=torch.int64)
+        position = place[..., None] * pairs + torch.arange(pairs, device=device, dtype=torch.int64)
+        words = splitmix64(splitmix64(self.seed + self.step * GOLDEN) + position * GOLDEN)
+        halves = torch.stack([words & 0xFFFFFFFF, _shift(words, 32)], dim=-1)
+        return halves.flatten(-2)[..., :features].reshape(shape)
 
     def advance(self) -> None:
         """Move on to the next step's mask. The harness calls this once per micro-batch."""

@@ -316,6 +316,9 @@ class Pack:
         self.leaves.zero_gradients()
         total = torch.zeros(len(self.lanes), device=self.base.device)
         for number, batch in enumerate(batches):
+            for lane in self.lanes:
+                for dropout in lane.dropouts:
+                    dropout.step.fill_(lane.done * len(batches) + number)
             losses = lane_losses(self._call, self.base.task.model_kind, batch, self.model)
             objective = losses.sum()
             if number == 0:
@@ -324,9 +327,6 @@ class Pack:
                     objective = objective if extra is None else objective + extra
             objective.backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
-            for lane in self.lanes:
-                for dropout in lane.dropouts:
-                    dropout.step.fill_(lane.done * len(batches) + number + 1)
         self.leaves.gradients_up()
         return total
 

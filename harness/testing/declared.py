@@ -132,9 +132,7 @@ def check_bad_config_is_named(method: Method) -> None:
                         advice,
                     )
             except Exception as error:
-                raise Seen(
-                    f"{given} raises {type(error).__name__} instead of ConfigError: {error}", advice
-                ) from error
+                raise Seen(f"{given} raises {type(error).__name__} instead of ConfigError: {error}", advice) from error
             else:
                 raise Seen(f"{given} is accepted", advice)
 

@@ -90,9 +90,7 @@ class TinyProblem:
 
     def weight_gradients(self) -> dict[str, Tensor]:
         """Return the gradient of the mean loss with respect to each linear layer's weight, (O, I)."""
-        weights = {
-            f"{name}.weight": layer.weight.detach().requires_grad_() for name, layer in self.model.linears()
-        }
+        weights = {f"{name}.weight": layer.weight.detach().requires_grad_() for name, layer in self.model.linears()}
         losses = [mse_loss(functional_call(self.model, weights, (x,)), y) for x, y in self.batches]
         gradients = torch.autograd.grad(torch.stack(losses).mean(), list(weights.values()))
         return {name.removesuffix(".weight"): each for name, each in zip(weights, gradients, strict=True)}
@@ -154,9 +152,7 @@ class TinyTrial:
             multiplier = method.learning_rate_multiplier(step, steps, lambda _: 1.0)
             for group, group_rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = group_rate * multiplier
-            loss = torch.stack(
-                [self.problem.loss(batch, self.adapters) for batch in self.problem.batches]
-            ).mean()
+            loss = torch.stack([self.problem.loss(batch, self.adapters) for batch in self.problem.batches]).mean()
             self.losses.append(loss.item())
             extra = method.extra_loss(self.adapters)
             (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
@@ -192,9 +188,7 @@ class TinyTrial:
     def tensors(self) -> dict[str, Tensor]:
         """Return every parameter and buffer of what trains, the ones that are not saved included, by name."""
         buffers = [
-            (f"{key}:{name}", buffer)
-            for key, module in self.modules.items()
-            for name, buffer in module.named_buffers()
+            (f"{key}:{name}", buffer) for key, module in self.modules.items() for name, buffer in module.named_buffers()
         ]
         return {**dict(self._parameters()), **dict(buffers)}
 

@@ -622,7 +622,9 @@ class HasItsOwnAutogradFunction(Good):
 
 
 CASES = [
-    pytest.param(CHECKS[check], kind, id=f"{check}-{kind.__name__}") for check, kinds in BROKEN.items() for kind in kinds
+    pytest.param(CHECKS[check], kind, id=f"{check}-{kind.__name__}")
+    for check, kinds in BROKEN.items()
+    for kind in kinds
 ]
 
 

@@ -105,24 +105,16 @@ class AdaLoRAAdapter(Adapter):
 class AdaLoRAConfig(MethodConfig):
     """Settings of AdaLoRA."""
 
-    r: int = setting(
-        12, "initial rank of every layer; what the trainable parameters are counted at", minimum=1
-    )
+    r: int = setting(12, "initial rank of every layer; what the trainable parameters are counted at", minimum=1)
     target_r: int = setting(0, "mean rank per layer at the end; 0 means r / 1.5, rounded", minimum=0)
     alpha: float = setting(
         0.0,
         "0: scale 1, as in the paper; else alpha / (r + 1e-5) with the initial r, as in the released code",
         minimum=0,
     )
-    dropout: float = setting(
-        0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99
-    )
-    t_i: float = setting(
-        0.1, "steps before pruning starts: a fraction of the run if below 1, else steps", minimum=0
-    )
-    t_f: float = setting(
-        0.5, "steps at the final budget: a fraction of the run if below 1, else steps", minimum=0
-    )
+    dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
+    t_i: float = setting(0.1, "steps before pruning starts: a fraction of the run if below 1, else steps", minimum=0)
+    t_f: float = setting(0.5, "steps at the final budget: a fraction of the run if below 1, else steps", minimum=0)
     delta_t: int = setting(10, "steps between two prunings of the middle phase", minimum=1)
     beta1: float = setting(0.85, "smoothing of the sensitivity", minimum=0, maximum=0.999999)
     beta2: float = setting(0.85, "smoothing of the uncertainty", minimum=0, maximum=0.999999)

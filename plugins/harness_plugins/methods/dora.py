@@ -64,9 +64,7 @@ class DoRAAdapter(LoRAAdapter):
 class DoRAConfig(LoRAConfig):
     """Settings of DoRA: LoRA's and the norm's."""
 
-    detach_norm: bool = setting(
-        True, "hold n constant in the backward pass (section 4.3); False: differentiate it"
-    )
+    detach_norm: bool = setting(True, "hold n constant in the backward pass (section 4.3); False: differentiate it")
 
 
 class DoRA(LoRA):
@@ -75,9 +73,7 @@ class DoRA(LoRA):
     name = "dora"
     title = "DoRA"
     paper = "https://arxiv.org/abs/2402.09353"
-    citation = (
-        "Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen: DoRA: Weight-Decomposed Low-Rank Adaptation, ICML 2024"
-    )
+    citation = "Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen: DoRA: Weight-Decomposed Low-Rank Adaptation, ICML 2024"
     formula = "r (I + O) + O"
     Config = DoRAConfig
 

@@ -78,9 +78,7 @@ class LoRAConfig(MethodConfig):
 
     r: int = setting(8, "rank of the update", minimum=1)
     alpha: float = setting(16.0, "numerator of the scale alpha / r", minimum=0)
-    dropout: float = setting(
-        0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99
-    )
+    dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
     init: str = setting(
         "uniform",
         "law of A: 'uniform' on ±1/sqrt(I) as in the published code, or 'gaussian' (the paper)",

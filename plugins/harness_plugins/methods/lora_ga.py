@@ -38,9 +38,7 @@ class LoRAGAConfig(MethodConfig):
         "'alpha/r' is what that code does when nothing is switched on",
         choices=("alpha/sqrt(r)", "alpha/r"),
     )
-    gamma: float = setting(
-        16.0, "larger: smaller A and B at the start; 16 in the released code", minimum=1e-6
-    )
+    gamma: float = setting(16.0, "larger: smaller A and B at the start; 16 in the released code", minimum=1e-6)
     dropout: float = setting(
         0.0, "probability of dropping an input element of the trained pair", minimum=0, maximum=0.99
     )

@@ -52,9 +52,7 @@ class LoRAPlus(LoRA):
         fast: list[nn.Parameter] = []
         for adapter in adapters.values():
             for name, parameter in adapter.named_parameters():
-                is_fast = name.split(".")[-1] == "b" or (
-                    parameter.ndim == 1 and self.config.vectors == "ratio"
-                )
+                is_fast = name.split(".")[-1] == "b" or (parameter.ndim == 1 and self.config.vectors == "ratio")
                 if parameter.requires_grad:
                     (fast if is_fast else slow).append(parameter)
         rates = ((slow, learning_rate), (fast, self.config.ratio * learning_rate))

@@ -26,9 +26,7 @@ class MiLoRAConfig(MethodConfig):
     """Settings of MiLoRA."""
 
     r: int = setting(8, "rank: how many of the smallest singular triplets are trained", minimum=1)
-    alpha: float = setting(
-        0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0
-    )
+    alpha: float = setting(0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0)
     dropout: float = setting(
         0.0,
         "probability of dropping an input element of the trained pair, also of the part of W it carries",

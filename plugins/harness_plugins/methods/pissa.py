@@ -29,9 +29,7 @@ class SplitAdapter(Adapter):
     a0: Tensor
     b0: Tensor
 
-    def __init__(
-        self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator) -> None:
         super().__init__(layer)
         self.scale = scale
         a = torch.zeros(r, self.in_features, device=self.device, dtype=self.dtype)
@@ -87,9 +85,7 @@ def check_rank(method: str, r: int, limit: int, in_features: int, out_features: 
         )
 
 
-def subspace_iteration(
-    weight: Tensor, r: int, niter: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def subspace_iteration(weight: Tensor, r: int, niter: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Return approximate top-``r`` triplets (u, s, vh) of a matrix (O, I), in at least float32.
 
     Randomised subspace iteration from exactly ``r`` Gaussian vectors, without oversampling, as the published
@@ -115,9 +111,7 @@ class PiSSAConfig(MethodConfig):
     """Settings of PiSSA. There is no dropout: it would drop part of the pretrained weight."""
 
     r: int = setting(8, "rank: how many of the largest singular triplets are trained", minimum=1)
-    alpha: float = setting(
-        0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0
-    )
+    alpha: float = setting(0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0)
     niter: int = setting(
         0,
         "0: exact SVD; more: randomised subspace iterations (the authors' scripts use 16, their example 4)",
@@ -131,9 +125,7 @@ class PiSSA(Method):
     name = "pissa"
     title = "PiSSA"
     paper = "https://arxiv.org/abs/2404.02948"
-    citation = (
-        "Meng, Wang, Zhang: PiSSA: Principal Singular Values and Singular Vectors Adaptation, NeurIPS 2024"
-    )
+    citation = "Meng, Wang, Zhang: PiSSA: Principal Singular Values and Singular Vectors Adaptation, NeurIPS 2024"
     formula = "r (I + O)"
     Config = PiSSAConfig
     # The paper's runs use one learning rate for LoRA and PiSSA.

@@ -270,8 +270,8 @@ class ReLoRAConfig(RestartConfig):
     r: int = setting(8, "rank of one cycle's update; 128 in the paper", minimum=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / r; official: 32, with r 128", minimum=0)
     dropout: float = setting(
-        0.1,
-        "probability of dropping an input of the update; 0.1 in the official code",
+        0.0,
+        "probability of dropping an input of the update; the official code has 0.1, comparisons here have none",
         minimum=0,
         maximum=0.99,
     )

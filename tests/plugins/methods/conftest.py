@@ -39,9 +39,7 @@ def disturb(adapter, seed=2):
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(
-                parameter.dtype
-            )
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(parameter.dtype)
     return adapter
 
 
@@ -63,12 +61,8 @@ def check_against_dense(adapter, layer, dense, merges=True):
 
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     for name, one, other in zip(["x", *names], found, wanted, strict=True):
-        assert other.abs().max() > 0, (
-            f"the dense formula gives {name} no gradient, so comparing it proves nothing"
-        )
-        torch.testing.assert_close(
-            one, other, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"gradient of {n}: {m}"
-        )
+        assert other.abs().max() > 0, f"the dense formula gives {name} no gradient, so comparing it proves nothing"
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"gradient of {n}: {m}")
     if merges:
         merged = layer.weight + adapter.delta_weight()
         torch.testing.assert_close(x @ merged.T, output, rtol=1e-9, atol=1e-9)
@@ -152,9 +146,7 @@ def check_against_peft(adapter, layer, theirs, pairs):
         for name, parameter in pairs.items():
             parameter.copy_(adapter.get_parameter(name).reshape(parameter.shape))
     x = torch.randn(6, layer.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    upstream = torch.randn(
-        6, layer.out_features, dtype=torch.float64, generator=torch.Generator().manual_seed(8)
-    )
+    upstream = torch.randn(6, layer.out_features, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     ours = adapter(x, x @ layer.weight.T)
     (ours * upstream).sum().backward()
     reference = theirs(x)

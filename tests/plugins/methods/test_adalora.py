@@ -179,9 +179,7 @@ def test_pruned_lambdas_may_return_in_the_middle_phase_and_never_in_the_last(kit
     assert zeros[4].any()
     assert not zeros[5].any(), "one step after a pruning every lambda has moved again"
     for step in range(42, 61):
-        assert torch.equal(zeros[step - 1], zeros[40]), (
-            "the last phase prunes the same triplets at every step"
-        )
+        assert torch.equal(zeros[step - 1], zeros[40]), "the last phase prunes the same triplets at every step"
 
 
 def test_scores_stand_still_in_the_last_phase(kit):

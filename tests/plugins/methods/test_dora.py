@@ -91,9 +91,7 @@ def test_dropout_spares_the_frozen_part(kit, generator):
     adapter = kit.disturb(DoRA(DoRAConfig(r=4, alpha=8, dropout=0.5)).adapter(layer, generator))
     x = torch.randn(3, 60, dtype=torch.float64, generator=generator)
     v = layer.weight + 2 * adapter.b @ adapter.a
-    expected = (adapter.m / v.norm(dim=1)) * (
-        x @ layer.weight.T + 2 * adapter.dropout(x) @ adapter.a.T @ adapter.b.T
-    )
+    expected = (adapter.m / v.norm(dim=1)) * (x @ layer.weight.T + 2 * adapter.dropout(x) @ adapter.a.T @ adapter.b.T)
     torch.testing.assert_close(adapter(x, x @ layer.weight.T), expected)
 
 
@@ -117,3 +115,13 @@ def test_a_row_of_zeros_stays_zero_instead_of_nan(kit, generator):
     assert torch.equal(output, x @ layer.weight.T)
     output.sum().backward()
     assert all(p.grad.isfinite().all() for p in adapter.parameters())
+
+
+def test_rounded_copies_of_a_and_b_leave_the_length_exact(kit, generator):
+    """In half-precision training forward sees bfloat16 copies; a length computed in bfloat16 would not be m."""
+    layer = kit.build_layer(60, 100, torch.bfloat16)
+    adapter = DoRA().adapter(layer, generator)
+    rounded = {"a": adapter.a.detach().bfloat16(), "b": adapter.b.detach().bfloat16(), "m": adapter.m.detach()}
+    x = torch.randn(3, 60, generator=generator).bfloat16()
+    base = x @ layer.weight.T
+    assert torch.equal(torch.func.functional_call(adapter, rounded, (x, base)), base)

@@ -94,9 +94,7 @@ def test_stacked_equals_alone(kit, dropout):
 
 def test_low_precision(kit):
     kit.check_low_precision(LoRAGA())
-    adapter = calibrated(
-        LoRAGA(), kit.build_layer(60, 100, torch.bfloat16), draw_gradient((60, 100), torch.bfloat16)
-    )
+    adapter = calibrated(LoRAGA(), kit.build_layer(60, 100, torch.bfloat16), draw_gradient((60, 100), torch.bfloat16))
     gradient = draw_gradient((60, 100), torch.bfloat16).double()
     v = torch.linalg.eigh(gradient.T @ gradient)[1][:, -8:]
     torch.testing.assert_close(adapter.a.T @ adapter.a, (10 / 16 * v @ v.T).float(), rtol=1e-4, atol=1e-5)

@@ -160,3 +160,13 @@ def test_a_rank_above_the_layers_is_refused(kit, generator):
 def test_there_is_no_dropout():
     with pytest.raises(TypeError, match="dropout"):
         PiSSAConfig(dropout=0.1)
+
+
+def test_rounded_copies_still_change_nothing_at_the_start(kit, generator):
+    """In half-precision training forward sees bfloat16 copies of all four factors."""
+    layer = kit.build_layer(60, 100, torch.bfloat16)
+    adapter = PiSSA().adapter(layer, generator)
+    rounded = {n: t.bfloat16() for n, t in adapter.state_dict().items()}
+    x = torch.randn(3, 60, generator=generator).bfloat16()
+    base = x @ layer.weight.T
+    assert torch.equal(torch.func.functional_call(adapter, rounded, (x, base)), base)

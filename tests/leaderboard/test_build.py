@@ -1,0 +1,278 @@
+import csv
+import io
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from harness.record import State
+from harness_leaderboard.build import build
+from harness_leaderboard.table import bytes_text, seconds_text, terminal_table
+
+HOSTILE = "<script>alert(1)</script>\"'&|$x^2$ {{ 7*7 }} \\input{x}_%#~"
+FILES = ("index.html", "leaderboard.md", "leaderboard.csv", "leaderboard.tex")
+
+
+def texts(records, folder):
+    build(records, folder)
+    return {name: (folder / name).read_text(encoding="utf-8") for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def site(example_records, tmp_path_factory):
+    return texts(example_records, tmp_path_factory.mktemp("site"))
+
+
+class Elements(HTMLParser):
+    """Collects tags, and the text outside of style and script."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self._hidden = [], "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text += data
+
+
+def test_build_returns_the_page_and_makes_the_folder(example_records, tmp_path):
+    page = build(example_records, tmp_path / "deep" / "site")
+    assert page == tmp_path / "deep" / "site" / "index.html"
+    assert sorted(each.name for each in page.parent.iterdir()) == sorted(FILES)
+
+
+def test_same_records_same_bytes_in_any_order(example_records, site, tmp_path):
+    shuffled = list(example_records)
+    random.Random(1).shuffle(shuffled)
+    assert texts(shuffled, tmp_path) == site
+
+
+def test_same_bytes_in_another_process_with_another_hash_seed(site, tmp_path, example_records):
+    for record in example_records:
+        (tmp_path / f"{record.trial_id}.json").write_text(record.dumps())
+    code = (
+        "import sys, pathlib; from harness_leaderboard.load import load_records; from harness_leaderboard.build import build; "
+        "build(load_records(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    )
+    environment = {
+        "PYTHONHASHSEED": "12345",
+        "PYTHONPATH": ":".join(sys.path),
+        "TZ": "Asia/Tokyo",
+        "HOME": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out")], env=environment, check=True)
+    assert {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in FILES} == site
+
+
+def test_the_leaderboard_imports_no_torch():
+    code = (
+        "import sys, harness_leaderboard.build, harness_leaderboard.load, harness_leaderboard.table; "
+        "print([name for name in ('torch', 'transformers', 'mlflow', 'scipy', 'sklearn') if name in sys.modules])"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_page_names_nothing_outside_itself(site):
+    for tag, attributes in Elements(site["index.html"]).tags:
+        for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+            if name in attributes and tag != "script":
+                assert attributes[name].startswith(("#", "data:")), (tag, attributes)
+    style = site["index.html"].split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_every_id_on_the_page_is_unique_and_every_reference_exists(site):
+    tags = Elements(site["index.html"]).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = {
+        value[1:]
+        for _, attributes in tags
+        for name, value in attributes.items()
+        if name.endswith("href") and value[:1] == "#"
+    }
+    wanted |= {each for _, attributes in tags for each in (attributes.get("aria-labelledby") or "").split()}
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", site["index.html"]))
+    assert wanted <= set(ids)
+
+
+def test_the_first_lines_say_what_is_compared(site):
+    text = " ".join(Elements(site["index.html"]).text.split())
+    for part in (
+        "8 methods at the same budget, lora:r=8 (98,304 trained adapter parameters), reached within 0.60 %.",
+        "Score: mean Accuracy over 5 seeds (0, 1, 2, 3, 4); higher is better.",
+        "Rows with the same rank cannot be told apart",
+        "Methods with the same rank are tied",
+        "corrected for 15 pairs",
+        "for this board to tell them apart (80 % power)",
+    ):
+        assert part in text
+
+
+def test_the_page_shows_failures_ties_references_reasons_and_effort(site):
+    text = " ".join(Elements(site["index.html"]).text.split())
+    for part in (
+        "7 trials did not finish",
+        "TrialDivergedError: loss became NaN",
+        "out of memory",
+        "Reference, outside the budget",
+        "not ranked: 2 of 5 seeds did not finish",
+        "1 seed: no interval",
+        "not measured",
+        "per-layer settings",
+        "3 tried",
+        "Tuning effort is not equal",
+        "Learning-rate search",
+        "Metrics by step",
+        "step 250",
+        "66 records",
+        "hardware.device Test CPU",
+        "generated-v1",
+        "0123abc",
+    ):
+        assert part in text, part
+    assert "no probe: --no-probe was given" in site["index.html"]
+
+
+def test_tables_have_captions_scopes_and_sort_states(site):
+    tags = Elements(site["index.html"]).tags
+    names = [tag for tag, _ in tags]
+    assert names.count("table") == names.count("caption")
+    assert all(
+        "scope" in attributes for tag, attributes in tags if tag == "th" and attributes.get("class") != "plot head"
+    )
+    assert any(attributes.get("aria-sort") == "ascending" for _, attributes in tags)
+    charts = [attributes for tag, attributes in tags if tag == "svg" and attributes.get("class") == "chart"]
+    assert len(charts) == 3
+    assert all(each["role"] == "img" for each in charts)
+
+
+def test_hostile_names_are_text_everywhere(make_record, tmp_path):
+    details = {"accuracy": {"title": HOSTILE, "unit": HOSTILE, "higher_is_better": True, "help": HOSTILE}}
+    trial = {
+        "task": HOSTILE,
+        "scale": HOSTILE,
+        "model": HOSTILE,
+        "budget": HOSTILE,
+        "config": {HOSTILE: HOSTILE},
+        "data": HOSTILE,
+    }
+    trial["layer_settings"] = {HOSTILE: {HOSTILE: HOSTILE}}
+    error = {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE, "step": 3}
+    shared = {"metric_details": details, "environment": {HOSTILE: HOSTILE}, "trial": trial}
+    records = [make_record(HOSTILE, seed, 0.5 + seed / 10, **shared) for seed in (0, 1)]
+    records.append(make_record(HOSTILE, 2, state=State.FAILED, **{**shared, "error": error}))
+    found = texts(records, tmp_path)
+    page = Elements(found["index.html"])
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert HOSTILE in page.text
+    assert "49" not in page.text.split("Where this comes from")[0].replace(HOSTILE, "")
+    assert "<script" not in found["leaderboard.md"]
+    table_lines = [line for line in found["leaderboard.md"].splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table_lines}) == 1  # no name opens a column
+    body = found["leaderboard.tex"].split("\n", 1)[1]
+    assert "\\input{x}" not in body
+    assert not re.search(r"(?<!\\)[%#]", body)
+    (line,) = csv.DictReader(io.StringIO(found["leaderboard.csv"]))
+    assert line["method"] == HOSTILE
+
+
+def test_a_record_cannot_steer_the_terminal(make_record):
+    assert "\x1b" not in terminal_table(
+        [make_record("evil\x1b[2J"), make_record("x", state=State.FAILED, error={"message": "\x1b]0;"})]
+    )
+
+
+def test_csv_holds_unrounded_numbers_and_empty_gaps(make_record, make_reference, tmp_path):
+    records = [make_record("lora", seed, 1 / 3 + seed / 100) for seed in (0, 1)]
+    records += [make_record("mora", 0, state=State.DIVERGED), make_reference(0, 0.9)]
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(texts(records, tmp_path)["leaderboard.csv"]))}
+    assert float(lines["lora"]["score"]) == pytest.approx(1 / 3 + 0.005, abs=1e-15)
+    assert lines["lora"]["adapter_parameters"] == "98304"
+    assert lines["lora"]["budget_parameters"] == "98304"
+    assert lines["mora"]["score"] == ""
+    assert lines["mora"]["trials_diverged"] == "1"
+    assert (lines["full"]["is_reference"], lines["full"]["budget_parameters"]) == ("True", "")
+
+
+def test_markdown_has_a_table_reasons_and_failures(site):
+    text = site["leaderboard.md"]
+    assert "## uuid · smoke · nano · budget lora:r=8" in text
+    assert re.search(r"\|\s+1=\s+\| dora", text)
+    assert "vera, Rank: not ranked: 2 of 5 seeds did not finish" in text
+    assert "lora, Step, solo: no probe: --no-probe was given" in text
+    assert "vera, report, lr 0.001, seed 3: diverged at step 200: TrialDivergedError: loss became NaN" in text
+
+
+def test_latex_has_a_booktabs_table_per_board(site):
+    text = site["leaderboard.tex"]
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\toprule") == 2
+    assert "out of memory at step 200" in text
+    assert "—" not in text
+
+
+def test_terminal_table_shows_ranks_failures_and_notes(example_records):
+    text = terminal_table(example_records)
+    assert re.search(r"^ +1=  dora", text, flags=re.MULTILINE)
+    assert "7 trials did not finish:" in text
+    assert "vera: not ranked: 2 of 5 seeds did not finish" in text
+    assert "! Tuning effort is not equal" in text
+    assert "ref.  full" in text
+
+
+def test_mixed_hardware_is_on_the_page_and_in_markdown(make_record, tmp_path):
+    other = {"hardware": {"device": "Other GPU"}}
+    found = texts([make_record("a"), make_record("b", environment=other)], tmp_path)
+    assert "Mixed environment, hardware.device: Other GPU (b); Test CPU (a)" in Elements(found["index.html"]).text
+    assert "Mixed environment" in found["leaderboard.md"]
+
+
+def test_no_records_make_an_honest_empty_page(tmp_path):
+    found = texts([], tmp_path)
+    assert "There are no records to show." in found["index.html"]
+    assert terminal_table([]) == "No records."
+
+
+def test_a_board_where_everything_failed_is_a_page(make_record, tmp_path):
+    found = texts([make_record("a", seed, state=State.FAILED, history=()) for seed in (0, 1)], tmp_path)
+    assert "2 trials did not finish" in Elements(found["index.html"]).text
+
+
+def test_references_alone_make_a_board_without_ranks(make_reference, tmp_path):
+    text = Elements(texts([make_reference(0), make_reference(1)], tmp_path)["index.html"]).text
+    assert "Only reference methods" in text
+    assert "full" in text
+
+
+def test_a_score_that_never_varies_is_drawn(make_record, tmp_path):
+    records = [make_record(name, seed, 0.0, history=()) for name in "ab" for seed in (0, 1)]
+    assert "1=" in texts(records, tmp_path)["index.html"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.314, "8.31 s"), (59.96, "60 s"), (250, "4 min 10 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds, text):
+    assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(512, "512 B"), (1010 * 1024, "1010 KiB"), (432013312, "412 MiB"), (1.5 * 2**30, "1.5 GiB")]
+)
+def test_sizes(count, text):
+    assert bytes_text(count) == text
