@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.data import identify as identify
     from harness.data import read_rows as read_rows
     from harness.data import read_table as read_table
+    from harness.decomposition import svd as svd
     from harness.dropout import Dropout as Dropout
     from harness.errors import BudgetError as BudgetError
     from harness.errors import ConfigError as ConfigError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from harness.method import StepInfo as StepInfo
     from harness.method import setting as setting
     from harness.record import Record as Record
-    from harness.svd import svd as svd
     from harness.task import IGNORE as IGNORE
     from harness.task import Evaluation as Evaluation
     from harness.task import Example as Example
@@ -81,7 +81,7 @@ _HOMES = {
     "pretrained": "harness.lanes",
     "hookimpl": "harness.hookspecs",
     "setting": "harness.method",
-    "svd": "harness.svd",
+    "svd": "harness.decomposition",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

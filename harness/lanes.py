@@ -43,14 +43,19 @@ class Leaves:
         self._low_gradients: list[Tensor] = []
         self._high_gradients: list[Tensor] = []
 
-    def parameter(self, lanes: Sequence[nn.Parameter]) -> Tensor:
-        """Return the leaf for one parameter of K alike lanes: (K, ...), or the parameter's own shape where K is 1."""
+    def parameter(self, lanes: Sequence[nn.Parameter], exact: bool = False) -> Tensor:
+        """Return the leaf for one parameter of K alike lanes: (K, ...), or the parameter's own shape where K is 1.
+
+        Args:
+            lanes: Each lane's parameter.
+            exact: Whether to compute with it unrounded, whatever the precision.
+        """
         key = tuple(map(id, lanes))
         if key in self._known:  # tied parameters
             return self._known[key]
         master = lanes[0].data if len(lanes) == 1 else torch.stack([each.data for each in lanes])
         gradient = torch.zeros_like(master)
-        if self._is_exact(master):
+        if exact or self._is_exact(master):
             leaf = lanes[0] if len(lanes) == 1 else master.requires_grad_()
             leaf.grad = gradient
         else:
@@ -68,13 +73,13 @@ class Leaves:
         self._keep.append(lanes)
         return leaf
 
-    def constant(self, lanes: Sequence[Tensor], store: Callable[[int, Tensor], None]) -> Tensor:
+    def constant(self, lanes: Sequence[Tensor], store: Callable[[int, Tensor], None], exact: bool = False) -> Tensor:
         """Return what ``forward`` reads for one buffer of K alike lanes, and re-point each lane's with ``store``."""
         master = lanes[0] if len(lanes) == 1 else torch.stack(list(lanes))
         if len(lanes) > 1:
             for lane in range(len(lanes)):
                 store(lane, master[lane])
-        if not master.is_floating_point() or self._is_exact(master):
+        if exact or not master.is_floating_point() or self._is_exact(master):
             return master
         low = master.to(self.compute_dtype)
         self._low.append(low)
@@ -86,14 +91,14 @@ class Leaves:
 
     def zero_gradients(self) -> None:
         """Set every gradient to zero, in place: views of it stay valid."""
-        gradients = [cast(Tensor, leaf.grad) for leaf in self.leaves]
+        gradients = [*(cast(Tensor, leaf.grad) for leaf in self.leaves), *self._high_gradients]
         if gradients:
             torch._foreach_zero_(gradients)
 
     def gradients_up(self) -> None:
-        """Copy gradients of the leaves to the masters'."""
+        """Add gradients of the leaves to the masters', which may have some of their own from ``Method.extra_loss``."""
         if self._low_gradients:
-            torch._foreach_copy_(self._high_gradients, self._low_gradients)
+            torch._foreach_add_(self._high_gradients, [each.float() for each in self._low_gradients])
 
     @torch.no_grad()
     def values_down(self) -> None:
@@ -114,14 +119,16 @@ class Stack:
         self.modules = list(modules)
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        exact = kept_float32(modules[0])
         for name, first in modules[0].named_parameters(remove_duplicate=False):
             tensors = [each.get_parameter(name) for each in modules]
             if first.requires_grad:
-                self.parameters[name] = leaves.parameter(tensors)
+                self.parameters[name] = leaves.parameter(tensors, name in exact)
             else:
-                self.buffers[name] = leaves.constant(tensors, self._point(name))
+                self.buffers[name] = leaves.constant(tensors, self._point(name), name in exact)
         for name, _ in modules[0].named_buffers():
-            self.buffers[name] = leaves.constant([each.get_buffer(name) for each in modules], self._point(name))
+            buffers = [each.get_buffer(name) for each in modules]
+            self.buffers[name] = leaves.constant(buffers, self._point(name), name in exact)
         half = leaves.compute_dtype not in (torch.float32, torch.float64)
         self._direct = len(modules) == 1 and not half
 
@@ -151,13 +158,22 @@ class Stack:
         return cast(Tensor, output).flatten(0, 1)
 
 
+def kept_float32(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of tensors that an adapter wants unrounded."""
+    return module.keep_float32 if isinstance(module, Adapter) else ()
+
+
 class Reader:
     """One lane's module, for evaluation: computes in the base's dtype, without touching gradients or storage."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.modules = [module]
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._low = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        exact = kept_float32(module)
+        self._low = {
+            name: t.detach().to(dtype) if t.is_floating_point() and name not in exact else t
+            for name, t in tensors.items()
+        }
         self._direct = all(low.dtype == tensors[name].dtype for name, low in self._low.items())
 
     def __call__(self, *inputs: Tensor) -> Tensor:

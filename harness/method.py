@@ -139,10 +139,17 @@ class Adapter(nn.Module):
     * Whatever changes during training and matters to ``forward`` is a parameter or a buffer, changed in place.
     * ``forward`` has no branch on tensor values, draws no random numbers (use ``harness.Dropout``) and changes nothing.
 
+    Class attributes:
+        keep_float32: Names of own parameters and buffers that stay in float32 where the model computes in half
+            precision, because rounding them would lose what matters (small differences, row lengths). The other
+            tensors are rounded. ``forward`` must then cast these to the dtype of ``x`` itself.
+
     Args:
         linear: The frozen layer, weight (O, I). Other kinds of layers are presented as one. The bias is not the
             adapter's business: the harness adds it afterwards.
     """
+
+    keep_float32: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -180,8 +187,7 @@ class Adapter(nn.Module):
 
     def __call__(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Run ``forward`` in the dtype of the parameters and return the dtype of ``base_output``."""
-        tensor = next(self.parameters(), None)
-        dtype = base_output.dtype if tensor is None else tensor.dtype
+        dtype = next((p.dtype for name, p in self.named_parameters() if name not in self.keep_float32), x.dtype)
         output = super().__call__(x.to(dtype), base_output.to(dtype))
         return cast(Tensor, output).to(base_output.dtype)
 

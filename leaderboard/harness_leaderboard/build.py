@@ -7,7 +7,7 @@ is made in ``page``; wording and number formats are in ``table``.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ def markdown(boards: Sequence[Board]) -> str:
         if board.notes:
             parts.append("\n".join(["Before you compare:", "", *(f"- {_markdown(note)}" for note in board.notes)]))
         if board.all_rows:
-            keys = [column.key for column in table.columns(board)]
-            parts.append(_body(board, keys, _markdown, "github"))
+            parts.append(_pipes(board))
         if board.references:
             parts.append("ref.: reference, outside the budget.")
         missing = _footnotes(board)
@@ -111,7 +110,7 @@ def latex(boards: Sequence[Board]) -> str:
         if not board.all_rows:
             continue
         caption = _latex(f"{table.board_title(board)}. {' '.join(table.summary_sentences(board))}")
-        body = _body(board, LATEX_COLUMNS, _latex, "latex_booktabs_raw")
+        body = _booktabs(board)
         notes = [f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, *_footnotes(board))]
         failures = [f"\\par\\footnotesize {_latex(table.failure_text(each))}" for each in board.failures]
         lines = [
@@ -170,20 +169,32 @@ def _csv_line(board: Board, row: Row) -> dict[str, Any]:
     }
 
 
-def _body(board: Board, keys: Sequence[str], escape: Callable[[str], str], style: str) -> str:
-    """Return a board's table in one of tabulate's formats."""
-    shown = [column for column in table.columns(board) if column.key in keys]
-    lines = []
-    for row in board.all_rows:
-        cells = table.cells(board, row)
-        lines.append([escape(cells[column.key].text) for column in shown])
+def _pipes(board: Board) -> str:
+    """Return a board's table in GitHub's Markdown."""
+    shown = table.columns(board)
+    lines = [table.cells(board, row) for row in board.all_rows]
     return tabulate(
-        lines,
-        headers=[escape(column.title) for column in shown],
+        [[_markdown(cells[column.key].text) for column in shown] for cells in lines],
+        headers=[_markdown(column.title) for column in shown],
         colalign=["right" if column.is_number else "left" for column in shown],
-        tablefmt=style,
+        tablefmt="github",
         disable_numparse=True,
     )
+
+
+def _booktabs(board: Board) -> str:
+    """Return a board's table as a LaTeX ``tabular``."""
+    shown = [column for column in table.columns(board) if column.key in LATEX_COLUMNS]
+    alignment = "".join("r" if column.is_number else "l" for column in shown)
+
+    def body(rows: Sequence[Row]) -> list[str]:
+        lines = [table.cells(board, row) for row in rows]
+        return [" & ".join(_latex(cells[column.key].text) for column in shown) + " \\\\" for cells in lines]
+
+    heads = " & ".join(_latex(column.title) for column in shown) + " \\\\"
+    references = ["\\midrule", *body(board.references)] if board.references else []
+    start = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", heads, "\\midrule"]
+    return "\n".join([*start, *body(board.rows), *references, "\\bottomrule", "\\end{tabular}"])
 
 
 def _footnotes(board: Board) -> list[str]:

@@ -127,7 +127,7 @@ def render(records: Sequence[Record]) -> str:
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = [_section(board, f"board-{index}") for index, board in enumerate(build_boards(records), start=1)]
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         sections=sections,
         style=Markup(style),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
@@ -140,6 +140,7 @@ def render(records: Sequence[Record]) -> str:
         missing=MISSING,
         plot_width=PLOT_WIDTH,
     )
+    return page.strip() + "\n"
 
 
 def _section(board: Board, slug: str) -> Section:

@@ -129,7 +129,7 @@ def interval_cell(board: Board, summary: Summary) -> Cell:
     if summary.value is None:
         return Cell(text=MISSING, sort=None, note=summary.reason)
     if summary.interval is None:
-        return Cell(text="1 seed: no interval", sort=None, note="an interval needs at least 2 seeds")
+        return Cell(text="1 seed: no interval", sort=None)
     low, high = (score_text(board, each) for each in (summary.interval.low, summary.interval.high))
     return Cell(text=f"[{low}, {high}]", sort=summary.interval.high - summary.interval.low)
 

@@ -228,7 +228,9 @@ def test_full_fine_tuning_matches_a_plain_loop() -> None:
         for example in again.rows():
             ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
             logits = plain(input_ids=ids).logits[:, :-1]
-            losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none"))
+            losses.append(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+            )
         counted = sum(int((torch.tensor(e.labels[1:]) != -100).sum()) for e in again.rows())
         loss = torch.cat(losses).sum() / counted
         expected.append(float(loss.detach()))

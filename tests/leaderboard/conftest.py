@@ -111,7 +111,7 @@ def graded(method: str, ability: float, seeds: range, count: int = 300, **change
     """Return records with right/wrong items whose difficulty is the same for every method."""
     records = []
     for seed in seeds:
-        draw, luck = random.Random("items"), random.Random(f"{method}{seed}")  # noqa: S311
+        draw, luck = random.Random("items"), random.Random(f"{method}{seed}")
         shift = luck.gauss(0, 0.02)
         items: list[float | None] = [
             float(0.8 * draw.random() + 0.2 * luck.random() < ability + shift) for _ in range(count)

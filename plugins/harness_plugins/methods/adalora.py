@@ -41,6 +41,8 @@ DEVIATION = 0.02  # of the entries of P and Q at the start, in the released code
 class AdaLoRAAdapter(Adapter):
     """P (O, R), lambda (R,) and Q (R, I), each with two running averages of its entries' importance."""
 
+    keep_float32 = ("values",)
+
     def __init__(
         self,
         layer: nn.Linear,

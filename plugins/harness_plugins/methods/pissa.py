@@ -28,6 +28,7 @@ class SplitAdapter(Adapter):
 
     a0: Tensor
     b0: Tensor
+    keep_float32 = ("a", "b", "a0", "b0")
 
     def __init__(self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator) -> None:
         super().__init__(layer)

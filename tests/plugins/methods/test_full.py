@@ -1,8 +1,9 @@
 """Full fine-tuning lets every parameter of a private model train, and is a reference outside the budgets."""
 
 import torch
-from harness_plugins.methods.full import FullFineTuning, harness_register_methods
 from torch import nn
+
+from harness_plugins.methods.full import FullFineTuning, harness_register_methods
 
 
 def test_every_parameter_trains_and_nothing_is_added():

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from harness_plugins.methods.melora import MELoRA, MELoRAConfig, harness_register_methods
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError
+from harness_plugins.methods.melora import MELoRA, MELoRAConfig, harness_register_methods
 
 SHAPES = [(12, 20, 2), (12, 20, 4), (60, 100, 5), (128, 344, 8), (344, 128, 8), (7, 5, 1)]
 
@@ -148,9 +148,7 @@ def test_three_adapters_stacked_equal_one_at_a_time(dropout, shared_input):
         x = x[:1].expand(3, -1, -1)
     base = x @ built[0][0].weight.T
     parameters, buffers = stack_module_state(adapters)
-    got = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)))(
-        parameters, buffers, x, base
-    )
+    got = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)))(parameters, buffers, x, base)
     got.square().sum().backward()
     for k, adapter in enumerate(adapters):
         alone = adapter(x[k], base[k])

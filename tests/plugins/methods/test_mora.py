@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from harness_plugins.methods.mora import MoRA, MoRAConfig, harness_register_methods
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError
+from harness_plugins.methods.mora import MoRA, MoRAConfig, harness_register_methods
 
 # In and out features, and r; the last ones give an M larger than the input, the output, or both.
 SIZES = [
@@ -97,10 +97,7 @@ def dense_update(m, in_features, out_features, operator, sharing=1, padding="wra
         expand[range(out_features), groups] = 1
         return expand @ m @ compress
     blocks = len(select) // size
-    turns = [
-        rotation(size, i, pairing) if operator == "rotation" else torch.eye(size).double()
-        for i in range(blocks)
-    ]
+    turns = [rotation(size, i, pairing) if operator == "rotation" else torch.eye(size).double() for i in range(blocks)]
     diagonal = torch.block_diag(*(m @ turn for turn in turns))
     expand = torch.zeros(out_features, len(select), dtype=torch.float64)
     for i in range(out_features):
@@ -109,9 +106,7 @@ def dense_update(m, in_features, out_features, operator, sharing=1, padding="wra
 
 
 def label(config):
-    return (
-        "-".join(str(v) for v in config.values()) if isinstance(config, dict) else "x".join(map(str, config))
-    )
+    return "-".join(str(v) for v in config.values()) if isinstance(config, dict) else "x".join(map(str, config))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=label)
@@ -234,9 +229,7 @@ def test_it_starts_as_the_pretrained_layer_with_m_zero():
 
 def test_rotation_refuses_a_layer_without_a_pair():
     method = MoRA(MoRAConfig(r=1, operator="rotation"))
-    with pytest.raises(
-        ConfigError, match="r=1 gives a 1x1 matrix on a layer with in_features=1, out_features=1"
-    ):
+    with pytest.raises(ConfigError, match="r=1 gives a 1x1 matrix on a layer with in_features=1, out_features=1"):
         method.trainable_parameters(1, 1)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from harness_plugins.methods.mora import MoRA, MoRAConfig
-from harness_plugins.methods.relora import jagged_cosine
-from harness_plugins.methods.remora import ReMoRA, ReMoRAConfig, harness_register_methods
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError, StepInfo
+from harness_plugins.methods.mora import MoRA, MoRAConfig
+from harness_plugins.methods.relora import jagged_cosine
+from harness_plugins.methods.remora import ReMoRA, ReMoRAConfig, harness_register_methods
 
 SIZES = [(12, 20, 2), (60, 100, 8), (128, 344, 8), (344, 128, 8), (10, 9, 3), (5, 33, 40), (33, 5, 40)]
 
@@ -106,9 +106,7 @@ def test_one_cycle_is_mora_with_the_sharing_type_of_that_cycle(sizes, padding, g
 
 
 def test_new_groups_shuffle_all_inputs_and_outputs_evenly():
-    _, _, adapter = build(
-        60, 100, r=1, padding="zero"
-    )  # R = 13, five rounds of inputs with five places to spare
+    _, _, adapter = build(60, 100, r=1, padding="zero")  # R = 13, five rounds of inputs with five places to spare
     adapter.merge(1, torch.Generator().manual_seed(0))
     first = adapter.inputs.clone(), adapter.outputs.clone()
     for inputs, outputs in (first,):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pluggy
 import pytest
-from harness_plugins.trackers import mlflow as tracker
 
 from harness import Record, Trial, UsageError, hookspecs
 from harness.record import State
 from harness.store import Store
+from harness_plugins.trackers import mlflow as tracker
 
 WEIGHTS = b"these are the adapter's bytes"
 STARTED, FINISHED = 1_767_323_045_000, 1_767_323_065_000  # 2026-01-02T03:04:05Z and 20 s later, milliseconds

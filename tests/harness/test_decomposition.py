@@ -112,7 +112,7 @@ def test_without_the_cache_nothing_is_kept():
 def test_the_least_recently_used_goes_first_when_the_cache_is_full(monkeypatch):
     first, second, third = (draw((30, 20), seed=seed) for seed in (6, 7, 8))
     bytes_each = sum(t.nbytes for t in svd(first, cache=False))
-    module = import_module("harness.svd")
+    module = import_module("harness.decomposition")
     monkeypatch.setattr(module, "_cache", type(module._cache)())
     monkeypatch.setattr(module, "CACHE_BYTES", 2 * bytes_each)
     kept, dropped = svd(first), svd(second)
@@ -123,7 +123,7 @@ def test_the_least_recently_used_goes_first_when_the_cache_is_full(monkeypatch):
 
 
 def test_one_entry_is_kept_however_large(monkeypatch):
-    monkeypatch.setattr(import_module("harness.svd"), "CACHE_BYTES", 0)
+    monkeypatch.setattr(import_module("harness.decomposition"), "CACHE_BYTES", 0)
     weight = draw((30, 20), seed=9)
     assert svd(weight) is svd(weight)
 
