@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness.batch import collate
+from harness.batch import collate, encode
 from harness.task import Example, ModelKind
 
 
@@ -31,7 +31,7 @@ def negative_log_likelihoods(
     head = model.get_output_embeddings()
     for rows in _by_length([len(e.input_ids) for e in examples], batch_size):
         # One lane per example, so that loss positions come back grouped by example.
-        (batch,) = collate([[examples[row]] for row in rows], ModelKind.CAUSAL_LM, pad_token)
+        (batch,) = collate([[encode(examples[row], ModelKind.CAUSAL_LM)] for row in rows], pad_token)
         batch = batch.to(device)
         assert batch.index is not None
         index = batch.index

@@ -37,11 +37,12 @@ class Leaves:
         self.compute_dtype = compute_dtype
         self._known: dict[tuple[int, ...], Tensor] = {}
         self._keep: list[Sequence[Tensor]] = []  # ids in _known stay valid while the tensors live
-        self.leaves: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+        self._shared: list[tuple[Tensor, Sequence[nn.Parameter]]] = []  # leaves of several lanes, unrounded
+        self._rounded: list[Tensor] = []  # leaves that are rounded copies ...
+        self._gradients: list[Tensor] = []  # ... and the gradients of their masters
         self._low: list[Tensor] = []
         self._high: list[Tensor] = []
-        self._low_gradients: list[Tensor] = []
-        self._high_gradients: list[Tensor] = []
 
     def parameter(self, lanes: Sequence[nn.Parameter], exact: bool = False) -> Tensor:
         """Return the leaf for one parameter of K alike lanes: (K, ...), or the parameter's own shape where K is 1.
@@ -53,22 +54,24 @@ class Leaves:
         key = tuple(map(id, lanes))
         if key in self._known:  # tied parameters
             return self._known[key]
-        master = lanes[0].data if len(lanes) == 1 else torch.stack([each.data for each in lanes])
-        gradient = torch.zeros_like(master)
+        alone = len(lanes) == 1
+        master = lanes[0].data if alone else torch.stack([each.data for each in lanes])
+        for lane, parameter in enumerate(lanes):
+            parameter.data = master if alone else master[lane]
         if exact or self._is_exact(master):
-            leaf = lanes[0] if len(lanes) == 1 else master.requires_grad_()
-            leaf.grad = gradient
+            leaf: Tensor = lanes[0] if alone else master.detach().requires_grad_()
+            if not alone:
+                self._shared.append((leaf, lanes))
         else:
             leaf = master.to(self.compute_dtype).requires_grad_()
-            leaf.grad = torch.zeros_like(leaf)
-            self._low.append(leaf.data)
+            gradient = torch.zeros_like(master)
+            for lane, parameter in enumerate(lanes):
+                parameter.grad = gradient if alone else gradient[lane]
+            self._rounded.append(leaf)
+            self._gradients.append(gradient)
+            self._low.append(leaf.detach())
             self._high.append(master)
-            self._low_gradients.append(leaf.grad)
-            self._high_gradients.append(gradient)
-        for lane, parameter in enumerate(lanes):
-            parameter.data = master.data if len(lanes) == 1 else master.data[lane]
-            parameter.grad = gradient if len(lanes) == 1 else gradient[lane]
-        self.leaves.append(leaf)
+        self._leaves.append(leaf)
         self._known[key] = leaf
         self._keep.append(lanes)
         return leaf
@@ -89,20 +92,28 @@ class Leaves:
     def _is_exact(self, tensor: Tensor) -> bool:
         return torch.promote_types(tensor.dtype, self.compute_dtype) == self.compute_dtype
 
-    def zero_gradients(self) -> None:
-        """Set every gradient to zero, in place: views of it stay valid."""
-        gradients = [*(cast(Tensor, leaf.grad) for leaf in self.leaves), *self._high_gradients]
-        if gradients:
-            torch._foreach_zero_(gradients)
+    def drop_gradients(self) -> None:
+        """Forget the gradients of the last step; autograd then hands over its own tensors instead of adding to ours."""
+        for leaf in self._leaves:
+            leaf.grad = None
 
     def gradients_up(self) -> None:
-        """Add gradients of the leaves to the masters', which may have some of their own from ``Method.extra_loss``."""
-        if self._low_gradients:
-            torch._foreach_add_(self._high_gradients, [each.float() for each in self._low_gradients])
+        """Give every lane's parameters the gradients of their leaves."""
+        for leaf, lanes in self._shared:
+            for lane, parameter in enumerate(lanes):
+                parameter.grad = None if leaf.grad is None else leaf.grad[lane]
+        if self._rounded:
+            zero = [g for leaf, g in zip(self._rounded, self._gradients, strict=True) if leaf.grad is None]
+            if zero:
+                torch._foreach_zero_(zero)
+            pairs = [
+                (g, leaf.grad) for leaf, g in zip(self._rounded, self._gradients, strict=True) if leaf.grad is not None
+            ]
+            torch._foreach_copy_([high for high, _ in pairs], [low for _, low in pairs])
 
     @torch.no_grad()
     def values_down(self) -> None:
-        """Copy masters to the leaves."""
+        """Round the parameters into the leaves."""
         if self._low:
             torch._foreach_copy_(self._low, self._high)
 

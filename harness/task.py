@@ -137,10 +137,12 @@ class TaskData:
     Attributes:
         train: A sequence, which the harness shuffles per trial and epoch, or a plain iterable, which it reads in order.
         splits: ``{"validation": ..., "test": ...}``, in whatever form the task's ``evaluate`` wants.
+        rows: The harness's cache of training examples as arrays.
     """
 
     train: Sequence[Example] | Iterable[Example]
     splits: Mapping[str, Any]
+    rows: dict[int, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from harness.batch import Batch, collate, draw
+from harness.batch import Batch, Row, collate, draw
 from harness.dropout import Dropout
 from harness.errors import ConfigError, TrialDivergedError
 from harness.lanes import Leaves, LinearSlot, ModuleSlot, Reader, Slot, Stack, is_alike, pretrained, set_submodule
 from harness.learning_rate import schedule
 from harness.method import Adapter, Calibration, Method, StepInfo, attaches
 from harness.model import DTYPES, count_parameters, linear_layers, select_layers, trained_modules
-from harness.task import Evaluation, Example, ModelKind, Task, TaskContext, TaskData
+from harness.task import Evaluation, ModelKind, Task, TaskContext, TaskData
 from harness.trial import Trial
 
 CALIBRATION_BATCHES = 8
@@ -116,13 +116,13 @@ class Lane:
         warmup = self.recipe.warmup_steps or round(self.recipe.warmup_fraction * self.steps)
         default = schedule(self.recipe.schedule, self.steps, warmup)
         self.multipliers = [method.learning_rate_multiplier(step, self.steps, default) for step in range(self.steps)]
-        self._examples = draw(data, self.recipe.batch_size, trial.seed)
-        self._rows: list[Example] | None = None
+        self._draw = draw(data, base.task.model_kind, self.recipe.batch_size, trial.seed)
+        self._rows: list[Row] | None = None
 
-    def rows(self) -> list[Example]:
-        """Return the examples of the next update; the same ones until that update is done."""
+    def rows(self) -> list[Row]:
+        """Return the rows of the next update; the same ones until that update is done."""
         if self._rows is None:
-            self._rows = next(self._examples)
+            self._rows = next(self._draw)
         return self._rows
 
     def advance(self) -> None:
@@ -164,7 +164,8 @@ class Lane:
         """Let the method finish its initialisation from data, if it wants to."""
         if type(self.method).calibrate is Method.calibrate:
             return
-        rows = islice(draw(self.data, self.recipe.batch_size, self.trial.seed), CALIBRATION_BATCHES)
+        kind = self.base.task.model_kind
+        rows = islice(draw(self.data, kind, self.recipe.batch_size, self.trial.seed), CALIBRATION_BATCHES)
         batches = [each.to(self.base.device) for row in rows for each in self.collate([row])]
         weights = {name: self.base.linear_slots[name].linear[0].weight for name in self.adapters}
 
@@ -188,10 +189,10 @@ class Lane:
                 self.adapters, Calibration(self.base.model, batches, loss, weight_gradients, self.generator)
             )
 
-    def collate(self, rows: Sequence[Any], multiple: int = 1) -> list[Batch]:
+    def collate(self, rows: Sequence[Sequence[Row]], multiple: int = 1) -> list[Batch]:
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
-        return collate(rows, self.base.task.model_kind, pad, self.recipe.micro_batch_size, multiple)
+        return collate(rows, pad, self.recipe.micro_batch_size, multiple)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""
@@ -214,7 +215,7 @@ class Lane:
             groups = [{"params": list(self.masters.values()), "lr": rate, "weight_decay": r.weight_decay}]
         rates = [float(group["lr"]) for group in groups]
         on_gpu = self.base.device.type == "cuda"
-        for group in groups:
+        for group in groups:  # a capturable optimizer reads its rate from the device; the pack sets it
             group["lr"] = torch.tensor(float(group["lr"]), device=self.base.device) if on_gpu else float(group["lr"])
         optimizer = torch.optim.AdamW(
             groups, betas=(r.beta1, r.beta2), eps=r.epsilon, weight_decay=r.weight_decay, fused=True, capturable=on_gpu
@@ -257,17 +258,18 @@ class Lane:
 
 
 class Pack:
-    """Lanes that train together. Alike lanes must be neighbours: ``order`` sorts them so.
+    """Lanes that train together. ``step`` is one update of each.
+
+    On a GPU a step is captured in a CUDA graph per form of batch, after one ordinary step of that form, and replayed
+    from then on: launching thousands of small kernels from Python costs more than running them.
 
     Args:
         base: The resident model.
-        lanes: In order; all have done the same number of updates.
+        lanes: All have done the same number of updates. At least one.
     """
 
     def __init__(self, base: Base, lanes: Sequence[Lane]) -> None:
         self.base, self.lanes = base, order(lanes)
-        if not lanes:
-            return
         self.leaves = Leaves(base.dtype)
         self.parts: dict[str, tuple[tuple[Stack, int], ...]] = {}
         self.model = base.model
@@ -276,7 +278,16 @@ class Pack:
             self._bind_private(self.lanes[0])
         else:
             self._bind()
-        self._has_after_step = [type(lane.method).after_step is not Method.after_step for lane in self.lanes]
+        self._acting = [lane for lane in self.lanes if type(lane.method).after_step is not Method.after_step]
+        self._dropouts = [each for lane in self.lanes for each in lane.dropouts if each.p]
+        for lane in self.lanes:
+            micro_batches = -(-lane.recipe.batch_size // (lane.recipe.micro_batch_size or lane.recipe.batch_size))
+            for dropout in lane.dropouts:
+                if dropout.p:
+                    dropout.step.fill_(lane.done * micro_batches)
+        self._rates = self._bind_rates()
+        self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None
+        self._graphs: dict[tuple[Any, ...], _Graph | None] = {}
 
     def _bind(self) -> None:
         names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
@@ -296,65 +307,143 @@ class Pack:
                 live[name].data = leaf.data  # evaluation sees the trained values
             self._call = lambda *args, **kwargs: functional_call(self.model, leaves, args, kwargs)
 
+    def _bind_rates(self) -> tuple[Tensor, Tensor] | None:
+        """On a GPU, point every group's learning rate into one tensor; return it and its values for every step."""
+        if self.base.device.type != "cuda":
+            return None
+        groups = [
+            (lane, group, rate)
+            for lane in self.lanes
+            for group, rate in zip(lane.optimizer.param_groups, lane.rates, strict=True)
+        ]
+        now = torch.zeros(len(groups), device=self.base.device)
+        for place, (_, group, _) in enumerate(groups):
+            group["lr"] = now[place]
+        longest = max(lane.steps for lane in self.lanes)
+        table = [[rate * m for m in lane.multipliers] + [0.0] * (longest - lane.steps) for lane, _, rate in groups]
+        return now, torch.tensor(table, device=self.base.device).T.contiguous()
+
     def step(self) -> Tensor:
         """Do one update of every lane and return their training losses before it, shape (K,), on the device."""
-        done = self.lanes[0].done
-        batches = [each.to(self.base.device) for each in self.lanes[0].collate([lane.rows() for lane in self.lanes])]
-        for lane in self.lanes:
-            for module in lane.trained().values():
+        lane = self.lanes[0]
+        on_gpu = self._stream is not None
+        batches = lane.collate([each.rows() for each in self.lanes], multiple=GPU_MULTIPLE if on_gpu else 1)
+        self._set_rates(lane.done)
+        for each in self.lanes:
+            for module in each.trained().values():
                 module.train()
-        for slot_name, parts in self.parts.items():
-            self.base.slots[slot_name].parts = parts
+        for name, parts in self.parts.items():
+            self.base.slots[name].parts = parts
         try:
-            losses = self._gradients(batches)
+            losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
         finally:
             self.base.clear()
-        self._update(done)
+        for each in self.lanes:
+            each.train_tokens += sum(len(row.ids) for row in each.rows())
+            each.advance()
+        with torch.no_grad():
+            for each in self._acting:
+                each.method.after_step(StepInfo(each.done, each.steps, each.adapters, each.optimizer, each.generator))
+            if self._acting:
+                self.leaves.values_down()
+        return losses
+
+    def _step_on_gpu(self, batches: Sequence[Batch]) -> Tensor:
+        assert self._stream is not None
+        form = tuple(batch.shape() for batch in batches)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if form not in self._graphs and len(self._graphs) < MOST_GRAPHS:
+                self._graphs[form] = None
+                losses = self._step([batch.to(self.base.device) for batch in batches])
+            elif form not in self._graphs:
+                losses = self._step([batch.to(self.base.device) for batch in batches])
+            else:
+                graph = self._graphs[form]
+                if graph is None:
+                    graph = self._graphs[form] = _Graph(self._step, batches, self.base.device, self._stream)
+                losses = graph.replay(batches)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return losses
+
+    def _set_rates(self, done: int) -> None:
+        if self._rates is not None:
+            now, table = self._rates
+            now.copy_(table[done])
+            return
+        for lane in self.lanes:
+            for group, rate in zip(lane.optimizer.param_groups, lane.rates, strict=True):
+                group["lr"] = rate * lane.multipliers[done]
+
+    def _step(self, batches: Sequence[Batch]) -> Tensor:
+        """Do the part of a step that is the same every time: gradients, clipping, optimizers. Waits for nothing."""
+        losses = self._gradients(batches)
+        with torch.no_grad():
+            for lane in self.lanes:
+                if lane.recipe.clip_norm:
+                    nn.utils.clip_grad_norm_(lane.parameters(), lane.recipe.clip_norm, foreach=True)
+                lane.optimizer.step()
+            self.leaves.values_down()
         return losses
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
-        self.leaves.zero_gradients()
+        self.leaves.drop_gradients()
         total = torch.zeros(len(self.lanes), device=self.base.device)
-        for number, batch in enumerate(batches):
-            for lane in self.lanes:
-                for dropout in lane.dropouts:
-                    dropout.step.fill_(lane.done * len(batches) + number)
+        for batch in batches:
             losses = lane_losses(self._call, self.base.task.model_kind, batch, self.model)
-            objective = losses.sum()
-            if number == 0:
-                for lane in self.lanes:
-                    extra = lane.method.extra_loss(lane.adapters)
-                    objective = objective if extra is None else objective + extra
-            objective.backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
+            for dropout in self._dropouts:
+                dropout.advance()
         self.leaves.gradients_up()
+        for lane in self.lanes:
+            extra = lane.method.extra_loss(lane.adapters)
+            if extra is not None:
+                extra.backward()  # type: ignore[no-untyped-call]
         return total
 
-    @torch.no_grad()
-    def _update(self, done: int) -> None:
-        for lane in self.lanes:
-            if lane.recipe.clip_norm:
-                nn.utils.clip_grad_norm_(lane.parameters(), lane.recipe.clip_norm, foreach=True)
-            for group, rate in zip(lane.optimizer.param_groups, lane.rates, strict=True):
-                value = rate * lane.multipliers[done]
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(value)
-                else:
-                    group["lr"] = value
-            lane.optimizer.step()
-            lane.train_tokens += sum(len(each.input_ids) for each in lane.rows())
-            lane.advance()
-        for lane, acts in zip(self.lanes, self._has_after_step, strict=True):
-            if acts:
-                lane.method.after_step(StepInfo(lane.done, lane.steps, lane.adapters, lane.optimizer, lane.generator))
-        self.leaves.values_down()
-
-    def without(self, gone: Sequence[Lane]) -> Pack:
-        """Return a pack of the other lanes, at the same step."""
-        stay = [lane for lane in self.lanes if lane not in gone]
+    def without(self, gone: Sequence[Lane]) -> Pack | None:
+        """Return a pack of the other lanes, at the same step; ``None`` where there is none."""
         for lane in self.lanes:
             lane.leave()
-        return Pack(self.base, stay)
+        stay = [lane for lane in self.lanes if lane not in gone]
+        return Pack(self.base, stay) if stay else None
+
+
+GPU_MULTIPLE = 16  # tokens: batches are padded to few different forms, so that few graphs are captured
+MOST_GRAPHS = 32  # per pack; batches of further forms run uncaptured
+
+
+class _Graph:
+    """One captured step: fixed input tensors, and the kernels that a step launches.
+
+    Args:
+        step: What to capture.
+        batches: Of the form to capture.
+        device: Where it runs.
+        stream: Of the pack; everything of a pack runs on it.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Sequence[Batch]], Tensor],
+        batches: Sequence[Batch],
+        device: torch.device,
+        stream: torch.cuda.Stream,
+    ) -> None:
+        self.inputs = [batch.to(device) for batch in batches]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):
+            self.losses = step(self.inputs)
+
+    def replay(self, batches: Sequence[Batch]) -> Tensor:
+        """Run the step on other batches of the same form; return a copy of the losses."""
+        for old, new in zip(self.inputs, batches, strict=True):
+            for name, target in vars(old).items():
+                if isinstance(target, Tensor):
+                    target.copy_(getattr(new, name).pin_memory(), non_blocking=True)
+        self.graph.replay()
+        return self.losses.clone()
 
 
 @contextmanager
@@ -483,10 +572,10 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
 
 
 def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
-    pack = Pack(base, lanes)
+    pack: Pack | None = Pack(base, lanes)
     since: list[Tensor] = []  # losses since the last look, still on the device
     start = time.perf_counter()
-    while pack.lanes:
+    while pack is not None:
         since.append(pack.step())
         lane = pack.lanes[0]
         at_evaluation = lane.done in lane.recipe.evaluate_at

@@ -94,9 +94,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in letters.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS.values()]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS.values()])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -206,9 +204,7 @@ class Corpus:
         """
         from pydoc_data.topics import topics
 
-        source = [
-            text for name, text in standard_library() if name.removesuffix(".py") not in HELD_OUT_MODULES
-        ]
+        source = [text for name, text in standard_library() if name.removesuffix(".py") not in HELD_OUT_MODULES]
         documentation = [topics[topic].encode() for topic in sorted(topics)]
         text = b"".join(source + documentation)
         if len(text) < LEAST_CORPUS_BYTES:
@@ -243,8 +239,9 @@ class Corpus:
 
 def _stream(documents: list[bytes]) -> Tensor:
     """Concatenate documents as int16 tokens, each between ``<|bos|>`` and ``<|eos|>``."""
-    pieces = [np.array([BOS, *document, EOS], dtype=np.int16) for document in documents]
-    return torch.from_numpy(np.concatenate([*pieces, np.full(TOKENS, PAD, np.int16)]))[:-TOKENS]
+    head, tail = np.array([BOS], np.int16), np.array([EOS], np.int16)
+    pieces = [part for document in documents for part in (head, np.frombuffer(document, np.uint8), tail)]
+    return torch.from_numpy(np.concatenate(pieces, dtype=np.int16))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -256,7 +253,8 @@ def untrained(seed: int) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(LlamaConfig(**ARCHITECTURE)).float()
+        model: Any = LlamaForCausalLM(LlamaConfig(**ARCHITECTURE))
+    return model.float()
 
 
 def learning_rate_at(step: int, steps: int) -> float:
@@ -306,7 +304,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps)
         loss = compiled(corpus.rows(generator).to(device, non_blocking=True))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -355,7 +353,7 @@ def quality(model: Any, pairs: int = 128) -> Quality:
     def bits(rows: Tensor) -> Tensor:
         """Bits of each token after the first: (B, T) to (B, T - 1)."""
         chunks = []
-        for chunk in rows.to(device).split(16):
+        for chunk in torch.split(rows.to(device), 16):
             logits = model(input_ids=chunk[:, :-1], use_cache=False).logits.float()
             chunks.append(functional.cross_entropy(logits.transpose(1, 2), chunk[:, 1:], reduction="none"))
         return torch.cat(chunks).double().cpu() / math.log(2)
@@ -383,7 +381,8 @@ def quality(model: Any, pairs: int = 128) -> Quality:
 
 # --- build ----------------------------------------------------------------------------------------
 
-CLOSE_BITS_PER_BYTE = 0.05
+# Full rebuilds with another seed were seen 0.05 from the shipped model; one cut to a tenth of the steps, 0.3 or more.
+CLOSE_BITS_PER_BYTE = 0.1
 
 
 @dataclass(frozen=True)
@@ -411,7 +410,7 @@ class BuildReport:
 
     @property
     def closeness(self) -> str:
-        """``bit-identical``, ``close`` (every quality within 0.05 bits), ``far`` or ``nothing shipped``."""
+        """``bit-identical``, ``close`` (every quality within 0.1 bits), ``far`` or ``nothing shipped``."""
         if self.shipped is None:
             return "nothing shipped"
         if self.largest_difference == 0:
@@ -511,12 +510,11 @@ def compare(folder: Path, model: Any, sha256: str, train_seconds: float, measure
         return BuildReport(folder, sha256, train_seconds, measured, None, None, None)
     from transformers import AutoModelForCausalLM
 
-    shipped = AutoModelForCausalLM.from_pretrained(shipped_folder).float().eval()
+    shipped: Any = AutoModelForCausalLM.from_pretrained(shipped_folder)
+    shipped = shipped.float().eval()
     theirs = shipped.state_dict()
     gaps = torch.cat([(weight - theirs[name]).abs().flatten() for name, weight in model.state_dict().items()])
-    return BuildReport(
-        folder, sha256, train_seconds, measured, quality(shipped), gaps.max().item(), gaps.mean().item()
-    )
+    return BuildReport(folder, sha256, train_seconds, measured, quality(shipped), gaps.max().item(), gaps.mean().item())
 
 
 def recipe(seed: int, steps: int) -> dict[str, Any]:

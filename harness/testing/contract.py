@@ -109,13 +109,17 @@ def if_knob(kind: type[Method]) -> str | None:
 
 
 def check(
-    condition: Callable[[type[Method]], str | None] = always, *, of_class: bool = False
+    condition: Callable[[type[Method]], str | None] = always,
+    *,
+    of_class: bool = False,
+    if_raised: str = "the traceback above: it ends in the method's own code",
 ) -> Callable[[Callable[[Any], None]], Check]:
     """Register a check and give its failures one form.
 
     Args:
         condition: Returns why the check does not apply, or ``None``.
         of_class: The check looks at the class, which may be too broken to build.
+        if_raised: What to try if the method raises an error of its own.
     """
 
     def register(function: Callable[[Any], None]) -> Check:
@@ -131,8 +135,7 @@ def check(
             except Exception as error:
                 # Whatever a method raises here is the method's fault, and is reported as such.
                 saw = f"it raised {type(error).__name__}: {error}"
-                advice = "read the traceback above, which ends in the method's own code"
-                raise CheckFailed(name_of(method), function.__name__, saw, advice) from error
+                raise CheckFailed(name_of(method), function.__name__, saw, if_raised) from error
 
         registered.append(run)
         _conditions[function.__name__] = condition

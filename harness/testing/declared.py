@@ -16,7 +16,7 @@ from harness.testing.problem import TinyTrial, describe
 KNOB_VALUES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
-@check(of_class=True)
+@check(of_class=True, if_raised="plain numbers, strings, booleans or None, all with defaults, as settings")
 def check_declares_name_paper_config(kind: type[Method]) -> None:
     """It has a slug, a paper's URL, traits, and a frozen, documented ``Config`` that survives JSON."""
     name, paper = getattr(kind, "name", None), getattr(kind, "paper", None)

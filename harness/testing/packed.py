@@ -41,7 +41,7 @@ def layer_inputs(trial: TinyTrial) -> dict[str, tuple[Tensor, Tensor]]:
     return result
 
 
-@check(on_adapters)
+@check(on_adapters, if_raised="plain tensors in state_dict(), of the same names and shapes for every seed")
 def check_state_round_trip(method: Method) -> None:
     """A trained adapter, saved as safetensors and loaded into one of another seed, gives the same output."""
     trial = TinyTrial(method).calibrate().train()
@@ -118,7 +118,7 @@ def check_forward_is_pure(method: Method) -> None:
     )
 
 
-@check(on_adapters)
+@check(on_adapters, if_raised="acting on the last dimension only: flatten(-2), unflatten(-1, ...), '...' in einsum")
 def check_leading_shapes(method: Method) -> None:
     """``forward`` takes x of shape (I,), (B, I), (B, T, I) or more, and treats each row alike."""
     trial = TinyTrial(method, dtype=torch.float64).calibrate().train()
@@ -142,7 +142,9 @@ def check_leading_shapes(method: Method) -> None:
                 )
 
 
-@check(on_adapters)
+@check(
+    on_adapters, if_raised="handling the shape, or a ConfigError from trainable_parameters and adapter that names it"
+)
 def check_odd_shapes(method: Method) -> None:
     """Layers of 60 x 100 and 128 x 344 work, or are refused by a ``ConfigError`` that names the shape."""
     for widths in ODD_WIDTHS:
@@ -193,7 +195,7 @@ def _refuses(act: Callable[[], Any], what: str, i: int, o: int) -> bool:
     return False
 
 
-@check(on_adapters)
+@check(on_adapters, if_raised="no fixed dtype in forward, and pretrained_weight.to(x.dtype) before mixing the two")
 def check_half_precision(method: Method) -> None:
     """On a bfloat16 layer tensors are float32 and outputs bfloat16, also with all tensors rounded to it."""
     low = torch.bfloat16
@@ -231,7 +233,7 @@ def check_half_precision(method: Method) -> None:
                     )
 
 
-@check(on_adapters)
+@check(on_adapters, if_raised="operations that torch.func.vmap knows, and no branch on the value of a tensor")
 def check_stacks_under_vmap(method: Method) -> None:
     """Three adapters of different seeds, stacked and run under ``vmap``, give what each gives alone.
 

@@ -37,6 +37,9 @@ BOOTSTRAP_SEED = 20240601  # any fixed number: the same records always give the 
 # Rows of a board may be ranked together only if these are equal in all of them.
 COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets", "budget_parameters")
 
+# Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning.
+NOT_CONDITIONS = ("command", "results_root", "sweep")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -468,8 +471,14 @@ def _notes(
         for each in reports:
             values[_canonical(getattr(each.trial, name))].append(each.trial.method)
         notes.append(f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked.")
+    references = [each for each in everything if _is_reference(each) and each.trial.purpose == "report"]
+    for name in ("recipe", "model_revision", "data", "precision"):
+        usual = {_canonical(getattr(each.trial, name)) for each in reports}
+        odd = sorted({each.trial.method for each in references if _canonical(getattr(each.trial, name)) not in usual})
+        if usual and odd:
+            notes.append(f"The reference {', '.join(odd)} differs from the ranked methods in {name}.")
     for key, counts in distinct_values(everything).items():
-        if len(counts) > 1:
+        if len(counts) > 1 and key not in NOT_CONDITIONS:
             holders: dict[str, list[str]] = defaultdict(list)
             for each in everything:
                 flat = _flatten(each.environment)

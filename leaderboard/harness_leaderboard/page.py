@@ -423,6 +423,7 @@ def _settings(board: Board) -> Grid:
         trial, counts = row.first.trial, row.first.counts
         config = ", ".join(f"{key}={value}" for key, value in sorted(trial.config.items()))
         besides = counts.get("task_parameters")
+        plugin = trial.plugins.get("method", "")
         rows.append(
             (
                 Cell(text=row.label, sort=row.label),
@@ -433,11 +434,7 @@ def _settings(board: Board) -> Grid:
                 Cell(text=f"{besides:,}", sort=besides)
                 if besides is not None
                 else Cell(text=MISSING, sort=None, note="not in the record"),
-                Cell(
-                    text=trial.plugins.get("method", "") or MISSING,
-                    sort=trial.plugins.get("method", ""),
-                    note="plugin",
-                ),
+                Cell(text=plugin, sort=plugin) if plugin else Cell(text=MISSING, sort=None, note="not in the record"),
             )
         )
     heads = ("Method", "Settings", "On single layers", "Parameters besides the adapter", "Plugin")

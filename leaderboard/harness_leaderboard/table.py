@@ -130,6 +130,9 @@ def interval_cell(board: Board, summary: Summary) -> Cell:
         return Cell(text=MISSING, sort=None, note=summary.reason)
     if summary.interval is None:
         return Cell(text="1 seed: no interval", sort=None)
+    if summary.interval.low == summary.interval.high:
+        note = "seeds that agree exactly give no width; that is no certainty"
+        return Cell(text=f"{summary.count} seeds, all equal", sort=0.0, note=note)
     low, high = (score_text(board, each) for each in (summary.interval.low, summary.interval.high))
     return Cell(text=f"[{low}, {high}]", sort=summary.interval.high - summary.interval.low)
 

@@ -513,7 +513,9 @@ class InsistsOnThreeDimensions(Good):
 
 @fails("check_leading_shapes")
 class MixesTokens(Good):
-    Adapter = with_adapter(forward=lambda self, x, y: y + linear(linear(x - x.mean(-2, keepdim=True), self.a), self.b))
+    Adapter = with_adapter(
+        forward=lambda self, x, y: y + linear(linear(x - x.flatten(0, -2).mean(0) if x.ndim > 2 else x, self.a), self.b)
+    )
 
 
 @fails("check_odd_shapes")
@@ -660,6 +662,11 @@ def test_a_method_that_raises_fails_with_its_error_as_the_cause():
     with pytest.raises(CheckFailed, match="ZeroDivisionError: no reason") as failure:
         CHECKS["check_loss_falls"](Raises)
     assert isinstance(failure.value.__cause__, ZeroDivisionError)
+
+
+def test_a_method_that_vmap_cannot_run_is_told_about_vmap():
+    with pytest.raises(CheckFailed, match=r"Try: operations that torch\.func\.vmap knows, and no branch on the value"):
+        CHECKS["check_stacks_under_vmap"](BranchesOnAValue)
 
 
 def test_check_method_reports_all_failures_and_raises_them_together():

@@ -4,6 +4,7 @@ import random
 import pytest
 
 from harness.record import State
+from harness.trial import Trial
 from harness_leaderboard.board import build_boards
 
 
@@ -127,6 +128,13 @@ def test_a_reference_belongs_to_every_budget_of_its_task(make_record, make_refer
     assert [(each.budget, len(each.references)) for each in boards] == [("lora:r=16", 1), ("lora:r=8", 1)]
 
 
+def test_a_reference_that_trained_differently_is_said(make_record, make_reference):
+    trial = {**make_reference().trial.to_json(), "targets": (), "recipe": {"steps": 9}}
+    odd = dataclasses.replace(make_reference(), trial=Trial(**trial))
+    assert "The reference full differs from the ranked methods in recipe." in only([make_record(), odd]).notes
+    assert not any("reference" in note for note in only([make_record(), make_reference()]).notes)
+
+
 def test_tuning_trials_are_effort_and_not_results(make_record):
     tune = [make_record(seed=9, score=0.99, trial={"purpose": "tune", "learning_rate": rate}) for rate in (1e-3, 1e-2)]
     board = only([make_record(seed=0, score=0.5), *tune])
@@ -172,6 +180,11 @@ def test_mixed_hardware_and_versions_are_said_with_names(make_record):
     board = only([make_record("a"), make_record("b", environment=other)])
     (note,) = [each for each in board.notes if "Mixed" in each]
     assert "hardware.device: Other GPU (b); Test CPU (a)" in note
+
+
+def test_another_command_line_is_not_another_condition(make_record):
+    records = [make_record(name, environment={"command": f"harness run --methods {name}"}) for name in "ab"]
+    assert not any("Mixed" in note for note in only(records).notes)
 
 
 def test_records_without_an_environment_are_said(make_record):

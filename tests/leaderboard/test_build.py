@@ -264,7 +264,10 @@ def test_references_alone_make_a_board_without_ranks(make_reference, tmp_path):
 
 def test_a_score_that_never_varies_is_drawn(make_record, tmp_path):
     records = [make_record(name, seed, 0.0, history=()) for name in "ab" for seed in (0, 1)]
-    assert "1=" in texts(records, tmp_path)["index.html"]
+    found = texts(records, tmp_path)
+    assert "1=" in found["index.html"]
+    assert "2 seeds, all equal" in found["index.html"]  # not an interval without width, which would look like certainty
+    assert "2 seeds, all equal" in found["leaderboard.md"]
 
 
 @pytest.mark.parametrize(

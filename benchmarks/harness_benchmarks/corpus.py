@@ -1,0 +1,299 @@
+"""Text corpora for language modelling: documents in a shuffled order, packed into windows of equal length.
+
+    Corpus      where the files are: C4-format JSON lines (one object with ``text`` per line), on the hub or in a folder
+    Documents   their texts, shuffled, without end; can be stopped and resumed exactly
+    Windows     token windows of equal length, no padding, documents joined by the end-of-text token
+    WindowCache the same as training examples, tokenised once however many trials read them
+
+Files are read line by line, so that neither 300 GB of C4 nor its index has to fit anywhere. One document in a hundred,
+chosen by its content, is held out of training: learning rates are chosen on those.
+
+What is not here: scoring (the tasks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import tempfile
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import ConfigError, DataError, Example, Source
+
+HELD_OUT = 100  # one document in so many is validation data
+BUFFER = 10_000  # documents among which the next one is drawn
+BATCH = 32  # documents tokenised together
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus is.
+
+    Attributes:
+        source: Hub id, pinned revision, local folder.
+        hub_files: ``{split: (pattern with {}, number of files)}`` on the hub; empty if it is not there.
+    """
+
+    source: Source
+    hub_files: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+    def files(self, split: str, data_dir: Path | None, folders: Sequence[str] = ()) -> list[str]:
+        """Return paths or URLs of a split's files, in a fixed order.
+
+        Args:
+            split: ``train`` or ``validation``: part of the file names, as in ``train-00000-of-00004.jsonl.gz``.
+            data_dir: Local tables, or ``None`` for the hub.
+            folders: Below ``data_dir``, in place of the source's own.
+
+        Raises:
+            DataError: They are not there.
+        """
+        if data_dir is None:
+            return self._hub_urls(split)
+        found: list[str] = []
+        for folder in folders or (self.source.folder,):
+            pattern = re.compile(
+                rf"(c4-)?{split}([.-].*)?\.jsonl?(\.gz)?"
+            )  # C4's own files are called c4-train.*.json.gz
+            inside = sorted((data_dir / folder).glob("*")) if (data_dir / folder).is_dir() else []
+            here = [str(path) for path in inside if pattern.fullmatch(path.name)]
+            if not here:
+                hub = f", or leave --data-dir out to use {self.source.hub_id!r}" if self.source.hub_id else ""
+                raise DataError(
+                    f"data: there is no {data_dir / folder}/{split}.jsonl(.gz) (or shards {split}-*.jsonl.gz); "
+                    f"put JSON lines with a field 'text' there{hub}"
+                )
+            found += here
+        return found
+
+    def _hub_urls(self, split: str) -> list[str]:
+        wanted = f"give --data-dir (or HARNESS_DATA_DIR) with {self.source.folder}/{split}.jsonl(.gz)"
+        if split not in self.hub_files:
+            raise DataError(f"data: this corpus is not on the hub in a form that can be pinned; {wanted}")
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise DataError(f"data: offline, so {self.source.hub_id!r} cannot be had; {wanted}")
+        pattern, count = self.hub_files[split]
+        root = f"hf://datasets/{self.source.hub_id}@{self.source.revision}"
+        return [f"{root}/{pattern.format(number)}" for number in range(count)]
+
+    def identity(self, data_dir: Path | None, folders: Sequence[str] = ()) -> str:
+        """Return hub id and revision, or a hash of the names and contents of the local files."""
+        train = self.files("train", data_dir, folders)
+        validation = self.files("validation", data_dir)
+        if data_dir is None:
+            return f"{self.source.hub_id}/{self.source.config}@{self.source.revision}"
+        digest = hashlib.sha256()
+        for path in map(Path, [*train, *validation]):
+            digest.update(path.name.encode() + _file_hash(path, path.stat().st_mtime_ns))
+        return f"sha256:{digest.hexdigest()[:16]}"
+
+
+@cache
+def _file_hash(path: Path, modified: int) -> bytes:
+    del modified  # part of the key, so that a changed file is hashed again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def read_texts(url: str) -> Iterator[str]:
+    """Yield the texts of one file of JSON lines, gzipped or not.
+
+    Raises:
+        DataError: It cannot be read, or a line has no text; the message names file and line.
+    """
+    import fsspec
+
+    line_number = 0
+    try:
+        with fsspec.open(url, "rt", compression="infer", encoding="utf-8") as lines:
+            for line in lines:
+                line_number += 1
+                yield json.loads(line)["text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data: {url}, line {line_number}: {type(error).__name__}: {error}. "
+            "Each line must be a JSON object with a field 'text'; check the file, or the network"
+        ) from error
+
+
+def is_held_out(text: str) -> bool:
+    """Return whether a document of the training files is kept for validation. Its content alone decides."""
+    return zlib.crc32(text.encode()) % HELD_OUT == 0
+
+
+class Documents(Iterator[str]):
+    """Training documents in an order that depends on the seed alone: files shuffled, then texts within a buffer.
+
+    Endless: after the last document of the last file comes the next epoch, in another order.
+
+    Args:
+        files: Paths or URLs.
+        seed: Of the order.
+        buffer: Documents among which the next one is drawn.
+        state: From ``state()`` of another one over the same files: goes on right after it.
+    """
+
+    def __init__(
+        self, files: Sequence[str], seed: int, buffer: int = BUFFER, state: Mapping[str, Any] | None = None
+    ) -> None:
+        self._files, self._seed, self._size = list(files), seed, buffer
+        self._random = random.Random(seed)  # noqa: S311 - reproducible data, not cryptography
+        self._epoch = self._file = self._line = 0
+        self._buffer: list[str] = []
+        if state is not None:
+            self._epoch, self._file, self._line = state["epoch"], state["file"], state["line"]
+            self._buffer = list(state["buffer"])
+            version, numbers, gauss = state["random"]
+            self._random.setstate((version, tuple(numbers), gauss))
+        self._open()
+
+    def state(self) -> dict[str, Any]:
+        """Return where it stands, as plain JSON types."""
+        version, numbers, gauss = self._random.getstate()
+        return {
+            "epoch": self._epoch, "file": self._file, "line": self._line, "buffer": list(self._buffer),
+            "random": [version, list(numbers), gauss],
+        }  # fmt: skip
+
+    def __next__(self) -> str:
+        """Return the next document."""
+        self._fill()
+        if not self._buffer:
+            self._epoch, self._file, self._line = self._epoch + 1, 0, 0
+            self._open()
+            self._fill()
+        if not self._buffer:
+            raise DataError(f"data: no training document in {', '.join(self._files)}; every one is held out or missing")
+        chosen = self._random.randrange(len(self._buffer))
+        self._buffer[chosen], self._buffer[-1] = self._buffer[-1], self._buffer[chosen]
+        return self._buffer.pop()
+
+    def _open(self) -> None:
+        """Start reading where ``_file`` and ``_line`` say, in this epoch's order of files."""
+        order = random.Random(f"{self._seed}, epoch {self._epoch}").sample(self._files, len(self._files))  # noqa: S311
+        self._order = order
+        self._lines = islice(read_texts(order[self._file]), self._line, None) if self._file < len(order) else iter(())
+
+    def _fill(self) -> None:
+        """Read until the buffer is full or the epoch's files end."""
+        while len(self._buffer) < self._size and self._file < len(self._order):
+            text = next(self._lines, None)
+            if text is None:
+                self._file, self._line = self._file + 1, 0
+                if self._file < len(self._order):
+                    self._lines = read_texts(self._order[self._file])
+                continue
+            self._line += 1
+            if not is_held_out(text):
+                self._buffer.append(text)
+
+
+class Windows(Iterator[list[int]]):
+    """Windows of ``length`` tokens cut out of documents joined by the end-of-text token.
+
+    Args:
+        documents: Texts; where they end, an incomplete last window is dropped.
+        tokenizer: From ``transformers``.
+        length: Tokens per window.
+        pending: Tokens that come before the next document, from ``state()``.
+    """
+
+    def __init__(self, documents: Iterator[str], tokenizer: Any, length: int, pending: Sequence[int] = ()) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"tokenizer {tokenizer.name_or_path!r} has no end-of-text token to put between documents")
+        self._documents, self._tokenizer, self._length = documents, tokenizer, length
+        self._pending = deque(pending)
+
+    def state(self) -> dict[str, Any]:
+        """Return where it stands, as plain JSON types: resume with ``Windows.resume``."""
+        assert isinstance(self._documents, Documents)
+        return {"documents": self._documents.state(), "pending": list(self._pending)}
+
+    @classmethod
+    def resume(
+        cls,
+        state: Mapping[str, Any],
+        files: Sequence[str],
+        seed: int,
+        tokenizer: Any,
+        length: int,
+        buffer: int = BUFFER,
+    ) -> Windows:
+        """Return windows that go on right after those whose ``state()`` this is."""
+        return cls(Documents(files, seed, buffer, state["documents"]), tokenizer, length, state["pending"])
+
+    def __next__(self) -> list[int]:
+        """Return the next window."""
+        while len(self._pending) < self._length:
+            texts = list(islice(self._documents, BATCH))
+            if not texts:
+                raise StopIteration
+            for tokens in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+                self._pending += [*tokens, self._tokenizer.eos_token_id]
+        return [self._pending.popleft() for _ in range(self._length)]
+
+
+class WindowCache(Iterable[Example]):
+    """Training examples, endless, in the windows' order. Every iterator starts at the first one.
+
+    Windows are made when first asked for and then kept in a temporary file: the methods that train on the same seed
+    share one pass of the tokenizer.
+    """
+
+    def __init__(self, windows: Windows, length: int) -> None:
+        self._windows, self._bytes, self._made = windows, 4 * length, 0
+        self._file = tempfile.TemporaryFile()  # lives as long as this object
+        weakref.finalize(self, self._file.close)
+
+    def __iter__(self) -> Iterator[Example]:
+        """Yield every window from the first on."""
+        number = 0
+        while True:
+            yield self.example(number)
+            number += 1
+
+    def example(self, number: int) -> Example:
+        """Return window ``number``, from 0."""
+        while self._made <= number:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(np.asarray(next(self._windows), dtype=np.int32).tobytes())
+            self._made += 1
+        self._file.seek(number * self._bytes)
+        tokens: list[int] = np.frombuffer(self._file.read(self._bytes), dtype=np.int32).tolist()
+        return Example(tokens, tokens)
+
+
+def validation_windows(
+    files: Sequence[str], tokenizer: Any, length: int, count: int, held_out: bool = False
+) -> list[Example]:
+    """Return the first ``count`` windows of files in their order; fewer where the text ends before.
+
+    Args:
+        files: Paths or URLs.
+        tokenizer: From ``transformers``.
+        length: Tokens per window.
+        count: Most windows.
+        held_out: Only the documents that training leaves out.
+
+    Raises:
+        DataError: Not even one window.
+    """
+    texts = (text for url in files for text in read_texts(url) if not held_out or is_held_out(text))
+    windows = list(islice(Windows(texts, tokenizer, length), count))
+    if not windows:
+        which = "held-out documents (one in a hundred)" if held_out else "documents"
+        raise DataError(f"data: the {which} of {', '.join(files)} are shorter than one window of {length} tokens")
+    return [Example(window, window) for window in windows]

@@ -1,0 +1,287 @@
+"""GLUE: sentence and sentence-pair classification (STS-B: regression), on any encoder or decoder.
+
+Adapters on the query and value projections, as in MELoRA; the classification head trains whole, the same for every
+method. GLUE's test labels are not public, so scores are on its validation split, and choices (learning rate, step) are
+made on a slice of train that no trial trains on.
+
+Source: Wang et al., "GLUE", arXiv:1804.07461; settings of the paper scale: Ren et al., "MELoRA", arXiv:2402.17263,
+section 4.1 and the published scripts (RoBERTa-base: ``--model FacebookAI/roberta-base``).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from harness import (
+    DataError,
+    Evaluation,
+    Example,
+    Metric,
+    ModelKind,
+    Recipe,
+    Source,
+    Task,
+    TaskContext,
+    TaskData,
+    hookimpl,
+    identify,
+    read_rows,
+    setting,
+)
+
+SCRIPT = Path(__file__).parent.parent / "metrics" / "glue_official.py"
+MOST_HELD_OUT = 2_000  # rows of train that choices are made on; a tenth of it, if that is less
+
+HIDDEN_TEST = "GLUE's test labels are not public: the public validation split is scored, and never used for choices."
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("Accuracy", "fraction", True, "Share of right answers on the validation split."),
+    "accuracy_mismatched": Metric("Accuracy, mismatched", "fraction", True, "On genres that were not trained on."),
+    "f1": Metric("F1", "fraction", True, "Of class 1 (paraphrase), on the validation split."),
+    "matthews": Metric("Matthews correlation", "correlation", True, "On the validation split, in -1..1."),
+    "pearson": Metric("Pearson correlation", "correlation", True, "With the human scores of the validation split."),
+    "spearman": Metric("Spearman correlation", "correlation", True, "Of ranks, on the validation split."),
+    "squared_error": Metric("Squared error", "points²", False, "Mean on the scale 0..5 of the validation split."),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueRecipe(Recipe):
+    """A recipe that can stop short of whole tables."""
+
+    train_rows: int = setting(0, "most rows to train on, drawn at random; 0: all", minimum=0)
+    test_rows: int = setting(0, "most rows to score, the first ones; 0: all", minimum=0)
+
+
+class GlueTask(Task):
+    """One GLUE task. Subclasses name the columns."""
+
+    paper = "https://arxiv.org/abs/2402.17263"
+    model_kind = ModelKind.CLASSIFICATION
+    columns: ClassVar[tuple[str, ...]] = ("sentence1", "sentence2")
+    classes: ClassVar[int] = 2
+    splits: ClassVar[tuple[str, ...]] = ("validation",)
+    # Names in RoBERTa, BERT and DeBERTa, and in decoders; a model has some of them.
+    targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj")
+    trains = ("classifier", "score", "pooler")
+
+    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
+        """Return hub id and revision, or a hash of the local tables."""
+        return identify(self.source, ["train", *self.splits], data_dir)
+
+    def model_arguments(self, recipe: Any) -> Mapping[str, Any]:
+        """Ask for a head with one output per class, without dropout: a head's dropout has no seed of its own."""
+        return {"num_labels": self.classes, "classifier_dropout": 0.0, "pooler_dropout": 0.0}
+
+    def load(self, context: TaskContext) -> TaskData:
+        """Tokenise the tables, and hold a slice of train out."""
+        recipe = context.recipe
+        rows = read_rows(self.source, "train", context.data_dir)
+        if len(rows) < 10:
+            raise DataError(f"task {self.name!r}: {len(rows)} training rows are too few; a tenth is held out, so give 10")
+        order = list(range(len(rows)))
+        random.Random("held out").shuffle(order)  # noqa: S311 - the same slice for every trial and scale
+        count = min(MOST_HELD_OUT, len(rows) // 10)
+        held_out, train = [rows[i] for i in order[:count]], [rows[i] for i in order[count:]]
+        tests = {split: read_rows(self.source, split, context.data_dir) for split in self.splits}
+        return TaskData(
+            train=self._encode(train[: recipe.train_rows or None], context),
+            splits={
+                "validation": {"held_out": self._encode(held_out[: recipe.test_rows or None], context)},
+                "test": {name: self._encode(test[: recipe.test_rows or None], context) for name, test in tests.items()},
+            },
+        )
+
+    def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
+        """Return the official metrics on each part of the split; the first part is the main one."""
+        (main, *others) = split
+        metrics: dict[str, float | None] = {}
+        items: dict[str, list[float]] = {}
+        for part in (main, *others):
+            outputs = predict(model, split[part], context.tokenizer.pad_token_id, context.recipe.batch_size)
+            right = np.asarray([example.labels for example in split[part]])
+            given = outputs[:, 0] if self.model_kind is ModelKind.REGRESSION else outputs.argmax(-1)
+            suffix = "" if part == main else "_" + part.rpartition("_")[2]
+            scores = official(self.name.rpartition("/")[2]).compute(predictions=given, references=right)
+            metrics |= {f"{name}{suffix}": float(value) for name, value in scores.items()}
+            if self.model_kind is ModelKind.REGRESSION:
+                items["squared_error"] = ((given - right) ** 2).tolist()
+                metrics["squared_error"] = float(((given - right) ** 2).mean())
+            else:
+                items[f"accuracy{suffix}"] = (given == right).astype(float).tolist()
+        absent = [name for name in self.metrics if name not in metrics]
+        return Evaluation(
+            metrics=metrics | dict.fromkeys(absent),
+            reasons=dict.fromkeys(absent, "choices are made on held-out training rows, which are of the matched genres"),
+            items=items,
+        )
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> list[Example]:
+        texts = [[str(row[column]) for row in rows] for column in self.columns]
+        ids = encode(context.tokenizer, texts, context.recipe.max_length)
+        number = float if self.model_kind is ModelKind.REGRESSION else int
+        return [Example(tokens, number(row["label"])) for tokens, row in zip(ids, rows, strict=True)]
+
+
+def encode(tokenizer: Any, texts: Sequence[Sequence[str]], length: int) -> list[Any]:
+    """Return token ids, int32, of texts or pairs of texts (one sequence per column), cut to ``length``.
+
+    A tokenizer with a separator (an encoder's) joins a pair its own way. Any other gets a line break between the two. Of
+    a pair that is too long, the longer text is cut.
+    """
+    if tokenizer.sep_token is not None:
+        lists = tokenizer(*texts, truncation=True, max_length=length)["input_ids"]
+        return [np.asarray(each, dtype=np.int32) for each in lists]
+    start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+    columns = [tokenizer(list(column), add_special_tokens=False)["input_ids"] for column in texts]
+    between = tokenizer("\n", add_special_tokens=False)["input_ids"] if len(columns) == 2 else []
+    room = length - len(start) - len(between)
+    results = []
+    for first, *rest in zip(*columns, strict=True):
+        second = rest[0] if rest else []
+        second = second[: max(room // 2, room - len(first))]
+        results.append(np.asarray([*start, *first[: room - len(second)], *between, *second], dtype=np.int32))
+    return results
+
+
+def predict(model: Any, examples: Sequence[Example], pad_token: int, batch_size: int) -> Any:
+    """Return the model's outputs, a float array (examples, classes), in the examples' order."""
+    device = next(model.parameters()).device
+    results: list[Any] = [None] * len(examples)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        width = len(examples[rows[0]].input_ids)
+        ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            tokens = torch.as_tensor(examples[row].input_ids, dtype=torch.long)
+            ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        for row, output in zip(rows, logits.float().cpu().numpy(), strict=True):
+            results[row] = output
+    return np.stack(results)
+
+
+@cache
+def official(task: str) -> Any:
+    """Return GLUE's metrics of a task as an ``evaluate`` module, loaded from this distribution."""
+    import evaluate
+
+    return evaluate.load(str(SCRIPT), task, keep_in_memory=True)
+
+
+def recipes(epochs: float, batch_size: int = 128, learning_rate: float = 4e-4, max_length: int = 256) -> Any:
+    """Return a task's recipes; the arguments are those of MELoRA's scripts for RoBERTa-base."""
+    return {
+        "smoke": GlueRecipe(
+            steps=40, batch_size=16, max_length=128, learning_rate=3e-3, warmup_fraction=0.06, train_rows=640, test_rows=200
+        ),
+        "small": GlueRecipe(
+            steps=1_000, batch_size=32, max_length=256, learning_rate=5e-4, warmup_fraction=0.06, weight_decay=0.1,
+            evaluate_at=(250, 500, 750),
+        ),
+        "paper": GlueRecipe(
+            epochs=epochs, batch_size=batch_size, max_length=max_length, learning_rate=learning_rate,
+            warmup_fraction=0.06, weight_decay=0.1,
+        ),
+    }  # fmt: skip
+
+
+def source(config: str, licence: str, note: str = "") -> Source:
+    """Return where a GLUE table is."""
+    return Source(
+        hub_id="nyu-mll/glue", config=config, revision="bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c", licence=licence,
+        folder=f"glue/{config}", note=f"{HIDDEN_TEST} {note}".strip(),
+    )  # fmt: skip
+
+
+def chosen(*names: str) -> Mapping[str, Metric]:
+    """Return the metrics of these names."""
+    return {name: METRICS[name] for name in names}
+
+
+class Cola(GlueTask):
+    """Is the sentence acceptable English?"""
+
+    name, title, columns = "glue/cola", "GLUE CoLA", ("sentence",)
+    source = source("cola", "published sentences, research use")
+    main_metric, metrics = "matthews", chosen("matthews", "accuracy")
+    recipes = recipes(epochs=8, batch_size=64)
+
+
+class Sst2(GlueTask):
+    """Is the film review positive?"""
+
+    name, title, columns = "glue/sst2", "GLUE SST-2", ("sentence",)
+    source = source("sst2", "none stated")
+    main_metric, metrics = "accuracy", chosen("accuracy")
+    recipes = recipes(epochs=60, learning_rate=5e-4)
+
+
+class Mrpc(GlueTask):
+    """Do the sentences say the same?"""
+
+    name, title = "glue/mrpc", "GLUE MRPC"
+    source = source("mrpc", "Microsoft Research, research use")
+    main_metric, metrics = "accuracy", chosen("accuracy", "f1")
+    recipes = recipes(epochs=30)
+
+
+class Stsb(GlueTask):
+    """How similar are the sentences, from 0 to 5?"""
+
+    name, title, model_kind, classes = "glue/stsb", "GLUE STS-B", ModelKind.REGRESSION, 1
+    source = source("stsb", "CC BY-SA 4.0 and others, by origin")
+    main_metric, metrics = "pearson", chosen("pearson", "spearman", "squared_error")
+    recipes = recipes(epochs=40)
+
+
+class Qqp(GlueTask):
+    """Do the questions ask the same?"""
+
+    name, title, columns = "glue/qqp", "GLUE QQP", ("question1", "question2")
+    source = source("qqp", "Quora, non-commercial")
+    main_metric, metrics = "accuracy", chosen("accuracy", "f1")
+    recipes = recipes(epochs=25)
+
+
+class Mnli(GlueTask):
+    """Does the premise entail the hypothesis, contradict it, or neither?"""
+
+    name, title, columns, classes = "glue/mnli", "GLUE MNLI", ("premise", "hypothesis"), 3
+    splits = ("validation_matched", "validation_mismatched")
+    source = source("mnli", "OANC and others, by genre", "The mismatched genres are scored apart.")
+    main_metric, metrics = "accuracy", chosen("accuracy", "accuracy_mismatched")
+    recipes = recipes(epochs=30, learning_rate=5e-4)
+
+
+class Qnli(GlueTask):
+    """Does the sentence answer the question?"""
+
+    name, title, columns = "glue/qnli", "GLUE QNLI", ("question", "sentence")
+    source = source("qnli", "CC BY-SA 4.0 (from SQuAD)")
+    main_metric, metrics = "accuracy", chosen("accuracy")
+    recipes = recipes(epochs=25)
+
+
+class Rte(GlueTask):
+    """Does the first sentence entail the second?"""
+
+    name, title = "glue/rte", "GLUE RTE"
+    source = source("rte", "research use")
+    main_metric, metrics = "accuracy", chosen("accuracy")
+    recipes = recipes(epochs=80, max_length=512)
+
+
+@hookimpl
+def harness_register_tasks() -> list[type[Task]]:
+    """Register the eight tasks that GLUE averages over, less WNLI, as the papers do."""
+    return [Cola, Sst2, Mrpc, Stsb, Qqp, Mnli, Qnli, Rte]

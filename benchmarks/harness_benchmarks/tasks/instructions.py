@@ -1,0 +1,120 @@
+"""What the instruction-following tasks share: prompts, the loss on the response only, and slices by hash.
+
+No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters, MetaMath, PiSSA, MiLoRA and MELoRA use too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from harness import IGNORE, DataError, Example
+
+Row = TypeVar("Row")
+
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def instruction_prompt(instruction: str, given: str = "") -> str:
+    """Return the prompt of an instruction and its optional input."""
+    template = WITH_INPUT if given else WITHOUT_INPUT
+    return template.format(instruction=instruction, input=given)
+
+
+def prompt_tokens(prompt: str, tokenizer: Any) -> list[int]:
+    """Return a prompt's token ids, with the tokenizer's beginning-of-text token and without its end-of-text token."""
+    tokens: list[int] = tokenizer(prompt)["input_ids"]
+    if tokens and tokens[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
+        tokens = tokens[:-1]
+    return tokens
+
+
+def encode_turns(turns: Iterable[tuple[str, str]], tokenizer: Any, max_length: int) -> Example | None:
+    """Return one training example of (prompt, response) turns; each response ends with the end-of-text token.
+
+    Args:
+        turns: At least one. The loss is on the responses only.
+        tokenizer: Of the base model.
+        max_length: Tokens; what is longer is cut at the end.
+
+    Returns:
+        ``None`` where the cut leaves no token that carries loss.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    for prompt, response in turns:
+        asked = (
+            prompt_tokens(prompt, tokenizer) if not ids else tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        )
+        answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids += [*asked, *answer]
+        labels += [*([IGNORE] * len(asked)), *answer]
+    ids, labels = ids[:max_length], labels[:max_length]
+    return Example(ids, labels) if any(label != IGNORE for label in labels) else None
+
+
+def encode_all(conversations: Iterable[Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> list[Example]:
+    """Return the training examples of conversations, without those that ``max_length`` leaves no response.
+
+    Raises:
+        DataError: None is left.
+    """
+    encoded = [encode_turns(turns, tokenizer, max_length) for turns in conversations]
+    kept = [example for example in encoded if example is not None]
+    if not kept:
+        raise DataError(
+            f"of {len(encoded)} examples none has a response within max_length={max_length} tokens; "
+            f"give a larger one, e.g. --set max_length={2 * max_length}"
+        )
+    return kept
+
+
+def same(text: str) -> str:
+    """Return a text's key for finding it again in another table: case and white space do not count."""
+    return " ".join(text.lower().split())
+
+
+def split_off(rows: Sequence[Row], count: int, key: Callable[[Row], str]) -> tuple[list[Row], list[Row]]:
+    """Split off the rows of the ``count`` keys with the smallest hash, the same ones in every run and order of rows.
+
+    Rows that share a key stay on one side, so that nothing held out is trained on.
+
+    Returns:
+        The rest, and the rows split off, both in the data's order.
+    """
+    distinct = sorted({key(row) for row in rows}, key=_hash)
+    chosen = set(distinct[:count])
+    return [row for row in rows if key(row) not in chosen], [row for row in rows if key(row) in chosen]
+
+
+def subsample(rows: Sequence[Row], limit: int, key: Callable[[Row], str]) -> list[Row]:
+    """Return ``limit`` rows by smallest hash, in the data's order; all of them where ``limit`` is 0.
+
+    A larger limit contains every smaller one.
+    """
+    if not limit or limit >= len(rows):
+        return list(rows)
+    order = sorted(range(len(rows)), key=lambda place: (_hash(key(rows[place])), place))
+    return [rows[place] for place in sorted(order[:limit])]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_of(row: Mapping[str, Any], *names: str) -> str:
+    """Return fields of a row as text; a field that is not there raises ``DataError`` naming it and those that are."""
+    for name in names:
+        if name not in row:
+            raise DataError(f"data: a row has no field {name!r}; it has {', '.join(row)}")
+    return "\n".join(str(row[name] or "") for name in names)

@@ -1,0 +1,272 @@
+"""Mathematical reasoning: training on MetaMathQA or on GSM8K's own train split; exact match on GSM8K and MATH.
+
+Sources: Yu et al., "MetaMath", arXiv:2309.12284 (training data and answer format); Cobbe et al., arXiv:2110.14168 (GSM8K);
+Hendrycks et al., arXiv:2103.03874 (MATH and when two answers are equal); recipe of Wang et al., "MiLoRA",
+arXiv:2406.09044, table 2, which adapts q, k, v, up and down (``--targets q_proj,k_proj,v_proj,up_proj,down_proj``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import (
+    Evaluation,
+    Metric,
+    Recipe,
+    Source,
+    Task,
+    TaskContext,
+    TaskData,
+    generate,
+    hookimpl,
+    identify,
+    read_rows,
+    setting,
+)
+from harness_benchmarks.tasks.instructions import (
+    encode_all,
+    instruction_prompt,
+    prompt_tokens,
+    same,
+    split_off,
+    subsample,
+    text_of,
+)
+
+GSM8K = Source("openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866", "MIT", "math/gsm8k")
+META_MATH = Source("meta-math/MetaMathQA", "", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "MIT", "math/metamath")
+MATH = Source("EleutherAI/hendrycks_math", "", "21a5633873b6a120296cce3e2df9d5550074f4a3", "MIT", "math/math")
+MATH_SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus",
+)  # fmt: skip
+MARKER = "The answer is:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MathRecipe(Recipe):
+    """A recipe with its training set and the sizes of what is held out and evaluated."""
+
+    training_set: str = setting("gsm8k", "what to train on", choices=("gsm8k", "metamath"))
+    held_out: int = setting(500, "questions of GSM8K's train split kept for validation", minimum=1)
+    limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
+    max_new_tokens: int = setting(512, "longest generated solution, in tokens", minimum=1)
+    evaluation_batch_size: int = setting(32, "prompts per batch when generating", minimum=1)
+
+
+class Question(NamedTuple):
+    """A question to be answered: its prompt as token ids, and the answer to match."""
+
+    prompt: Sequence[int]
+    answer: str
+
+
+class MathTask(Task):
+    """Word problems and competition mathematics, answered step by step and scored by the final answer."""
+
+    name = "math"
+    title = "Mathematics"
+    paper = "https://arxiv.org/abs/2406.09044"
+    source = replace(
+        GSM8K,
+        note="Validation is a slice of GSM8K's train split, fixed by a hash of the question and taken out of the training "
+        "data, together with every MetaMathQA row made from those questions. Test: GSM8K's test split and the 5,000 test "
+        f"problems of MATH ({MATH.hub_id} at {MATH.revision}). Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}.",
+    )
+    main_metric = "gsm8k"
+    metrics: Mapping[str, Metric] = {
+        "gsm8k": Metric("GSM8K", "fraction", True, "Share of questions whose final number is right, greedy decoding."),
+        "math": Metric(
+            "MATH", "fraction", True, "Share of MATH problems whose final answer is right after normalisation."
+        ),
+    }
+    recipes: Mapping[str, Recipe] = {
+        "smoke": MathRecipe(
+            steps=20,
+            batch_size=4,
+            max_length=768,
+            learning_rate=1e-3,
+            held_out=50,
+            limit=8,
+            max_new_tokens=48,
+            evaluation_batch_size=8,
+        ),
+        "small": MathRecipe(
+            epochs=1, batch_size=16, max_length=512, warmup_steps=20, held_out=200, limit=200, max_new_tokens=256
+        ),
+        # MiLoRA's math setting: 395K rows, 3 epochs, batch 16, linear decay after 100 updates, 2048 tokens.
+        "paper": MathRecipe(
+            training_set="metamath",
+            epochs=3,
+            batch_size=16,
+            max_length=2048,
+            learning_rate=3e-4,
+            warmup_steps=100,
+        ),
+    }
+
+    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
+        """Return what identifies all tables in use."""
+        tables = [("gsm8k", GSM8K, ["train", "test"]), ("math", MATH, ["test"])]
+        if recipe.training_set == "metamath":
+            tables.append(("metamath", META_MATH, ["train"]))
+        return "; ".join(f"{name} {identify(source, splits, data_dir)}" for name, source, splits in tables)
+
+    def load(self, context: TaskContext) -> TaskData:
+        """Read the tables, hold validation out, and leave out of training whatever is evaluated."""
+        recipe, folder = context.recipe, context.data_dir
+        train, held_out = split_off(read_rows(GSM8K, "train", folder), recipe.held_out, lambda row: same(row["question"]))
+        tests = {"gsm8k": read_rows(GSM8K, "test", folder), "math": read_math(folder)}
+        evaluated = {same(row["question"]) for row in [*held_out, *tests["gsm8k"]]}
+        evaluated |= {same(row["problem"]) for row in tests["math"]}
+        if recipe.training_set == "metamath":
+            pairs = [
+                (row["query"], row["response"])
+                for row in read_rows(META_MATH, "train", folder)
+                if not {same(row["query"]), same(text_of(row, "original_question"))} & evaluated
+            ]
+        else:
+            pairs = [(row["question"], worked(row["answer"])) for row in train if same(row["question"]) not in evaluated]
+        conversations = [[(ask(question), response)] for question, response in pairs]
+
+        def questions(rows: Sequence[Mapping[str, Any]], question: str, answer: Any) -> list[Question]:
+            chosen = subsample(rows, recipe.limit, lambda row: same(row[question]))
+            return [Question(prompt_tokens(ask(row[question]), context.tokenizer), answer(row)) for row in chosen]
+
+        def number(row: Mapping[str, Any]) -> str:
+            return extract_answer(row["answer"]) or ""
+
+        return TaskData(
+            train=encode_all(conversations, context.tokenizer, recipe.max_length),
+            splits={
+                "validation": {"gsm8k": questions(held_out, "question", number)},
+                "test": {
+                    "gsm8k": questions(tests["gsm8k"], "question", number),
+                    "math": questions(tests["math"], "problem", lambda row: last_boxed(row["solution"]) or ""),
+                },
+            },
+        )
+
+    def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
+        """Generate a solution for every question and compare its final answer."""
+        recipe, tokenizer = context.recipe, context.tokenizer
+        metrics: dict[str, float | None] = dict.fromkeys(self.metrics)
+        items: dict[str, list[float]] = {}
+        for name, questions in split.items():
+            outputs = generate(
+                model, tokenizer, [each.prompt for each in questions], recipe.max_new_tokens, recipe.evaluation_batch_size
+            )
+            answers = [extract_answer(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in outputs]
+            equal = same_number if name == "gsm8k" else same_expression
+            items[name] = [float(equal(given, each.answer)) for given, each in zip(answers, questions, strict=True)]
+            metrics[name] = sum(items[name]) / len(items[name])
+        reasons = {
+            name: "validation is a slice of GSM8K's train split; MATH is scored on test only"
+            for name in metrics
+            if name not in items
+        }
+        return Evaluation(metrics, reasons, items)
+
+
+def read_math(folder: Path | None) -> list[Mapping[str, Any]]:
+    """Return MATH's test problems: one local table, or one configuration per subject on the hub."""
+    if folder is not None:
+        return read_rows(MATH, "test", folder)
+    return [row for subject in MATH_SUBJECTS for row in read_rows(replace(MATH, config=subject), "test", None)]
+
+
+def ask(question: str) -> str:
+    """Return MetaMath's prompt: Alpaca's, whose response has begun."""
+    return instruction_prompt(question).rstrip("\n") + " Let's think step by step.\n"
+
+
+def worked(answer: str) -> str:
+    """Return a GSM8K solution in MetaMathQA's form: no calculator annotations, and the answer once more at the end."""
+    steps, _, final = re.sub(r"<<.*?>>", "", answer).rpartition("####")
+    return f"{steps.strip()}\n#### {final.strip()}\n{MARKER} {final.strip()}"
+
+
+def extract_answer(text: str) -> str | None:
+    r"""Return the final answer of a solution: after the last "The answer is", else after "####", else the last ``\boxed``."""
+    for marker in (r"the answer is:?", r"####"):
+        found = list(re.finditer(marker, text, re.IGNORECASE))
+        if found:
+            answer = text[found[-1].end() :].strip().split("\n")[0].strip()
+            answer = answer.removesuffix(".").strip()
+            if answer:
+                return last_boxed(answer) or answer
+    return last_boxed(text)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return what the last ``\boxed{...}`` (or ``\boxed x``) holds, with nested braces; ``None`` where there is none."""
+    start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
+    if start < 0:
+        return None
+    rest = text[start:].removeprefix(r"\boxed").removeprefix(r"\fbox")
+    if not rest.startswith("{"):
+        return rest.split("$")[0].strip() or None
+    depth = 0
+    for place, letter in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return rest[1:place]
+    return None  # never closed: cut off while being generated
+
+
+def same_number(given: str | None, wanted: str) -> bool:
+    """Return whether the first number in each of two answers is the same."""
+    numbers = [_number(text) for text in (given or "", wanted)]
+    return None not in numbers and numbers[0] == numbers[1]
+
+
+def _number(text: str) -> Decimal | None:
+    found = re.search(r"-?\$?\s*(\d[\d,]*\.?\d*|\.\d+)", text)
+    if not found:
+        return None
+    try:
+        return Decimal(re.sub(r"[\s,$]", "", found.group()))
+    except InvalidOperation:
+        return None
+
+
+def same_expression(given: str | None, wanted: str) -> bool:
+    """Return whether two LaTeX answers are the same after ``normalise``."""
+    return given is not None and normalise(given) == normalise(wanted)
+
+
+def normalise(text: str) -> str:
+    r"""Return a LaTeX answer in one canonical spelling.
+
+    Removes what does not change the value (spaces, sizing, dollar, percent and degree signs, units in ``\text``) and spells
+    fractions, roots and decimals alike, as the authors of MATH do when they compare. It does no algebra.
+    """
+    text = text.strip().removesuffix(".")
+    text = re.sub(r"\\(?:left|right|displaystyle|!|,|;|:|\$|%| )|\$|%|\n", "", text)
+    text = re.sub(r"\^\{?\\circ\}?", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"(?<=.)\\(?:text|mbox)\{ [^{}]*\}(?:\^\{?\d\}?)?$", "", text)  # "5\text{ cm}": a unit
+    text = re.sub(r"\\(?:text|mbox|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"^[A-Za-z]{1,2}\s*(?:=|\\in)\s*", "", text.strip())  # "x = 5"
+    text = re.sub(r"\s+", "", text)
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+    text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\frac(\w)", r"\\frac{\1}", text)
+    text = re.sub(r"(\\frac\{[^{}]*\})(\w)", r"\1{\2}", text)
+    text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
+    text = re.sub(r"^\\frac\{-(\w+)\}", r"-\\frac{\1}", text)
+    if re.fullmatch(r"-?\d+\.\d+", text):
+        text = text.rstrip("0").removesuffix(".")
+    return {"0.5": r"\frac{1}{2}", "-0.5": r"-\frac{1}{2}"}.get(text, text)
+
+
+@hookimpl
+def harness_register_tasks() -> list[type[Task]]:
+    """Register the task."""
+    return [MathTask]
