@@ -5,8 +5,8 @@
     mrpc qqp      accuracy, f1 of class 1
     stsb          pearson, spearman
 
-The same numbers as the hub's ``glue`` metric, but in NumPy alone: nothing to download, nothing else to install. The file
-imports nothing of this project, because ``evaluate`` copies it elsewhere before it runs.
+The same numbers as the hub's ``glue`` metric, but in NumPy alone: nothing to download, nothing else to install. The
+file imports nothing of this project, because ``evaluate`` copies it elsewhere before it runs.
 
 Source: Wang et al., "GLUE", arXiv:1804.07461, table 1. A constant prediction has no correlation: it counts as 0, as in
 the official scorer.
@@ -24,7 +24,7 @@ CLASSIFICATION = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte")
 REGRESSION = "stsb"
 
 
-class GlueOfficial(evaluate.Metric):  # type: ignore[misc]
+class GlueOfficial(evaluate.Metric):
     """GLUE's metrics; the configuration name is the task."""
 
     def _info(self) -> Any:

@@ -85,7 +85,7 @@ class GlueTask(Task):
         recipe = context.recipe
         rows = read_rows(self.source, "train", context.data_dir)
         if len(rows) < 10:
-            raise DataError(f"task {self.name!r}: {len(rows)} training rows are too few; a tenth is held out, so give 10")
+            raise DataError(f"task {self.name!r}: {len(rows)} training rows are too few to hold a tenth out")
         order = list(range(len(rows)))
         random.Random("held out").shuffle(order)  # noqa: S311 - the same slice for every trial and scale
         count = min(MOST_HELD_OUT, len(rows) // 10)
@@ -119,7 +119,7 @@ class GlueTask(Task):
         absent = [name for name in self.metrics if name not in metrics]
         return Evaluation(
             metrics=metrics | dict.fromkeys(absent),
-            reasons=dict.fromkeys(absent, "choices are made on held-out training rows, which are of the matched genres"),
+            reasons=dict.fromkeys(absent, "choices are made on held-out training rows, all of the matched genres"),
             items=items,
         )
 
@@ -133,8 +133,8 @@ class GlueTask(Task):
 def encode(tokenizer: Any, texts: Sequence[Sequence[str]], length: int) -> list[Any]:
     """Return token ids, int32, of texts or pairs of texts (one sequence per column), cut to ``length``.
 
-    A tokenizer with a separator (an encoder's) joins a pair its own way. Any other gets a line break between the two. Of
-    a pair that is too long, the longer text is cut.
+    A tokenizer with a separator (an encoder's) joins a pair its own way. Any other gets a line break between the two.
+    Of a pair that is too long, the longer text is cut.
     """
     if tokenizer.sep_token is not None:
         lists = tokenizer(*texts, truncation=True, max_length=length)["input_ids"]
@@ -178,11 +178,12 @@ def official(task: str) -> Any:
     return evaluate.load(str(SCRIPT), task, keep_in_memory=True)
 
 
-def recipes(epochs: float, batch_size: int = 128, learning_rate: float = 4e-4, max_length: int = 256) -> Any:
+def melora_recipes(epochs: float, batch_size: int = 128, learning_rate: float = 4e-4, max_length: int = 256) -> Any:
     """Return a task's recipes; the arguments are those of MELoRA's scripts for RoBERTa-base."""
     return {
         "smoke": GlueRecipe(
-            steps=40, batch_size=16, max_length=128, learning_rate=3e-3, warmup_fraction=0.06, train_rows=640, test_rows=200
+            steps=40, batch_size=16, max_length=128, learning_rate=3e-3, warmup_fraction=0.06,
+            train_rows=640, test_rows=200,
         ),
         "small": GlueRecipe(
             steps=1_000, batch_size=32, max_length=256, learning_rate=5e-4, warmup_fraction=0.06, weight_decay=0.1,
@@ -195,7 +196,7 @@ def recipes(epochs: float, batch_size: int = 128, learning_rate: float = 4e-4, m
     }  # fmt: skip
 
 
-def source(config: str, licence: str, note: str = "") -> Source:
+def glue_source(config: str, licence: str, note: str = "") -> Source:
     """Return where a GLUE table is."""
     return Source(
         hub_id="nyu-mll/glue", config=config, revision="bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c", licence=licence,
@@ -212,45 +213,45 @@ class Cola(GlueTask):
     """Is the sentence acceptable English?"""
 
     name, title, columns = "glue/cola", "GLUE CoLA", ("sentence",)
-    source = source("cola", "published sentences, research use")
+    source = glue_source("cola", "published sentences, research use")
     main_metric, metrics = "matthews", chosen("matthews", "accuracy")
-    recipes = recipes(epochs=8, batch_size=64)
+    recipes = melora_recipes(epochs=8, batch_size=64)
 
 
 class Sst2(GlueTask):
     """Is the film review positive?"""
 
     name, title, columns = "glue/sst2", "GLUE SST-2", ("sentence",)
-    source = source("sst2", "none stated")
+    source = glue_source("sst2", "none stated")
     main_metric, metrics = "accuracy", chosen("accuracy")
-    recipes = recipes(epochs=60, learning_rate=5e-4)
+    recipes = melora_recipes(epochs=60, learning_rate=5e-4)
 
 
 class Mrpc(GlueTask):
     """Do the sentences say the same?"""
 
     name, title = "glue/mrpc", "GLUE MRPC"
-    source = source("mrpc", "Microsoft Research, research use")
+    source = glue_source("mrpc", "Microsoft Research, research use")
     main_metric, metrics = "accuracy", chosen("accuracy", "f1")
-    recipes = recipes(epochs=30)
+    recipes = melora_recipes(epochs=30)
 
 
 class Stsb(GlueTask):
     """How similar are the sentences, from 0 to 5?"""
 
     name, title, model_kind, classes = "glue/stsb", "GLUE STS-B", ModelKind.REGRESSION, 1
-    source = source("stsb", "CC BY-SA 4.0 and others, by origin")
+    source = glue_source("stsb", "CC BY-SA 4.0 and others, by origin")
     main_metric, metrics = "pearson", chosen("pearson", "spearman", "squared_error")
-    recipes = recipes(epochs=40)
+    recipes = melora_recipes(epochs=40)
 
 
 class Qqp(GlueTask):
     """Do the questions ask the same?"""
 
     name, title, columns = "glue/qqp", "GLUE QQP", ("question1", "question2")
-    source = source("qqp", "Quora, non-commercial")
+    source = glue_source("qqp", "Quora, non-commercial")
     main_metric, metrics = "accuracy", chosen("accuracy", "f1")
-    recipes = recipes(epochs=25)
+    recipes = melora_recipes(epochs=25)
 
 
 class Mnli(GlueTask):
@@ -258,27 +259,27 @@ class Mnli(GlueTask):
 
     name, title, columns, classes = "glue/mnli", "GLUE MNLI", ("premise", "hypothesis"), 3
     splits = ("validation_matched", "validation_mismatched")
-    source = source("mnli", "OANC and others, by genre", "The mismatched genres are scored apart.")
+    source = glue_source("mnli", "OANC and others, by genre", "The mismatched genres are scored apart.")
     main_metric, metrics = "accuracy", chosen("accuracy", "accuracy_mismatched")
-    recipes = recipes(epochs=30, learning_rate=5e-4)
+    recipes = melora_recipes(epochs=30, learning_rate=5e-4)
 
 
 class Qnli(GlueTask):
     """Does the sentence answer the question?"""
 
     name, title, columns = "glue/qnli", "GLUE QNLI", ("question", "sentence")
-    source = source("qnli", "CC BY-SA 4.0 (from SQuAD)")
+    source = glue_source("qnli", "CC BY-SA 4.0 (from SQuAD)")
     main_metric, metrics = "accuracy", chosen("accuracy")
-    recipes = recipes(epochs=25)
+    recipes = melora_recipes(epochs=25)
 
 
 class Rte(GlueTask):
     """Does the first sentence entail the second?"""
 
     name, title = "glue/rte", "GLUE RTE"
-    source = source("rte", "research use")
+    source = glue_source("rte", "research use")
     main_metric, metrics = "accuracy", chosen("accuracy")
-    recipes = recipes(epochs=80, max_length=512)
+    recipes = melora_recipes(epochs=80, max_length=512)
 
 
 @hookimpl

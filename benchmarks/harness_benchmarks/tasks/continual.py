@@ -1,0 +1,176 @@
+"""Continual pretraining on a domain: PubMed abstracts, or financial news; then what the model knows of the domain.
+
+Scored are the perplexity on unseen text of the domain, question sets (see ``questions``), and forgetting (see
+``forgetting``). A question set whose table is absent is ``null`` with a reason; the average is over those that are there.
+
+Source: Jiang et al., "MoRA", arXiv:2405.12130, section 5.2 and table 1 (BioMed, Finance), which follows AdaptLLM,
+arXiv:2309.09530. The corpora are read from a local folder: MoRA's are not published in a form that can be pinned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from harness import (
+    DataError,
+    Evaluation,
+    Example,
+    Metric,
+    Recipe,
+    Source,
+    Task,
+    TaskContext,
+    TaskData,
+    hookimpl,
+    identify,
+    negative_log_likelihoods,
+    setting,
+)
+from harness_benchmarks import forgetting
+from harness_benchmarks.corpus import BUFFER, Corpus, Documents, WindowCache, Windows, validation_windows
+from harness_benchmarks.questions import BIOMED, FINANCE, Question, QuestionSet, answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualRecipe(Recipe):
+    """A recipe with how much is scored."""
+
+    validation_windows: int = setting(64, "most sequences to score, of max_length tokens each", minimum=1)
+    questions: int = setting(0, "most questions of each set, spread evenly over it; 0: all", minimum=0)
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured", minimum=1)
+    shuffle_buffer: int = setting(BUFFER, "documents among which the next one is drawn", minimum=1)
+
+
+class Split(NamedTuple):
+    """What is scored: text, and on the test split the question sets too, or why one is absent."""
+
+    windows: Sequence[Example]
+    questions: Mapping[str, Sequence[Question] | str]
+
+
+def metrics_of(sets: Mapping[str, QuestionSet]) -> Mapping[str, Metric]:
+    """Return a domain's metrics."""
+    scoring = "zero-shot; the likeliest answer per token"
+    return {
+        "perplexity": Metric("Perplexity", "perplexity", False, "On unseen text of the domain, per token."),
+        "loss": Metric("Loss", "nats", False, "Its logarithm: mean negative log-likelihood of a token."),
+        "questions": Metric("Questions", "fraction", True, f"Mean accuracy over the sets that are there, {scoring}."),
+        **{name: Metric(each.title, "fraction", True, f"Accuracy, {scoring}.") for name, each in sets.items()},
+        **forgetting.METRICS,
+    }
+
+
+class ContinualTask(Task):
+    """Train on packed text of a domain. Subclasses name corpus and question sets."""
+
+    paper = "https://arxiv.org/abs/2405.12130"
+    main_metric = "perplexity"
+    corpus: ClassVar[Corpus]
+    sets: ClassVar[Mapping[str, QuestionSet]]
+    recipes: ClassVar[Mapping[str, ContinualRecipe]] = {
+        "smoke": ContinualRecipe(
+            max_length=256, batch_size=8, steps=60, learning_rate=2e-3, warmup_steps=4,
+            validation_windows=32, questions=12, forgetting_windows=8, evaluate_at=(30,),
+        ),
+        "small": ContinualRecipe(
+            max_length=512, batch_size=32, steps=1_000, learning_rate=5e-4, warmup_steps=50,
+            validation_windows=128, questions=200, evaluate_at=(250, 500, 750),
+        ),
+        # MoRA does not give these settings: linear decay and 100 steps of warm-up are its repository's defaults.
+        "paper": ContinualRecipe(
+            max_length=2_048, batch_size=128, micro_batch_size=8, steps=3_000, learning_rate=3e-4, warmup_steps=100,
+            validation_windows=1_000, forgetting_windows=256, evaluate_at=(1_000, 2_000),
+        ),
+    }  # fmt: skip
+
+    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
+        """Return a hash of corpus and question sets; a set that appears later makes other data."""
+        found = [self.corpus.identity(data_dir)]
+        for name, each in self.sets.items():
+            try:
+                found.append(f"{name}={identify(each.source, each.tables, data_dir)}")
+            except DataError:
+                continue
+        return ", ".join(found)
+
+    def load(self, context: TaskContext) -> TaskData:
+        """Open the shuffled training stream, and read what is scored."""
+        recipe, tokenizer, data_dir = context.recipe, context.tokenizer, context.data_dir
+        length, count = recipe.max_length, recipe.validation_windows
+        files = self.corpus.files("train", data_dir)
+        windows = Windows(Documents(files, context.seed, recipe.shuffle_buffer), tokenizer, length)
+        scored = validation_windows(self.corpus.files("validation", data_dir), tokenizer, length, count)
+        questions: dict[str, Sequence[Question] | str] = {}
+        for name, each in self.sets.items():
+            try:
+                questions[name] = each.load(data_dir, recipe.questions)
+            except DataError as error:
+                questions[name] = str(error)
+        held_out = validation_windows(files, tokenizer, length, count, held_out=True)
+        later = dict.fromkeys(self.sets, "scored on the test split only")
+        return TaskData(
+            train=WindowCache(windows, length),
+            splits={"validation": Split(held_out, later), "test": Split(scored, questions)},
+        )
+
+    def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
+        """Return perplexity, question accuracies and forgetting."""
+        recipe, tokenizer = context.recipe, context.tokenizer
+        sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, recipe.batch_size)
+        losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split.windows, strict=True)]
+        loss = sum(losses) / len(losses)  # windows are equally long
+        side = forgetting.measure_forgetting(model, context, recipe.forgetting_windows, recipe.max_length)
+        metrics: dict[str, float | None] = {"perplexity": math.exp(loss), "loss": loss, **side.metrics}
+        reasons, items = dict(side.reasons), {"loss": losses, **side.items}
+        present: list[float] = []
+        for name, questions in split.questions.items():
+            if isinstance(questions, str):
+                metrics[name], reasons[name] = None, questions
+            else:
+                items[name] = answer(model, tokenizer, questions, recipe.max_length, recipe.batch_size)
+                metrics[name] = sum(items[name]) / len(items[name])
+                present.append(sum(items[name]) / len(items[name]))
+        metrics["questions"] = sum(present) / len(present) if present else None
+        if not present:
+            reasons["questions"] = next(iter(reasons[name] for name in self.sets))
+        return Evaluation(metrics=metrics, reasons=reasons, items=items)
+
+
+class Biomed(ContinualTask):
+    """PubMed abstracts."""
+
+    name, title = "continual/biomed", "Continual pretraining, biomedicine"
+    sets, metrics = BIOMED, metrics_of(BIOMED)
+    corpus = Corpus(
+        Source(
+            folder="text/biomed",
+            licence="abstracts: their publishers'; research use",
+            note="PubMed titles and abstracts. Choices are made on one training document in a hundred, held out.",
+        )
+    )
+    source = corpus.source
+
+
+class Finance(ContinualTask):
+    """Financial news and central bank texts."""
+
+    name, title = "continual/finance", "Continual pretraining, finance"
+    sets, metrics = FINANCE, metrics_of(FINANCE)
+    corpus = Corpus(
+        Source(
+            folder="text/finance",
+            licence="by origin; research use",
+            note="Financial news. Choices are made on one training document in a hundred, held out.",
+        )
+    )
+    source = corpus.source
+
+
+@hookimpl
+def harness_register_tasks() -> list[type[Task]]:
+    """Register both domains."""
+    return [Biomed, Finance]

@@ -1,0 +1,147 @@
+"""Scoring an in-memory model with EleutherAI's lm-eval, over rows in memory and the task files beside this module.
+
+Nothing is downloaded: rows come from the harness, metrics from lm-eval's own accuracy or from ``scoring``. ``lm_eval`` is
+imported when it is used, since it comes with an extra.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness import DataError, UsageError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one lm-eval task scores.
+
+    Attributes:
+        file: Name of the task file, without ``.yaml``.
+        name: Of the task, unique in a run.
+        rows: To be scored.
+        shots: Rows that can stand in the prompt.
+        num_shots: How many of them do.
+    """
+
+    file: str
+    name: str
+    rows: Sequence[Row]
+    shots: Sequence[Row] = ()
+    num_shots: int = 0
+
+
+def require_lm_eval() -> None:
+    """Check that lm-eval is installed.
+
+    Raises:
+        UsageError: It is not; the message says how to install it.
+    """
+    if find_spec("lm_eval") is None:
+        raise UsageError(
+            "instructeval: scoring needs lm-eval, which is not installed; `pip install 'peft-harness[evaluation]'`"
+        )
+
+
+def task_config(part: Part, max_new_tokens: int = 0) -> dict[str, Any]:
+    """Return the configuration of one lm-eval task: its file, with its rows and number of shots filled in.
+
+    Args:
+        part: What to score.
+        max_new_tokens: Longest output in tokens; 0: as the file says.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if part.num_shots > len(part.shots):
+        raise DataError(f"{part.name}: {part.num_shots} shots are asked for, and there are {len(part.shots)}")
+    tables = {"test": Dataset.from_list([dict(row) for row in part.rows])}
+    if part.shots:
+        tables["shots"] = Dataset.from_list([dict(row) for row in part.shots])
+    config = read_task_file(part.file)
+    if not part.shots:  # no table to draw them from
+        config.pop("fewshot_split", None)
+        config.pop("fewshot_config", None)
+    if max_new_tokens and "generation_kwargs" in config:
+        config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": max_new_tokens}
+    return {
+        **config,
+        "task": part.name,
+        "num_fewshot": part.num_shots,
+        "custom_dataset": lambda **_: DatasetDict(tables),
+    }
+
+
+def read_task_file(name: str) -> dict[str, Any]:
+    """Return a task file as plain values; ``!function module.name`` is a function of this folder."""
+    import yaml  # type: ignore[import-untyped]
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    def function(loader: Any, node: Any) -> Any:
+        module, _, attribute = loader.construct_scalar(node).rpartition(".")
+        return getattr(import_module(f"{__package__}.{module}"), attribute)
+
+    Loader.add_constructor("!function", function)
+    text = (Path(__file__).with_name(f"{name}.yaml")).read_text(encoding="utf-8")
+    result: dict[str, Any] = yaml.load(text, Loader)  # noqa: S506 - derived from SafeLoader
+    return result
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    parts: Sequence[Part],
+    batch_size: int,
+    max_new_tokens: int = 0,
+    allow_code_execution: bool = False,
+) -> dict[str, list[dict[str, float]]]:
+    """Return each part's per-row metrics, in the rows' order.
+
+    Args:
+        model: A causal language model from ``transformers``, in evaluation mode.
+        tokenizer: Its tokenizer.
+        parts: What to score; all prompts of one kind are batched together.
+        batch_size: Prompts per batch.
+        max_new_tokens: Longest output in tokens; 0: as each task file says.
+        allow_code_execution: Needed for task files that run what the model wrote.
+    """
+    require_lm_eval()
+    with _quiet():
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        tasks = {part.name: ConfigurableTask(config=task_config(part, max_new_tokens)) for part in parts}
+        # `evaluate`, not `simple_evaluate`: that one reseeds every global generator, in the middle of training.
+        results = evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks,
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=allow_code_execution,
+        )
+    found: dict[str, list[dict[str, float]]] = {}
+    for part in parts:
+        samples = sorted(results["samples"][part.name], key=lambda each: int(each["doc_id"]))
+        found[part.name] = [{name: float(each[name]) for name in each["metrics"]} for each in samples]
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's advice about command lines out of the logs."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
