@@ -10,16 +10,18 @@ of the knob is too coarse for the tolerance, single layers get one step more (``
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import BudgetError, ConfigError
-from harness.method import Method, total_parameters
+from harness.method import Method
 from harness.registry import Registry
 
 TOLERANCE_FRACTION = 0.01
+WINDOW = 256  # accepted values of a knob lie closer together than this
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,44 @@ def parse_settings(text: str, method: type[Method]) -> Any:
     Raises:
         ConfigError: Unknown field, or a value that the field does not allow.
     """
-    config = method.Config()
+    return method.Config(**_read_settings(text, method))
+
+
+def parse_settings_but_knob(text: str, method: type[Method]) -> Any:
+    """Return a method's config from ``name=value,name=value``; the budget knob has any accepted value, to be replaced.
+
+    Raises:
+        ConfigError: Unknown field, a value that the field does not allow, or the knob, which the budget decides.
+    """
+    values, knob = _read_settings(text, method), method.traits.budget_knob
+    if knob in values:
+        raise ConfigError(
+            f"{method.name}: {knob}={values[knob]} cannot be set, the budget decides it; "
+            f"leave it out, or ask for the budget that it makes: --budget {method.name}:{text}"
+        )
+    try:
+        return method.Config(**values)
+    except ConfigError:  # perhaps only the knob's default does not go with these values
+        for value in range(1, WINDOW) if knob else ():
+            try:
+                return method.Config(**values, **{str(knob): value})
+            except ConfigError:
+                continue
+        raise
+
+
+def _read_settings(text: str, method: type[Method]) -> dict[str, Any]:
+    defaults = method.Config()
     values: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, (each.strip() for each in text.split(","))):
         name, equals, raw = part.partition("=")
-        if not equals or not hasattr(config, name):
-            known = ", ".join(config.__dataclass_fields__)
+        if not equals or name not in defaults.__dataclass_fields__:
+            known = ", ".join(defaults.__dataclass_fields__)
             raise ConfigError(
                 f"{method.name}: cannot read setting {part!r}; write field=value, fields: {known or 'none'}"
             )
-        values[name] = parse_value(raw, getattr(config, name), f"{method.name}: {name}")
-    return replace(config, **values)
+        values[name] = parse_value(raw, getattr(defaults, name), f"{method.name}: {name}")
+    return values
 
 
 def parse_value(raw: str, default: Any, what: str) -> Any:
@@ -102,10 +131,13 @@ def budget_parameters(
     elif re.fullmatch(r"[^\s:=,]+(:.*)?", text) and not text[0].isdigit():
         name, _, settings = text.partition(":")
         method = registry.method(name)
-        count = total_parameters(method(parse_settings(settings, method)), layers.values())
+        if method.traits.reference:
+            raise BudgetError(f"--budget {text!r}: {name} is a reference outside every budget; name an adapter method")
+        count = count_on_layers(method, parse_settings(settings, method), layers)
     else:
         raise BudgetError(
-            f"--budget {text!r} is not a budget; write a method with settings (lora:r=8), a share (0.5%) or a count (300k)"
+            f"--budget {text!r} is not a budget; "
+            "write a method with settings (lora:r=8), a share (0.5%) or a count (300k)"
         )
     if count < 1:
         raise BudgetError(f"--budget {text!r} comes to {count} parameters; give at least 1")
@@ -133,125 +165,156 @@ def solve(
         ConfigError: The method cannot be applied to a layer of the model.
     """
     knob = method.traits.budget_knob
-    shapes = list(layers.values())
     if knob is None:
-        solution = Solution(config, {}, total_parameters(method(config), shapes))
-        return _within(method, solution, [solution.parameters], budget, tolerance_fraction)
+        fixed = Solution(config, {}, count_on_layers(method, config, layers))
+        return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
+    counts = _Counts(method, config, knob, layers)
+    low = counts.largest_not_above(budget)
+    if low is None:  # even the smallest is too much
+        low = counts.smallest
+    high = counts.next_larger(low)
+    ends = [Solution(replace(config, **{knob: value}), {}, counts[value]) for value in (low, high) if value is not None]
+    nearest = min(ends, key=lambda each: abs(each.parameters - budget))
+    if high is None or abs(nearest.deviation_fraction(budget)) <= tolerance_fraction:
+        return _within(method, nearest, [each.parameters for each in ends], budget, tolerance_fraction)
+    mix = _Mix(method, config, knob, low, high, layers)
+    around = mix.nearest(budget)
+    return _within(method, mix.solution(min(around, key=lambda n: abs(n - budget))), around, budget, tolerance_fraction)
 
-    def count(value: int) -> int:
-        return total_parameters(method(replace(config, **{knob: value})), shapes)
 
-    low = _largest_not_above(count, budget)
-    if low is None:  # even the smallest knob is too much
-        smallest = _smallest(count)
-        solution = Solution(replace(config, **{knob: smallest}), {}, count(smallest))
-        return _within(method, solution, [solution.parameters], budget, tolerance_fraction)
-    below = Solution(replace(config, **{knob: low}), {}, count(low))
-    high = _next(count, low)
-    if high is None or below.parameters == budget:
-        return _within(method, below, [below.parameters], budget, tolerance_fraction)
-    above = Solution(replace(config, **{knob: high}), {}, count(high))
-    nearest = min((below, above), key=lambda each: abs(each.parameters - budget))
-    if abs(nearest.deviation_fraction(budget)) > tolerance_fraction:
-        nearest = _mix(method, config, knob, low, high, budget, layers)
-    reachable = sorted({below.parameters, nearest.parameters, above.parameters})
-    return _within(method, nearest, reachable, budget, tolerance_fraction)
+def count_on_layers(method: type[Method], config: Any, layers: Mapping[str, tuple[int, int]]) -> int:
+    """Return the parameters that a method with this config trains on all layers.
+
+    Raises:
+        ConfigError: The method cannot be applied to a layer; the message names it.
+    """
+    instance, found, total = method(config), dict[tuple[int, int], int](), 0
+    for name, shape in layers.items():
+        if shape not in found:  # models repeat few shapes many times
+            try:
+                found[shape] = instance.trainable_parameters(*shape)
+            except ConfigError as error:
+                raise ConfigError(f"layer {name!r}: {error}") from error
+        total += found[shape]
+    return total
 
 
 def _within(
-    method: type[Method], solution: Solution, reachable: Sequence[int], budget: int, tolerance: float
+    method: type[Method], solution: Solution, nearest: Sequence[int], budget: int, tolerance_fraction: float
 ) -> Solution:
-    if abs(solution.deviation_fraction(budget)) <= tolerance:
+    if abs(solution.deviation_fraction(budget)) <= tolerance_fraction:
         return solution
-    nearest = sorted(sorted(reachable, key=lambda each: abs(each - budget))[:2])
     raise BudgetError(
-        f"{method.name}: a budget of {budget:,} adapter parameters cannot be reached within {tolerance:.1%}; "
-        f"nearest counts: {' and '.join(f'{each:,}' for each in nearest)}. Give one of these as --budget, or a wider --tolerance."
+        f"{method.name}: a budget of {budget:,} adapter parameters cannot be reached within {tolerance_fraction:.1%}; "
+        f"nearest counts: {' and '.join(f'{each:,}' for each in sorted(set(nearest)))}. "
+        "Give one of these as --budget, or a wider --tolerance."
     )
 
 
-def _attempt(count: Any, value: int) -> int | None:
-    """Return the count at a knob value, or ``None`` where the method refuses it."""
-    try:
-        return int(count(value))
-    except ConfigError:
-        return None
+class _Counts:
+    """Parameters by knob value. Counts never fall as the knob rises; a method may refuse single values.
 
-
-def _smallest(count: Any) -> int:
-    """Return the smallest knob value that the method accepts; refusals of every value are raised."""
-    for value in (*range(1, 65), *(2**power for power in range(7, 17))):
-        if _attempt(count, value) is not None:
-            return value
-    count(1)  # raises the method's own reason
-    raise BudgetError("no value of the knob is accepted")
-
-
-def _largest_not_above(count: Any, budget: int) -> int | None:
-    """Return the largest accepted knob value whose count is at most the budget, by bisection: counts never fall."""
-    low = _smallest(count)
-    if count(low) > budget:
-        return None
-    high = low * 2
-    while (reached := _attempt(count, high)) is not None and reached <= budget and high < 2**31:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        reached = _attempt(count, middle)
-        if reached is not None and reached <= budget:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _next(count: Any, low: int) -> int | None:
-    """Return the next knob value that trains more, or ``None`` where there is none."""
-    base = count(low)
-    for value in range(low + 1, low + 65):
-        reached = _attempt(count, value)
-        if reached is None:
-            return None
-        if reached > base:
-            return value
-    return None
-
-
-def _mix(
-    method: type[Method],
-    config: Any,
-    knob: str,
-    low: int,
-    high: int,
-    budget: int,
-    layers: Mapping[str, tuple[int, int]],
-) -> Solution:
-    """Give some layers the higher knob value, so that the total comes nearest to the budget.
-
-    Layers with the same step are alike, so what matters is how many of each kind: a bounded subset sum over the kinds,
-    keeping one candidate per 1/10,000 of the budget. Of each kind, the chosen layers are spread evenly over the depth.
+    Accepted values are less than ``WINDOW`` apart, up to the largest.
     """
-    methods = {value: method(replace(config, **{knob: value})) for value in (low, high)}
-    base, kinds = 0, dict[int, list[str]]()
-    for name, shape in layers.items():
-        count = methods[low].trainable_parameters(*shape)
-        base += count
-        kinds.setdefault(methods[high].trainable_parameters(*shape) - count, []).append(name)
-    grain = max(1, budget // 10_000)
-    reached: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # rounded sum -> (sum, how many of each kind so far)
-    for step, names in kinds.items():
-        further: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for total, taken in reached.values():
-            for number in range(len(names) + 1):
-                larger = total + number * step
-                further.setdefault(larger // grain, (larger, (*taken, number)))
-        reached = further
-    total, taken = min(reached.values(), key=lambda each: (abs(base + each[0] - budget), each[1]))
-    chosen = [name for names, number in zip(kinds.values(), taken, strict=True) for name in _spread(names, number)]
-    settings = {name: {knob: high} for name in layers if name in set(chosen)}
-    return Solution(replace(config, **{knob: low}), settings, base + total)
+
+    def __init__(self, method: type[Method], config: Any, knob: str, layers: Mapping[str, tuple[int, int]]) -> None:
+        self._method, self._config, self._knob, self._layers = method, config, knob, layers
+        self._found: dict[int, int | ConfigError] = {}
+        smallest = self._accepted(1, WINDOW)
+        if smallest is None:
+            reason = self._found[1]
+            assert isinstance(reason, ConfigError)
+            raise reason
+        self.smallest = smallest
+
+    def __getitem__(self, value: int) -> int:
+        count = self._look(value)
+        assert isinstance(count, int)
+        return count
+
+    def _look(self, value: int) -> int | ConfigError:
+        if value not in self._found:
+            try:
+                config = replace(self._config, **{self._knob: value})
+                self._found[value] = count_on_layers(self._method, config, self._layers)
+            except ConfigError as error:
+                self._found[value] = error
+        return self._found[value]
+
+    def _accepted(self, start: int, stop: int) -> int | None:
+        """Return the first accepted value from ``start`` up to but without ``stop``, at most a window away."""
+        values = range(start, min(stop, start + WINDOW))
+        return next((value for value in values if isinstance(self._look(value), int)), None)
+
+    def largest_not_above(self, budget: int) -> int | None:
+        """Return the largest accepted value whose count is at most the budget, by doubling and then bisection."""
+        low, high = self.smallest, self.smallest + 1
+        if self[low] > budget:
+            return None
+        while (value := self._accepted(high, 2**31)) is not None and self[value] <= budget:
+            low, high = value, 2 * value
+        while high - low > 1:
+            middle = (low + high) // 2
+            value = self._accepted(middle, high)
+            if value is not None and self[value] <= budget:
+                low = value
+            else:
+                high = middle
+        return low
+
+    def next_larger(self, low: int) -> int | None:
+        """Return the next accepted value that trains more, or ``None`` where there is none."""
+        values = range(low + 1, low + 1 + WINDOW)
+        return next((v for v in values if isinstance(count := self._look(v), int) and count > self[low]), None)
 
 
-def _spread(names: Sequence[str], number: int) -> list[str]:
-    """Return ``number`` of the names, evenly spaced."""
-    return [names[(2 * place + 1) * len(names) // (2 * number)] for place in range(number)]
+class _Mix:
+    """Some layers at the higher knob value, the others at the lower: every total that this can make.
+
+    Layers with the same step are alike, so a total is decided by how many of each kind are raised: an exact, bounded
+    subset sum, kept as one bit per total (in units of the steps' common divisor).
+    """
+
+    def __init__(
+        self, method: type[Method], config: Any, knob: str, low: int, high: int, layers: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self._low, self._knob, self._high, self._layers = replace(config, **{knob: low}), knob, high, layers
+        methods = [method(replace(config, **{knob: value})) for value in (low, high)]
+        counts = {shape: [each.trainable_parameters(*shape) for each in methods] for shape in set(layers.values())}
+        self._base = sum(counts[shape][0] for shape in layers.values())
+        self._kinds: dict[int, list[str]] = {}
+        for name, shape in layers.items():
+            step = counts[shape][1] - counts[shape][0]
+            if step > 0:
+                self._kinds.setdefault(step, []).append(name)
+        self._unit = math.gcd(*self._kinds)
+        self._reached = [1]  # after each kind; bit s: a total of s units above the base can be made
+        for step, names in self._kinds.items():
+            bits, left, part = self._reached[-1], len(names), 1
+            while left:  # 1, 2, 4, ... layers at a time make every number of layers
+                part = min(part, left)
+                bits |= bits << (part * step // self._unit)
+                left, part = left - part, part * 2
+            self._reached.append(bits)
+
+    def nearest(self, budget: int) -> list[int]:
+        """Return the nearest totals on both sides of a budget, or the two nearest where one side is empty."""
+        bits, place = self._reached[-1], (budget - self._base) // self._unit
+        if place < 0:
+            second = bits & ~1
+            return [self._base, self._base + ((second & -second).bit_length() - 1) * self._unit]
+        below = (bits & ((1 << (place + 1)) - 1)).bit_length() - 1
+        above = bits >> (below + 1)
+        totals = [below] if not above else [below, below + (above & -above).bit_length()]
+        return [self._base + each * self._unit for each in totals]
+
+    def solution(self, total: int) -> Solution:
+        """Return the settings that make a total; of each kind, the raised layers are spread evenly over the depth."""
+        rest, raised = (total - self._base) // self._unit, set[str]()
+        for before, (step, names) in reversed(list(zip(self._reached[:-1], self._kinds.items(), strict=True))):
+            units = step // self._unit
+            number = next(n for n in range(len(names) + 1) if n * units <= rest and before >> (rest - n * units) & 1)
+            rest -= number * units
+            raised |= {names[(2 * place + 1) * len(names) // (2 * number)] for place in range(number)}
+        settings = {name: {self._knob: self._high} for name in self._layers if name in raised}
+        return Solution(self._low, settings, total)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from harness.registry import Registry
     from harness.store import Store
     from harness.suite import Suite
+    from harness.trial import Trial
 
 TRACKING_INCOMPLETE = 3  # exit code: every result is there, an observer failed
 TRIALS_FAILED = 4  # exit code: the sweep is complete, some trials failed or diverged
@@ -43,7 +46,8 @@ class Commands(click.Group):
         if built_in is not None:
             return built_in
         found = [each for each in metadata.entry_points(group="harness.commands") if each.name == name]
-        return found[0].load() if found else None
+        command: click.Command | None = found[0].load() if found else None
+        return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,7 +58,7 @@ class Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, with tracebacks.")
 @click.pass_context
 def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
-    """Compare parameter-efficient fine-tuning methods fairly: same budget, same tuning, several seeds.
+    r"""Compare parameter-efficient fine-tuning methods fairly: same budget, same tuning, several seeds.
 
     \b
     harness run --methods all --task uuid     train and score every method on a task
@@ -74,15 +78,13 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.Abort:
-        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except HarnessError as error:
         click.echo(f"harness: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("harness: interrupted; finished trials are kept, run the same command to go on", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
@@ -95,33 +97,44 @@ def main() -> None:
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to run."""
+    option = click.option
     options = [
-        click.option("--suite", "suite_name", metavar="NAME", help="A registered suite or a .toml file; other options override it."),
-        click.option("--methods", "--method", metavar="NAMES", help="Comma-separated: all, everything, lora, mora:operator=rotation."),
-        click.option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
-        click.option("--tasks", "--task", metavar="NAMES", help="Comma-separated task names."),
-        click.option("--scale", metavar="NAME", help="Which recipe: smoke, small or paper.  [default: smoke]"),
-        click.option("--model", metavar="NAME", help="A shipped base, hub id or local folder.  [default: the task's]"),
-        click.option("--revision", metavar="COMMIT", help="Of a hub model."),
-        click.option("--budget", "budgets", multiple=True, metavar="BUDGET", help="lora:r=8, 0.5% or 300k.  [default: lora:r=8]"),
-        click.option("--tolerance", type=float, metavar="FRACTION", help="Largest deviation from the budget.  [default: 0.01]"),
-        click.option("--seeds", metavar="N|LIST", help="A number of seeds, or a list like 0,1,2.  [default: 1]"),
-        click.option("--learning-rates", "--lr", metavar="LIST", help="The same rates for every method, instead of the recipe's."),
-        click.option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
-        click.option("--targets", metavar="PATTERNS", help="Layers to adapt, e.g. '*q_proj,*v_proj'.  [default: the task's]"),
-        click.option("--precision", metavar="NAME", help="auto, float32 or bfloat16.  [default: auto]"),
-        click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Override a field of the task's recipe."),
-        click.option("--steps", type=int, metavar="N", help="Short for --set steps=N."),
-        click.option("--data-dir", type=click.Path(path_type=Path), envvar="HARNESS_DATA_DIR", help="Folder of local tables."),
-        click.option("--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL", help="Result root: a folder or any fsspec URL."),
+        option("--suite", "suite_name", metavar="NAME", help="A registered suite or .toml file, to be overridden."),
+        option("--methods", "--method", metavar="NAMES",
+               help="Comma-separated: all, everything, lora, mora:operator=rotation."),
+        option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
+        option("--tasks", "--task", metavar="NAMES", help="Comma-separated task names."),
+        option("--scale", metavar="NAME", help="Which recipe: smoke, small or paper.  [default: smoke]"),
+        option("--model", metavar="NAME", help="A shipped base, hub id or local folder.  [default: the task's]"),
+        option("--revision", metavar="COMMIT", help="Of a hub model."),
+        option("--budget", "budgets", multiple=True, metavar="BUDGET",
+               help="lora:r=8, 0.5% or 300k.  [default: lora:r=8]"),
+        option("--tolerance", type=float, metavar="FRACTION",
+               help="Largest deviation from the budget.  [default: 0.01]"),
+        option("--seeds", metavar="N|LIST", help="A number of seeds, or a list like 0,1,2.  [default: 1]"),
+        option("--learning-rates", "--lr", metavar="LIST",
+               help="The same rates for every method, instead of the recipe's."),
+        option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
+        option("--targets", metavar="PATTERNS",
+               help="Layers to adapt, e.g. '*q_proj,*v_proj'.  [default: the task's]"),
+        option("--precision", metavar="NAME", help="auto, float32 or bfloat16.  [default: auto]"),
+        option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
+               help="Override a field of the task's recipe."),
+        option("--steps", type=int, metavar="N", help="Short for --set steps=N."),
+        option("--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
+               help="Folder of local tables."),
+        option("--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL",
+               help="Result root: a folder or any fsspec URL."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
+    for each in reversed(options):
+        command = each(command)
     return command
 
 
 def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> Suite:
     """Return the suite that the command line asks for."""
+    from dataclasses import replace
+
     from harness.plan import split_names
     from harness.suite import build_suite, read_suite
 
@@ -135,7 +148,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     if options["exclude"]:
         given["methods"] = [*given.get("methods", ["all"]), *(f"-{name}" for name in split_names(options["exclude"]))]
     if options["tasks"]:
-        given["tasks"] = expand_tasks(split_names(options["tasks"]), registry)
+        given["tasks"] = split_names(options["tasks"])
     if options["budgets"]:
         given["budgets"] = list(options["budgets"])
     if options["seeds"]:
@@ -147,18 +160,18 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     recipe: dict[str, Any] = {}
     for each in options["settings"]:
         name, equals, value = each.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise UsageError(f"--set {each!r}: write FIELD=VALUE, e.g. --set batch_size=8")
-        recipe[name] = value
+        recipe[name.strip()] = value
     if options["steps"] is not None:
         recipe["steps"] = options["steps"]
     if options["suite_name"]:
         path = registry.suite(options["suite_name"])
         suite = read_suite(path, given)
-        from dataclasses import replace
-
-        return replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
-    return build_suite({**given, "recipe": recipe})
+        suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
+    else:
+        suite = build_suite({**given, "recipe": recipe})
+    return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry)))
 
 
 def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:
@@ -167,7 +180,7 @@ def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:
     for name in names:
         family = [each for each in registry.tasks if each.startswith(f"{name}/")]
         found += family if family and name not in registry.tasks else [registry.task(name).name]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -204,7 +217,10 @@ def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
         count = torch.cuda.device_count()
         if count == 0:
             raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
-        names = [device] if ":" in device else [f"cuda:{number}" for number in range(count)]
+        known = [f"cuda:{number}" for number in range(count)]
+        names = known if device == "cuda" else [device]
+        if not set(names) <= set(known):
+            raise UsageError(f"--device {device!r} is not here; give {', '.join(known)}")
         return tuple(names[number % len(names)] for number in range(workers or len(names))), 0
     if device != "cpu":
         raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
@@ -230,7 +246,7 @@ def parse_pack(text: str, device: str) -> int:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the trials as JSON.")
 @click.pass_obj
-def plan(block: tuple[str, ...], device: str, as_json: bool, **options: Any) -> None:
+def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) -> None:
     """Show what a run would do: trials, settings, counts and what is finished. Loads no weights."""
     from harness.plan import plan_cells, wanted
     from harness.registry import build_registry
@@ -241,15 +257,16 @@ def plan(block: tuple[str, ...], device: str, as_json: bool, **options: Any) -> 
     precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
     cells = plan_cells(suite, registry, options["data_dir"], precision)
     store = Store(options["results"])
-    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: store.read(trial.id))]
-    states = {trial.id: (record.state.value if (record := store.read(trial.id)) else "to do") for trial in trials}
+    look_up = cache(lambda trial_id: store.read(trial_id))
+    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]
+    states = {trial.id: record.state.value if (record := look_up(trial.id)) else "to do" for trial in trials}
     if as_json:
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return
     click.echo(plan_table(cells, trials, states))
 
 
-def plan_table(cells: Sequence[Cell], trials: Sequence[Any], states: Mapping[str, str]) -> str:
+def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[str, str]) -> str:
     """Return the trials of a plan as text."""
     from tabulate import tabulate
 
@@ -266,13 +283,9 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Any], states: Mapping[str
              trial.seed, trial.purpose, trial.id, states[trial.id], settings]
         )  # fmt: skip
     heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]
-    todo = sum(state == "to do" for state in states.values())
-    first = trials[0] if trials else None
-    where = (
-        f"model {first.model}, {first.precision}, budget {', '.join(dict.fromkeys(c.template.budget for c in cells if c.template.budget))}"
-        if first
-        else ""
-    )
+    todo = sum(state in ("to do", "interrupted") for state in states.values())
+    budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
+    where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
     more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
     return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{len(trials)} trials, {todo} to do{more}"
 
@@ -280,51 +293,38 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Any], states: Mapping[str
 @app.command()
 @suite_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--workers", type=int, default=0, help="Worker processes.  [default: one per GPU; two on a CPU]")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per GPU; two on a CPU]"
+)
 @click.option("--pack", default="auto", show_default=True, help="Trials trained together: auto, off or a number.")
-@click.option("--trial-seconds", type=float, default=0.0, help="Time limit of one trial; 0: none.")
+@click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
 @click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
-    block: tuple[str, ...], device: str, workers: int, pack: str, trial_seconds: float, no_mlflow: bool,
+    block: tuple[str, ...], /, device: str, workers: int, pack: str, trial_seconds: float, no_mlflow: bool,
     allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again."""
+    import torch
+
     from harness.environment import describe_environment
-    from harness.plan import pending, plan_cells, wanted
+    from harness.plan import pending, plan_cells
     from harness.progress import Display
     from harness.registry import build_registry
     from harness.schedule import Scheduler, Settings
     from harness.store import Store
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's "stop" is a Ctrl-C
     if no_mlflow:
         block = (*block, "trackers:mlflow")
     registry = build_registry(block)
     suite = build_suite_from_options(registry, options)
     devices, threads = resolve_devices(device, workers)
-    cells = plan_cells(suite, registry, options["data_dir"], resolve_precision(suite.precision, devices[0]))
     store = Store(options["results"])
-    store.prepare()
-    known: dict[str, Record] = {}
-
-    def look_up(trial: Any) -> Record | None:
-        if trial.id not in known and (record := store.read(trial.id)) is not None:
-            known[trial.id] = record
-        return known.get(trial.id)
-
-    todo = pending(cells, look_up)
-    if not todo:
-        click.echo(
-            f"Nothing to train: all {sum(len(wanted(c, look_up)) for c in cells)} trials are in {store.root}.", err=True
-        )
-        click.echo(summary(registry, finished(cells, look_up)))
-        return 0
-    import torch
-
     settings = Settings(
-        devices=devices[: len(todo)],
+        devices=devices,
         threads=threads,
         pack=parse_pack(pack, devices[0]),
         data_dir=options["data_dir"],
@@ -337,30 +337,49 @@ def run(
             "sweep": suite.title or " ".join(suite.tasks),
         },
     )
-    with Display(len(todo), quiet) as display:
-        scheduler = Scheduler(registry, store, settings, display)
-        try:
+    display = Display(quiet)
+    scheduler = Scheduler(registry, store, settings, display)
+    known: dict[str, Record] = {}
+
+    def look_up(trial: Trial) -> Record | None:
+        if trial.id not in known and (record := store.read(trial.id)) is not None:
+            known[trial.id] = record
+        return known.get(trial.id)
+
+    try:
+        scheduler.start()
+        cells = plan_cells(suite, registry, options["data_dir"], resolve_precision(suite.precision, devices[0]))
+        store.prepare()
+        todo = pending(cells, look_up)
+        with display:
             while todo:
-                scheduler.run(todo)
-                known.clear()
-                done = {trial.id for trial in todo}
-                todo = [trial for trial in pending(cells, look_up) if trial.id not in done]
                 display.expect(len(todo))
-        finally:
-            scheduler.close()
+                scheduler.run(todo)
+                done = {trial.id for trial in todo}
+                for trial_id in done:
+                    known.pop(trial_id, None)
+                todo = [trial for trial in pending(cells, look_up) if trial.id not in done]
+    finally:
+        scheduler.close()
     records = finished(cells, look_up)
     click.echo(summary(registry, records))
-    click.echo(f"Records are in {store.root}. `harness leaderboard` renders them as a page.", err=True)
+    if display.total:
+        click.echo(f"Records are in {store.root}. `harness leaderboard` renders them as a page.", err=True)
+    else:
+        click.echo(f"Nothing to train: all {len(records)} trials are in {store.root}.", err=True)
     if scheduler.observers.failures:
         click.echo(
             "harness: results complete, tracking incomplete (see the warnings); `harness track rebuild` repairs it",
             err=True,
         )
         return TRACKING_INCOMPLETE
-    return TRIALS_FAILED if any(record.state != "complete" for record in records) else 0
+    failed = [each for each in records if each.state != "complete" and each.trial.purpose == "report"]
+    for each in failed:
+        click.echo(f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}`", err=True)
+    return TRIALS_FAILED if failed else 0
 
 
-def finished(cells: Sequence[Cell], look_up: Callable[[Any], Record | None]) -> list[Record]:
+def finished(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Record]:
     """Return the records of a sweep's trials."""
     from harness.plan import wanted
 
@@ -369,8 +388,7 @@ def finished(cells: Sequence[Cell], look_up: Callable[[Any], Record | None]) -> 
 
 def summary(registry: Registry, records: Sequence[Record]) -> str:
     """Return what plugins have to say about a finished sweep, usually a table."""
-    texts = [implementation for implementation in registry.hook.harness_summarize(records=records)]
-    return "\n".join(texts)
+    return "\n".join(reversed(registry.hook.harness_summarize(records=records)))  # pluggy: last registered first
 
 
 # --- looking around ---------------------------------------------------------------------------------------------------
@@ -431,13 +449,15 @@ def _shorten(path: str) -> str:
 @click.pass_obj
 def describe(block: tuple[str, ...], name: str) -> None:
     """Describe a method or a task: settings with meaning and range, formula, citation."""
-    from harness.registry import build_registry
+    from harness.registry import build_registry, unknown_name
 
     registry = build_registry(block)
-    if name in registry.tasks and name not in registry.methods:
+    if name in registry.methods:
+        click.echo(describe_method(registry, name))
+    elif name in registry.tasks:
         click.echo(describe_task(registry, name))
     else:
-        click.echo(describe_method(registry, name))
+        raise unknown_name("method or task", name, [*registry.methods, *registry.tasks])
 
 
 def describe_method(registry: Registry, name: str) -> str:
@@ -524,19 +544,20 @@ def describe_task(registry: Registry, name: str) -> str:
 def check(block: tuple[str, ...], name: str) -> int:
     """Hold a method to the contract: run the conformance kit on it."""
     from harness.registry import build_registry
-    from harness.testing import check_method
+    from harness.testing import CheckFailed, CheckResult, check_method
 
     method = build_registry(block).method(name)
-    failed = 0
 
-    def show(check_name: str, error: BaseException | None) -> None:
-        nonlocal failed
-        failed += error is not None
-        click.echo(f"{'FAIL' if error else 'ok  '}  {check_name}" + (f"\n      {error}" if error else ""))
+    def show(result: CheckResult) -> None:
+        click.echo(f"{result.state:14}  {result.check}" + (f"\n{' ' * 16}{result.reason}" if result.reason else ""))
 
-    check_method(method, on_result=show)
-    click.echo(f"{name}: {'all checks passed' if not failed else f'{failed} checks failed'}")
-    return 1 if failed else 0
+    try:
+        check_method(method, on_result=show)
+    except CheckFailed:
+        click.echo(f"{name}: does not keep the contract", err=True)
+        return 1
+    click.echo(f"{name}: all checks passed")
+    return 0
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -648,8 +669,12 @@ def base_list() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def base_build(name: str, output: Path | None, steps: int | None, device: str) -> None:
     """Train a shipped base model again from text that every machine has, and compare it with the shipped one."""
-    from harness.bases import build
+    from harness.bases import shipped_bases
+    from harness.registry import unknown_name
 
+    if name not in shipped_bases():
+        raise unknown_name("shipped base model", name, shipped_bases())
+    build = import_module(f"harness.bases.{name}").build
     report = build(
         name, output or Path(name), device=None if device == "auto" else device, steps=steps, report=click.echo
     )

@@ -1,19 +1,20 @@
-"""Data sets: from the Hugging Face hub at a pinned revision, or the same tables from a local folder. Never a substitute.
+"""Data sets: from the Hugging Face hub at a pinned revision, or the same tables from a local folder. Nothing else.
 
-A local table is ``<data dir>/<folder>/<split>.jsonl`` (or ``.jsonl.gz``, ``.json``, ``.csv``, ``.parquet``, or shards
-named ``<split>-*``). Both ways go through the ``datasets`` library, which keeps tables memory-mapped in its own cache.
+A local table is ``<data dir>/<folder>/<split>.jsonl`` (or ``.jsonl.gz``, ``.json``, ``.csv``, ``.parquet``), or shards
+of one of these, named ``<split>-00000...`` and so on; where there are several, the first kind counts. Both ways go
+through the ``datasets`` library, which keeps tables memory-mapped in its own cache.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
+from harness.hub import is_offline
 from harness.task import Source
 
 ENDINGS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -24,11 +25,11 @@ def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]
     if data_dir is None or not source.folder:
         return []
     folder = data_dir / source.folder
-    found: list[Path] = []
     for ending in ENDINGS:
-        found += [folder / f"{split}{ending}"] if (folder / f"{split}{ending}").is_file() else []
-        found += sorted(folder.glob(f"{split}-*{ending}"))
-    return found
+        whole = folder / f"{split}{ending}"
+        if found := [whole] if whole.is_file() else sorted(folder.glob(f"{split}-[0-9]*{ending}")):
+            return found
+    return []
 
 
 def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> None:
@@ -47,7 +48,7 @@ def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> Non
             )
         if not source.hub_id:
             raise DataError(f"data: this table is not on the hub; give --data-dir (or HARNESS_DATA_DIR) with {wanted}")
-        if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1":
+        if is_offline() and not _is_cached(source):
             raise DataError(f"data: offline, so {hub_name(source)} cannot be had; give --data-dir with {wanted}")
 
 
@@ -85,7 +86,11 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
     files = local_files(source, split, data_dir)
     if files:
         kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
-        return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
+        try:
+            return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error
     try:
         return datasets.load_dataset(
             source.hub_id, source.config or None, revision=source.revision, split=hub_split or split
@@ -114,7 +119,19 @@ def hub_name(source: Source) -> str:
     )
 
 
+def _is_cached(source: Source) -> bool:
+    """Return whether the hub's local cache has this revision of a data set."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision or None, local_files_only=True)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @cache
 def _file_hash(path: Path, modified: int) -> str:
     del modified  # part of the key, so that a changed file is hashed again
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

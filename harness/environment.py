@@ -69,9 +69,8 @@ def _git(folder: Path) -> dict[str, Any]:
 
     def run(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-            )  # noqa: S603, S607
+            command = ["git", "-C", str(folder), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
@@ -79,7 +78,5 @@ def _git(folder: Path) -> dict[str, Any]:
     tracked = run("ls-files", "--error-unmatch", "__init__.py")
     if tracked is None:  # site-packages inside somebody else's checkout is not our source
         return {"git_commit": None, "git_dirty": None}
-    return {
-        "git_commit": run("rev-parse", "HEAD"),
-        "git_dirty": bool(run("status", "--porcelain", "--untracked-files=no")),
-    }
+    changes = run("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": run("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}

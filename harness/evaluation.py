@@ -15,6 +15,7 @@ from harness.batch import collate, encode
 from harness.task import Example, ModelKind
 
 
+@torch.no_grad()
 def negative_log_likelihoods(
     model: Any, examples: Sequence[Example], pad_token: int, batch_size: int = 64
 ) -> list[float]:

@@ -25,22 +25,36 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def harness_register_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
-    """Return the methods this plugin provides. Called once per command, in the scheduler's and each worker's process."""
+    """Return the methods this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin.
+    """
 
 
 @hookspec
 def harness_register_tasks() -> Sequence[type[Task]]:  # type: ignore[empty-body]
-    """Return the tasks this plugin provides. Called once per command, in the scheduler's and each worker's process."""
+    """Return the tasks this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin.
+    """
 
 
 @hookspec
 def harness_register_suites() -> Sequence[Path]:  # type: ignore[empty-body]
-    """Return paths of TOML suite files. Called once per command, in the scheduler's process."""
+    """Return paths of TOML suite files; the file's name without ``.toml`` is the suite's.
+
+    Called once per command, in the scheduler's and each worker's process. An exception stops the command, naming the
+    plugin.
+    """
 
 
 @hookspec
 def harness_trial_started(trial: Trial, environment: Mapping[str, Any]) -> None:
-    """Observe that a trial begins. Called in the scheduler's process; an exception is logged and exits with 3 at the end."""
+    """Observe that a trial begins. Called in the scheduler's process.
+
+    A trial may begin twice: alone, after the pack that it was in failed. What an observer raises is logged, loses
+    nothing, and makes the command exit with 3.
+    """
 
 
 @hookspec
@@ -55,7 +69,10 @@ def harness_trial_finished(trial: Trial, record: Record) -> None:
 
 @hookspec
 def harness_sweep_finished() -> None:
-    """Observe that no more trials come, e.g. to write what was buffered. Scheduler's process, once, also after Ctrl-C."""
+    """Observe that no more trials come, e.g. to write what was buffered.
+
+    Called in the scheduler's process, once, also after Ctrl-C.
+    """
 
 
 @hookspec

@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.bases import resolve
 from harness.errors import DataError, UsageError
+from harness.hub import is_offline
 from harness.task import ModelKind, Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,8 +56,9 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
         for each in weights:
             digest.update(each.name.encode() + hashlib.sha256(each.read_bytes()).digest())
         return ModelChoice(name, digest.hexdigest()[:16])
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
+    is_offline()
     try:
         path = cached_file(name, "config.json", revision=revision)
     except OSError as error:
@@ -64,8 +66,8 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
             f"model {name!r} is not a folder here, and not to be had from the hub ({str(error).splitlines()[0]}). "
             "Give a folder written by save_pretrained, or the name of a shipped base (`harness base list`)."
         ) from error
-    commit = Path(path).parent.name  # the hub's cache keeps files below snapshots/<commit>/
-    return ModelChoice(name, commit)
+    assert path is not None
+    return ModelChoice(name, Path(path).parent.name)  # the hub's cache keeps files below snapshots/<commit>/
 
 
 def load_tokenizer(choice: ModelChoice, task: Task) -> Any:
@@ -81,7 +83,10 @@ def load_tokenizer(choice: ModelChoice, task: Task) -> Any:
 
 def _revision(choice: ModelChoice, name: str) -> dict[str, str]:
     """Return the hub revision to load; none for local folders, whose content the hash already pins."""
-    return {"revision": choice.revision} if name == choice.name and not Path(resolve(name)).is_dir() else {}
+    if Path(resolve(name)).is_dir():
+        return {}
+    is_offline()
+    return {"revision": choice.revision} if name == choice.name else {}
 
 
 def _load_config(choice: ModelChoice, task: Task, recipe: Any) -> Any:
@@ -138,12 +143,40 @@ def load_model(
     return model.eval(), fresh
 
 
+CAPTURABLE = "sdpa_without_a_look"
+
+
+def use_capturable_attention(model: nn.Module) -> None:
+    """Let the model decide whether attention needs a mask from shapes alone.
+
+    transformers looks at the mask's values, or builds a mask that is not needed while a CUDA graph is captured, and so
+    would run another, slower kernel in captured steps than in ordinary ones. Only models that use PyTorch's own
+    attention are changed; what is computed stays the same.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(**arguments: Any) -> Any:
+        queries = arguments["q_length"] if "q_length" in arguments else arguments["cache_position"].shape[0]
+        keys, window = arguments["kv_length"], arguments.get("local_size")
+        plain = arguments.get("attention_mask") is None and (window is None or keys < window) and queries == keys
+        skips = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
+        return None if plain and skips else sdpa_mask(**arguments)
+
+    config: Any = model.config
+    if config._attn_implementation == "sdpa":
+        AttentionInterface.register(CAPTURABLE, sdpa_attention_forward)
+        AttentionMaskInterface.register(CAPTURABLE, mask)
+        model.set_attn_implementation(CAPTURABLE)  # type: ignore[operator]
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (in-features, out-features) of a linear layer of a kind that transformers uses, else ``None``."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear, with a transposed weight
-        rows, columns = module.weight.shape
+        rows, columns = cast(Tensor, module.weight).shape
         return int(rows), int(columns)
     return None
 
@@ -191,7 +224,7 @@ def select_layers(
 
 
 def trained_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return names of the outermost modules that match a task's ``trains`` patterns; each pattern that matches counts."""
+    """Return names of the outermost modules that match any of a task's ``trains`` patterns."""
     names = [name for name, _ in model.named_modules() if name and any(matches(name, p) for p in patterns)]
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness.budget import budget_parameters, parse_settings, parse_value, solve
+from harness.budget import budget_parameters, count_on_layers, parse_settings_but_knob, parse_value, solve
 from harness.errors import BudgetError, ConfigError, UsageError
-from harness.method import Method, attaches, total_parameters
+from harness.method import Method, attaches
 from harness.model import build_on_meta, choose_model, count_parameters, linear_layers, select_layers
 from harness.record import Record
 from harness.registry import Registry
@@ -38,7 +38,6 @@ class Cell:
         seeds: Of the reported trials.
         centre: Where the grid is centred.
         higher_is_better: Direction of the task's main metric.
-        epochs: Where the number of steps is not known before the data is read.
     """
 
     template: Trial
@@ -50,14 +49,13 @@ class Cell:
 
     def trial(self, learning_rate: float, seed: int, purpose: str) -> Trial:
         """Return one trial of this cell."""
-        return replace(self.template, learning_rate=learning_rate, seed=seed, purpose=purpose)
+        return replace(self.template, learning_rate=float(learning_rate), seed=seed, purpose=purpose)
 
     def grid(self, below: int = 0, above: int = 0) -> list[float]:
         """Return the learning rates of the search, half a decade apart, extended on either side."""
         first = -(self.tune // 2) - below
-        return [
-            float(f"{self.centre * 10 ** (step / 2):.3g}") for step in range(first, first + self.tune + below + above)
-        ]
+        steps = range(first, first + self.tune + below + above)
+        return [float(f"{self.centre * 10 ** (step / 2):.3g}") for step in steps]
 
 
 def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str) -> list[Cell]:
@@ -103,16 +101,15 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     refused.append(f"{task.name}: {error}")
                     continue
                 centre = recipe.learning_rate * method.traits.learning_rate_factor
-                cells.append(
-                    Cell(
-                        template=template,
-                        rates=suite.learning_rates or (float(f"{centre:.6g}"),),
-                        tune=suite.tune,
-                        seeds=suite.seeds,
-                        centre=centre,
-                        higher_is_better=task.metrics[task.main_metric].higher_is_better,
-                    )
+                cell = Cell(
+                    template=template,
+                    rates=suite.learning_rates or (float(f"{centre:.6g}"),),
+                    tune=suite.tune,
+                    seeds=suite.seeds,
+                    centre=centre,
+                    higher_is_better=task.metrics[task.main_metric].higher_is_better,
                 )
+                cells.append(cell)
     if refused:
         raise BudgetError(
             "\n".join(
@@ -127,7 +124,7 @@ def _solve_trial(
     skeleton: Any, tolerance: float, common: Mapping[str, Any],
 ) -> Trial:  # fmt: skip
     if method.traits.reference:
-        count = count_parameters(skeleton) if attaches(method) else total_parameters(method(config), layers.values())
+        count = count_parameters(skeleton) if attaches(method) else count_on_layers(method, config, layers)
         return Trial(**common, config=asdict(config), budget="", budget_parameters=None, adapter_parameters=count)
     solution = solve(method, config, asked, layers, tolerance)
     return Trial(
@@ -141,7 +138,7 @@ def _solve_trial(
 
 
 def resolve_methods(names: Sequence[str], registry: Registry) -> list[tuple[type[Method], Any]]:
-    """Return (method, config) pairs for names, ``all``, ``everything``, ``name:field=value`` and exclusions ``-name``."""
+    """Return (method, config) pairs for names, ``all``, ``everything``, ``name:field=value``; ``-name`` excludes."""
     excluded = {name[1:] for name in names if name.startswith("-")}
     for name in excluded:
         registry.method(name)
@@ -155,10 +152,10 @@ def resolve_methods(names: Sequence[str], registry: Registry) -> list[tuple[type
             found = [registry.method(name.partition(":")[0])]
         for method in found:
             if method.name not in excluded:
-                config = parse_settings(name.partition(":")[2], method)
+                config = parse_settings_but_knob(name.partition(":")[2], method)
                 chosen[method.name, repr(config)] = (method, config)
     if not chosen:
-        raise UsageError(f"methods {', '.join(names)} leave nothing to run")
+        raise UsageError(f"methods={', '.join(names)} leaves nothing to run; exclude fewer")
     return list(chosen.values())
 
 
@@ -177,14 +174,20 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
     for name, value in suite.recipe.items():
         if name not in known:
             raise UsageError(f"task {task.name!r}: the recipe has no {name!r}; it has {', '.join(known)}")
-        changes[name] = parse_value(value, known[name], f"recipe: {name}") if isinstance(value, str) else value
-        if isinstance(changes[name], list):
-            changes[name] = tuple(changes[name])
+        if isinstance(value, str):
+            value = parse_value(value, known[name], f"recipe: {name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(known[name], float) and type(value) is int:
+            value = float(value)  # 1 and 1.0 are one setting, and must give one id
+        changes[name] = value
     if "epochs" in changes and "steps" not in changes:
         changes["steps"] = 0
     recipe = replace(recipe, **changes)
-    late = [step for step in recipe.evaluate_at if recipe.steps and step >= recipe.steps]
-    return replace(recipe, evaluate_at=tuple(step for step in recipe.evaluate_at if step not in late))
+    if not recipe.steps and not recipe.epochs:
+        raise UsageError(f"task {task.name!r}: steps and epochs are both 0; give --steps N or --set epochs=N")
+    # A shorter run than the recipe's keeps those of its evaluations that come before the end.
+    return replace(recipe, evaluate_at=tuple(s for s in recipe.evaluate_at if not recipe.steps or s < recipe.steps))
 
 
 def pending(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Trial]:
@@ -210,7 +213,7 @@ def wanted(cell: Cell, look_up: Callable[[Trial], Record | None]) -> list[Trial]
             return search
         best = best_index(records, cell.higher_is_better)
         if best is None:  # nothing trained at any rate: report the centre, whose failure is a result
-            return [*search, *(cell.trial(cell.centre, seed, "report") for seed in cell.seeds)]
+            return [*search, *(cell.trial(cell.grid()[cell.tune // 2], seed, "report") for seed in cell.seeds)]
         if best == 0 and below < MOST_EXTENSIONS:
             below += 1
         elif best == len(rates) - 1 and above < MOST_EXTENSIONS:

@@ -19,13 +19,12 @@ class Display:
     """Shows events of the scheduler.
 
     Args:
-        total: Trials to run, as far as known.
         quiet: Show nothing but failures.
         console: Where to show it; standard error, so that standard output stays a command's product.
     """
 
-    def __init__(self, total: int, quiet: bool = False, console: Console | None = None) -> None:
-        self.total, self.finished, self.quiet = total, 0, quiet
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.total, self.finished, self.quiet = 0, 0, quiet
         self.console = console or Console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self._bars: dict[str, TaskID] = {}
@@ -41,7 +40,7 @@ class Display:
             transient=True,
             disable=not self.live,
         )
-        self._overall = self._progress.add_task("all trials", total=max(1, total), note="")
+        self._overall = self._progress.add_task("all trials", total=1, note="")
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -51,7 +50,7 @@ class Display:
         self._progress.stop()
 
     def expect(self, more: int) -> None:
-        """Count further trials, which an earlier round's results asked for."""
+        """Count trials that are to run, also those that an earlier round's results asked for."""
         self.total += more
         self._progress.update(self._overall, total=self.total)
 

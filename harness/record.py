@@ -40,16 +40,17 @@ class Record:
         state: How it ended.
         metrics: Final value of each of the task's metrics; ``None`` where there is none.
         reasons: For each ``None`` in ``metrics``, why.
-        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``, ``train/learning_rate``,
-            and the task's metrics where it evaluates during training.
+        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``,
+            ``train/learning_rate``, and the task's metrics where it evaluates during training.
         items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
         main_metric: Name of the metric that ranks.
         higher_is_better: Direction of the main metric.
         metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
-        counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``, ``budget_deviation_fraction``.
-        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time is
-            shared equally by its lanes), ``evaluate_seconds``, ``peak_memory_bytes``, ``steps``, ``train_tokens``, ``pack_lanes``,
-            ``step_seconds_solo`` (median of a solo probe) ; ``None`` where not measured.
+        counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
+            ``budget_deviation_fraction``.
+        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
+            is shared equally by its lanes), ``evaluate_seconds``, ``peak_memory_bytes``, ``steps``, ``train_tokens``,
+            ``pack_lanes``, ``step_seconds_solo`` (median of a solo probe); ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins.
         error: ``{"type", "message", "traceback", "step"}`` unless complete.
         started_at: ISO 8601, UTC.
@@ -105,7 +106,8 @@ class Record:
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise RecordError(
-                f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: install the version that wrote it"
+                f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: "
+                "install the version that wrote it"
             )
         try:
             body = {key: value for key, value in data.items() if key != "trial_id"}

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
     from harness.task import Task
 
 GROUP = "harness"
+SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]*(/[a-z0-9][a-z0-9_.+-]*)*")  # a name that the command line can take apart
+RESERVED = ("all", "everything")
+REQUIRED = {"method": ("paper",), "task": ("main_metric", "metrics", "recipes"), "suite": ()}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,35 +65,41 @@ class Registry:
 
     def method(self, name: str) -> type[Method]:
         """Return the method of this name; an unknown one raises ``UsageError`` with near misses."""
-        return _look_up("method", name, self.methods)
+        if name not in self.methods:
+            raise unknown_name("method", name, self.methods)
+        return self.methods[name]
 
     def task(self, name: str) -> type[Task]:
         """Return the task of this name; an unknown one raises ``UsageError`` with near misses."""
-        return _look_up("task", name, self.tasks)
+        if name not in self.tasks:
+            raise unknown_name("task", name, self.tasks)
+        return self.tasks[name]
 
     def suite(self, name: str) -> Path:
         """Return the path of a registered suite, or of a ``.toml`` file given by path."""
         if name.endswith(".toml"):
             path = Path(name)
             if not path.is_file():
-                raise UsageError(f"suite file {name!r} does not exist")
+                raise UsageError(f"suite file {name!r} does not exist; `harness list suites` shows the registered ones")
             return path
-        return _look_up("suite", name, self.suites)
+        if name not in self.suites:
+            raise unknown_name("suite", name, self.suites)
+        return self.suites[name]
 
 
-def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name in known:
-        return known[name]
+def unknown_name(kind: str, name: str, known: Collection[str]) -> UsageError:
+    """Return the error for a name that nothing has, with near misses."""
     near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
-    raise UsageError(f"no {kind} is called {name!r}; {hint} `harness list {kind}s` shows all.")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+    return UsageError(f"no {kind} is called {name!r}; {hint}")
 
 
 def build_registry(block: Collection[str] = ()) -> Registry:
     """Load every plugin and return what they registered.
 
     Args:
-        block: Names of entry points, plugins or distributions to leave out; ``HARNESS_BLOCK`` (comma separated) adds to them.
+        block: Names of entry points, plugins or distributions to leave out. ``HARNESS_BLOCK`` (comma separated) adds
+            to them.
 
     Raises:
         PluginLoadError: A plugin cannot be imported, misspells a hook, or claims a name that another has.
@@ -98,16 +113,21 @@ def build_registry(block: Collection[str] = ()) -> Registry:
         version = point.dist.version if point.dist else "0"
         if blocked & {point.name, distribution}:
             continue
-        how = f"entry point {point.name!r} of {distribution} {version}"
+        how, found_hooks = f"entry point {point.name!r} of {distribution} {version}", False
         for name, load in _modules(point, how):
             if name in blocked:
+                found_hooks = True
                 continue
             advice = f"Fix or uninstall it, or go on without it: --block {name} (or HARNESS_BLOCK={name})."
             try:
                 module = load()
                 origin = Origin(name, distribution, version, str(getattr(module, "__file__", "?")))
                 if manager.has_plugin(name):
-                    raise PluginLoadError(f"two plugins are called {name!r}: {origins[name].file} and {origin.file}.")
+                    raise PluginLoadError(
+                        f"two plugins are called {name!r}: {origins[name].file} ({origins[name].pin}) and "
+                        f"{origin.file} ({origin.pin}). Leave one out: --block {origins[name].distribution}."
+                    )
+                _check_marked(module)
                 manager.register(module, name)
                 manager.check_pending()
             except PluginLoadError:
@@ -117,6 +137,9 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                     f"plugin {name!r} ({how}, {point.value}) does not load: {type(error).__name__}: {error}. {advice}"
                 ) from error
             origins[name] = origin
+            found_hooks = found_hooks or bool(manager.get_hookcallers(module))
+        if not found_hooks:
+            logger.warning("%s (%s) implements no hook: nothing was registered", how, point.value)
     return _collect(manager, origins)
 
 
@@ -136,12 +159,24 @@ def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callab
     if not hasattr(target, "__path__"):
         yield point.name, lambda: target
         return
-    hooks = [name for name in vars(target) if name.startswith("harness_") and callable(getattr(target, name))]
-    if hooks:
+    if any(name.startswith("harness_") and callable(thing) for name, thing in vars(target).items()):
         yield point.name, lambda: target
-    for info in pkgutil.walk_packages(target.__path__, f"{target.__name__}."):
-        short = info.name.removeprefix(f"{target.__name__}.")
-        yield f"{point.name}:{short}", lambda full=info.name: import_module(full)  # type: ignore[misc]
+    packages = [target]
+    while packages:
+        package = packages.pop(0)
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            short = info.name.removeprefix(f"{target.__name__}.")
+            yield f"{point.name}:{short}", partial(import_module, info.name)
+            if info.ispkg and info.name in sys.modules:  # not where the package itself was blocked
+                packages.append(sys.modules[info.name])
+
+
+def _check_marked(module: ModuleType) -> None:
+    """Refuse a hook without its ``@hookimpl``, which pluggy would not see and not mention."""
+    for name, thing in vars(module).items():
+        own = inspect.isfunction(thing) and thing.__module__ == module.__name__
+        if own and name in vars(hookspecs) and not hasattr(thing, f"{hookspecs.PROJECT}_impl"):
+            raise TypeError(f"{name}() is not marked as a hook; write @hookimpl (from harness) above it")
 
 
 def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
@@ -153,15 +188,20 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
     tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}}
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
-        if not isinstance(name, str) or not name:
+        where = f"plugin {origin.plugin!r} ({origin.file})"
+        if not isinstance(name, str) or not SLUG.fullmatch(name) or name in RESERVED:
             raise PluginLoadError(
-                f"plugin {origin.plugin!r} ({origin.file}) registers a {kind} without a name: {thing!r}."
+                f"{where} registers a {kind}, {thing!r}, whose name is {name!r}; "
+                f"give it a name of lower-case letters, digits and -_.+ (not {' or '.join(RESERVED)})."
             )
+        missing = [field for field in REQUIRED[kind] if not hasattr(thing, field)]
+        if missing:
+            raise PluginLoadError(f"{where} registers a {kind} {name!r} without {', '.join(missing)}; declare it.")
         if name in tables[kind]:
             other = found[kind, name]
             raise PluginLoadError(
-                f"two plugins register a {kind} called {name!r}: {other.file} ({other.pin}) and {origin.file} ({origin.pin}). "
-                f"Rename one, or leave one out: --block {origin.plugin}."
+                f"two plugins register a {kind} called {name!r}: {other.file} ({other.pin}) and {origin.file} "
+                f"({origin.pin}). Rename one, or leave one out: --block {origin.plugin}."
             )
         tables[kind][name], found[kind, name] = thing, origin
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RecordError
 from harness.method import attaches
 from harness.record import Record, State
 from harness.registry import Registry
@@ -39,7 +39,6 @@ class Settings:
     """How to run, as opposed to what.
 
     Attributes:
-        workers: Worker processes.
         devices: One per worker, e.g. ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``.
         threads: CPU threads per worker; 0: PyTorch's choice.
         pack: Most trials to train together; 0: the worker measures what fits.
@@ -81,12 +80,11 @@ class Observers:
 class _Process:
     """One worker process and what it is doing."""
 
-    def __init__(
-        self, number: int, settings: Settings, store: Store, events: queue.Queue[tuple[int, dict[str, Any] | None]]
-    ) -> None:
+    def __init__(self, number: int, settings: Settings, store: Store, events: queue.Queue[_Event]) -> None:
         self.number = number
         self.jobs: list[Trial] = []  # given and not yet finished, in order
         self.started: dict[str, float] = {}
+        self.ready = False  # it has loaded the plugins and can work
         self.idle = False
         environment = dict(os.environ)
         if settings.threads:
@@ -138,6 +136,11 @@ class _Process:
         end = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
         return f"the worker process ended with {end}\n" + "".join(self.last_words)
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether something outside ended it at once; without our doing, that is the system, out of memory."""
+        return self.process.returncode == -signal.SIGKILL
+
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
@@ -146,10 +149,11 @@ class _Process:
         except BrokenPipeError:
             pass  # its death is reported by the reader of its events
 
-    def _read_events(self, events: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
+    def _read_events(self, events: queue.Queue[_Event]) -> None:
         for line in self._stream(self.process.stdout):
-            events.put((self.number, json.loads(line)))
-        events.put((self.number, None))
+            if line.endswith("\n"):  # else the process ended in the middle of it
+                events.put((self, json.loads(line)))
+        events.put((self, None))
 
     def _read_errors(self) -> None:
         for line in self._stream(self.process.stderr):
@@ -160,6 +164,9 @@ class _Process:
     def _stream(stream: IO[str] | None) -> IO[str]:
         assert stream is not None
         return stream
+
+
+_Event = tuple[_Process, dict[str, Any] | None]  # what a worker said; None: it is gone
 
 
 class Scheduler:
@@ -181,9 +188,13 @@ class Scheduler:
     ) -> None:
         self.registry, self.store, self.settings, self.watch = registry, store, settings, watch
         self.observers = Observers(registry)
-        self._events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        self._events: queue.Queue[_Event] = queue.Queue()
         self._workers: dict[int, _Process] = {}
         self._waiting: deque[tuple[list[Trial], int]] = deque()
+
+    def start(self) -> None:
+        """Start a first worker, so that it loads its libraries while others still plan. Not needed before ``run``."""
+        self._start(0)
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Run trials to their records. May be called again; workers stay, with their base model.
@@ -198,7 +209,7 @@ class Scheduler:
                 self._handle(self._next_event())
                 self._enforce_limits()
         except BaseException as error:
-            self._stop("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+            self._stop("the run was stopped" if isinstance(error, KeyboardInterrupt) else str(error))
             raise
 
     def close(self) -> None:
@@ -208,97 +219,131 @@ class Scheduler:
         self._workers.clear()
         self.observers.call("harness_sweep_finished")
 
+    def _start(self, number: int) -> None:
+        self._workers[number] = _Process(number, self.settings, self.store, self._events)
+
     def _dispatch(self) -> None:
         for number in range(len(self.settings.devices)):
-            if not self._waiting:
-                return
             worker = self._workers.get(number)
             if worker is None:
-                self._workers[number] = _Process(number, self.settings, self.store, self._events)
+                coming = sum(not each.jobs for each in self._workers.values())
+                if coming < len(self._waiting):
+                    self._start(number)
             elif worker.idle:
-                worker.give(*self._waiting.popleft())
+                while self._waiting and not worker.jobs:
+                    trials, pack = self._waiting.popleft()
+                    if todo := [trial for trial in trials if not self._is_there(trial)]:
+                        worker.give(todo, pack)
 
-    def _next_event(self) -> tuple[int, dict[str, Any] | None] | None:
+    def _is_there(self, trial: Trial) -> bool:
+        """Return whether another run, which shares the result root, finished this trial meanwhile; if so, show it."""
+        record = self.store.read(trial.id)
+        if record is None or not record.state.is_final:
+            return False
+        self.watch("finished", trial, {"record": record})
+        return True
+
+    def _next_event(self) -> _Event | None:
         try:
             return self._events.get(timeout=1.0)
         except queue.Empty:
             return None
 
-    def _handle(self, item: tuple[int, dict[str, Any] | None] | None) -> None:
+    def _handle(self, item: _Event | None) -> None:
         if item is None:
             return
-        number, event = item
-        worker = self._workers.get(number)
-        if worker is None:
-            return
+        worker, event = item
+        if self._workers.get(worker.number) is not worker:
+            return  # last words of one that was ended for running too long
         if event is None:
-            self._died(number, worker)
+            self._died(worker)
         elif event["event"] == "idle":
-            worker.idle = True
+            worker.ready = worker.idle = True
+            lost, worker.jobs = worker.jobs, []
+            for trial in lost:
+                self._keep(self._ended(trial, State.FAILED, "NoRecord", "the worker ended its job without a record"))
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
             worker.jobs = [trial for trial in worker.jobs if trial.id != event["record"]["trial_id"]]
         else:
-            trial = next((each for each in worker.jobs if each.id == event["trial"]), None)
-            if trial is None:
-                return
-            if event["event"] == "started":
-                worker.started[trial.id] = time.monotonic()
-                self.observers.call("harness_trial_started", trial=trial, environment=self.settings.environment)
-            else:
-                self.observers.call("harness_trial_progress", trial=trial, step=event["step"], metrics=event["metrics"])
-            self.watch(event["event"], trial, event)
+            for trial in (each for each in worker.jobs if each.id == event["trial"]):
+                self._show(worker, trial, event)
+
+    def _show(self, worker: _Process, trial: Trial, event: Mapping[str, Any]) -> None:
+        """Tell everyone that a trial has started or come further."""
+        if event["event"] == "started":
+            worker.started[trial.id] = time.monotonic()
+            self.observers.call("harness_trial_started", trial=trial, environment=self.settings.environment)
+        else:
+            self.observers.call("harness_trial_progress", trial=trial, step=event["step"], metrics=event["metrics"])
+        self.watch(event["event"], trial, event)
 
     def _keep(self, record: Record) -> None:
         """Put a record on disk, then tell everyone."""
-        self.store.write(record)
+        try:
+            self.store.write(record)
+        except RecordError:
+            there = self.store.read(record.trial_id)
+            if there is None:
+                raise
+            logger.warning("%s: another run finished it first; its record is kept", record.trial.label)
+            record = there
+        except OSError as error:
+            raise HarnessError(
+                f"the record of {record.trial.label} cannot be written to {self.store.root}: {error}. "
+                "Make room, then run the same command again: finished trials are kept."
+            ) from error
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
 
-    def _died(self, number: int, worker: _Process) -> None:
+    def _died(self, worker: _Process) -> None:
         """A worker is gone: blame the trial it was on, and give the others to a new worker."""
         why = worker.why()
-        del self._workers[number]
+        del self._workers[worker.number]
+        if not worker.ready:
+            raise HarnessError(f"a worker cannot start: {why}")
         running = [trial for trial in worker.jobs if trial.id in worker.started]
         rest = [trial for trial in worker.jobs if trial.id not in worker.started]
-        if not worker.jobs and not worker.idle:
-            raise HarnessError(f"a worker cannot start: {why}")
-        if len(running) > 1:  # a pack: which of them it was shows when each runs alone
-            self._waiting.extendleft([([trial], 1) for trial in running])
-        elif running:
-            state = State.OUT_OF_MEMORY if "SIGKILL" in why else State.FAILED
-            self._keep(self._ended(running[0], state, "WorkerDied", why))
-        elif rest:  # it died between trials: the next one is to blame if it happens again
-            first, rest = rest[0], rest[1:]
-            self._keep(self._ended(first, State.FAILED, "WorkerDied", why))
+        if not running:  # it died between trials: the next one is to blame
+            running, rest = rest[:1], rest[1:]
         if rest:
-            self._waiting.appendleft((rest, self.settings.pack or 1))
+            self._waiting.appendleft((rest, self.settings.pack))
+        if len(running) > 1:  # a pack: which of them it was shows when each runs alone
+            self._waiting.extendleft([([trial], 1) for trial in reversed(running)])
+        elif running:
+            state = State.OUT_OF_MEMORY if worker.was_killed else State.FAILED
+            self._keep(self._ended(running[0], state, "WorkerDied", why))
 
     def _enforce_limits(self) -> None:
         limit = self.settings.trial_seconds
-        for worker in list(self._workers.values()):
-            late = [
-                t
-                for t in worker.jobs
-                if limit and time.monotonic() - worker.started.get(t.id, time.monotonic()) > limit
-            ]
+        if not limit:
+            return
+        now = time.monotonic()
+        for number, worker in list(self._workers.items()):
+            late = [trial for trial in worker.jobs if now - worker.started.get(trial.id, now) > limit]
             if late:
                 worker.kill()
-                del self._workers[worker.number]
+                del self._workers[number]
+                if rest := [trial for trial in worker.jobs if trial not in late]:
+                    self._waiting.appendleft((rest, self.settings.pack))
                 for trial in late:
                     self._keep(self._ended(trial, State.TIMED_OUT, "TimedOut", f"ran longer than {limit:g} seconds"))
-                rest = [trial for trial in worker.jobs if trial not in late]
-                if rest:
-                    self._waiting.appendleft((rest, self.settings.pack or 1))
 
     def _stop(self, why: str) -> None:
-        """End every worker; trials that were running get a record that says so."""
+        """End every worker. What they had already sent is kept; trials that were running get a record that says so."""
         for worker in self._workers.values():
             worker.kill()
-            for trial in worker.jobs:
-                if trial.id in worker.started and self.store.read(trial.id) is None:
-                    self._keep(self._ended(trial, State.INTERRUPTED, "Interrupted", why))
-        self._workers.clear()
+        for worker in list(self._workers.values()):
+            while worker.number in self._workers:
+                sender, event = self._events.get()
+                if event is not None and event["event"] == "record":
+                    self._handle((sender, event))
+                elif event is None and self._workers.get(sender.number) is sender:
+                    del self._workers[sender.number]
+                    for trial in sender.jobs:
+                        if trial.id in sender.started:
+                            self._keep(self._ended(trial, State.INTERRUPTED, "Interrupted", why))
+        self._waiting.clear()
 
     def _ended(self, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""

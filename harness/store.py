@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import fsspec
 from harness.errors import RecordError, UsageError
 from harness.record import Record
 
+RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
+
 
 class Store:
     """Reads and writes records under a root.
@@ -26,13 +30,17 @@ class Store:
     Args:
         root: A local folder or any fsspec URL, e.g. ``results`` or ``s3://bucket/results``.
 
-    Several machines may share a root: a record is written whole under a name of its own and then moved into place, and a
-    finished record is never overwritten.
+    Several machines may share a root: a record is written whole under a name of its own and then put in its place, and
+    a final record is never overwritten. On a local or network folder this holds whoever writes at the same moment. On
+    other URLs, two that finish one trial within the same second may overwrite each other, with the same trial's result.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.filesystem, self.path = fsspec.core.url_to_fs(root)
+        try:
+            self.filesystem, self.path = fsspec.core.url_to_fs(root)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"results {root!r}: {error}; give a folder, or install what this URL needs") from error
 
     @property
     def local(self) -> Path | None:
@@ -58,7 +66,7 @@ class Store:
 
     def ids(self) -> set[str]:
         """Return the ids that have a record, of whatever state."""
-        return {Path(name).stem for name in self._list() if name.endswith(".json")}
+        return {match[1] for name in self._list() if (match := RECORD_NAME.fullmatch(name.rsplit("/", 1)[-1]))}
 
     def read(self, trial_id: str) -> Record | None:
         """Return the record of a trial, or ``None``.
@@ -91,7 +99,22 @@ class Store:
         before = self.read(record.trial_id)
         if before is not None and before.state.is_final:
             raise RecordError(f"{self.root}/{record.trial_id}.json exists ({before.state}); records are written once")
-        self._replace(f"{record.trial_id}.json", record.dumps().encode())
+        name, content = f"{record.trial_id}.json", record.dumps().encode()
+        if self.local is None:
+            self._replace(name, content)
+            return
+        try:
+            self._create(name, content)
+        except FileExistsError:  # an interrupted one's, or that of another machine which finished it just now
+            aside = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+            Path(self._join(name)).replace(aside)  # takes whatever is there now, so look at it before it goes
+            try:
+                if Record.from_json(json.loads(aside.read_bytes())).state.is_final:
+                    os.link(aside, self._join(name))
+                    raise RecordError(f"{self.root}/{name} exists by now; records are written once") from None
+            finally:
+                aside.unlink()
+            self._create(name, content)
 
     def write_artifact(self, name: str, content: bytes) -> str:
         """Write a file below the root atomically and return its name."""
@@ -104,25 +127,52 @@ class Store:
         content: bytes = self.filesystem.cat_file(self._join(name))
         return content
 
+    def _create(self, name: str, content: bytes) -> None:
+        """Write a local file that must not exist yet, whole or not at all."""
+        target = Path(self._join(name))
+        with self._temporary(name, content) as temporary:
+            try:
+                os.link(temporary, target)  # unlike a rename, refuses to overwrite
+            except FileExistsError:
+                raise
+            except OSError:  # a filesystem without hard links
+                if target.exists():
+                    raise FileExistsError(target) from None
+                temporary.replace(target)
+
     def _replace(self, name: str, content: bytes) -> None:
-        target, temporary = self._join(name), self._join(f"{name}.{uuid.uuid4().hex}.tmp")
-        local = self.local
-        if local is None:
-            self.filesystem.pipe_file(temporary, content)
-            self.filesystem.mv(temporary, target)
+        """Write a file, whole or not at all, in place of any other."""
+        if self.local is not None:
+            with self._temporary(name, content) as temporary:
+                temporary.replace(self._join(name))
             return
-        with Path(temporary).open(
-            "wb"
-        ) as file:  # on disk before the rename, so that a crash leaves the old or the new file
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
+        temporary_name = self._join(f"{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            self.filesystem.pipe_file(temporary_name, content)
+            self.filesystem.mv(temporary_name, self._join(name))
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.rm_file(temporary_name)
+            raise
+
+    @contextmanager
+    def _temporary(self, name: str, content: bytes) -> Iterator[Path]:
+        """Yield a local file with this content, beside where it is to go; afterwards nothing is left of it."""
+        path = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # on disk before it gets its name, so that a crash leaves no empty record
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def _join(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     def _list(self) -> list[str]:
+        self.filesystem.invalidate_cache(self.path)  # others write here too
         try:
             listing: list[Any] = self.filesystem.ls(self.path, detail=False)
         except FileNotFoundError:

@@ -18,6 +18,7 @@ steps = 200
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -51,15 +52,17 @@ class Suite:
         """Check what can be checked without plugins."""
         if not self.tasks:
             raise UsageError("no task given; use --task NAME or --suite NAME (`harness list tasks` shows all)")
-        for name, values in (("methods", self.methods), ("budgets", self.budgets), ("seeds", self.seeds)):
-            if not values:
+        for name in ("methods", "budgets", "seeds"):
+            if not getattr(self, name):
                 raise UsageError(f"{name} is empty; give at least one")
+        for name in ("methods", "tasks", "budgets", "seeds", "learning_rates", "targets"):
+            values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise UsageError(f"{name}={list(values)} names one twice; give each once")
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise UsageError(f"seeds={list(self.seeds)} must be whole numbers >= 0")
-        if any(not rate > 0 for rate in self.learning_rates):
-            raise UsageError(f"learning_rates={list(self.learning_rates)} must be > 0")
+        if any(seed < 0 for seed in self.seeds):
+            raise UsageError(f"seeds={list(self.seeds)} must be >= 0")
+        if any(not 0 < rate < math.inf for rate in self.learning_rates):
+            raise UsageError(f"learning_rates={list(self.learning_rates)} must be numbers > 0")
         if self.tune and self.learning_rates:
             raise UsageError("give either learning_rates or tune, not both")
         if self.tune < 0 or self.tune == 1:
@@ -78,7 +81,7 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"suite {path}: {error}") from error
     return build_suite({**data, **(overrides or {})}, f"suite {path}")
 
@@ -89,4 +92,26 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
     unknown = sorted(set(data) - known)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    return Suite(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    values: dict[str, Any] = {name: _typed(name, value, where) for name, value in data.items()}
+    return Suite(**values)
+
+
+_TYPES: Mapping[str, type] = {"tolerance": float, "tune": int, "recipe": dict, "published": dict}  # others: text
+_ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
+    """Return a value as its field's type: lists as tuples, whole numbers as floats where those are meant."""
+
+    def is_a(each: Any, kind: type) -> bool:
+        return not isinstance(each, bool) and isinstance(each, (int, float) if kind is float else kind)
+
+    if (kind := _ITEMS.get(name)) is not None:
+        if isinstance(value, list | tuple) and all(is_a(each, kind) for each in value):
+            return tuple(map(kind, value))
+        raise UsageError(f"{where}: {name}={value!r} is not a list of {'numbers' if kind is not str else 'texts'}")
+    kind = _TYPES.get(name, str)
+    if not is_a(value, kind):
+        words = {str: "a text", float: "a number", int: "a whole number", dict: "a table"}
+        raise UsageError(f"{where}: {name}={value!r} is not {words[kind]}")
+    return kind(value)

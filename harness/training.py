@@ -12,10 +12,12 @@ What is not here: what trials there are (``plan``), which train together (``sche
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, cast
 
@@ -30,9 +32,18 @@ from harness.errors import ConfigError, TrialDivergedError
 from harness.lanes import Leaves, LinearSlot, ModuleSlot, Reader, Slot, Stack, is_alike, pretrained, set_submodule
 from harness.learning_rate import schedule
 from harness.method import Adapter, Calibration, Method, StepInfo, attaches
-from harness.model import DTYPES, count_parameters, linear_layers, select_layers, trained_modules
+from harness.model import (
+    DTYPES,
+    count_parameters,
+    linear_layers,
+    select_layers,
+    trained_modules,
+    use_capturable_attention,
+)
 from harness.task import Evaluation, ModelKind, Task, TaskContext, TaskData
 from harness.trial import Trial
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 
@@ -50,6 +61,7 @@ class Base:
     def __init__(self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = ()) -> None:
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
         self.device = next(model.parameters()).device
+        use_capturable_attention(model)
         self.parameters = count_parameters(model)
         self.layers = linear_layers(model, task.trains)
         whole = trained_modules(model, task.trains)
@@ -58,6 +70,13 @@ class Base:
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
             set_submodule(model, name, slot)
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the model: compiling one compiles all."""
+        lists = [each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+        alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
+        return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
 
     def clear(self) -> None:
         """Take every lane out: the model is the pretrained one again."""
@@ -266,10 +285,15 @@ class Pack:
     Args:
         base: The resident model.
         lanes: All have done the same number of updates. At least one.
+        compiled: Whether to compile the model's repeated block: a faster step after tens of seconds of compiling.
     """
 
-    def __init__(self, base: Base, lanes: Sequence[Lane]) -> None:
-        self.base, self.lanes = base, order(lanes)
+    def __init__(self, base: Base, lanes: Sequence[Lane], compiled: bool = False) -> None:
+        self.base, self.lanes, self.compiled = base, order(lanes), compiled
+        if compiled:
+            for block in base.blocks:
+                if block._compiled_call_impl is None:
+                    block.compile(dynamic=False)
         self.leaves = Leaves(base.dtype)
         self.parts: dict[str, tuple[tuple[Stack, int], ...]] = {}
         self.model = base.model
@@ -287,7 +311,7 @@ class Pack:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
         self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None
-        self._graphs: dict[tuple[Any, ...], _Graph | None] = {}
+        self._graphs: dict[tuple[Any, ...], _Graph | _Eager | None] = {}
 
     def _bind(self) -> None:
         names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
@@ -335,7 +359,8 @@ class Pack:
         for name, parts in self.parts.items():
             self.base.slots[name].parts = parts
         try:
-            losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
+            with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
+                losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
         finally:
             self.base.clear()
         for each in self.lanes:
@@ -361,10 +386,22 @@ class Pack:
             else:
                 graph = self._graphs[form]
                 if graph is None:
-                    graph = self._graphs[form] = _Graph(self._step, batches, self.base.device, self._stream)
+                    graph = self._graphs[form] = self._capture(batches)
                 losses = graph.replay(batches)
         torch.cuda.current_stream().wait_stream(self._stream)
         return losses
+
+    def _capture(self, batches: Sequence[Batch]) -> _Graph | _Eager:
+        """Return the captured step; where something in it cannot be captured, the ordinary step, and say so."""
+        assert self._stream is not None
+        generator = torch.cuda.default_generators[self.base.device.index or 0]
+        try:
+            return _Graph(self._step, batches, self.base.device, self._stream)
+        except RuntimeError as error:
+            generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())  # still "capturing"
+            names = ", ".join(dict.fromkeys(lane.trial.method for lane in self.lanes))
+            logger.warning("a step of %s cannot be captured in a CUDA graph, and runs slower: %s", names, error)
+            return _Eager(self._step, self.base.device)
 
     def _set_rates(self, done: int) -> None:
         if self._rates is not None:
@@ -407,7 +444,7 @@ class Pack:
         for lane in self.lanes:
             lane.leave()
         stay = [lane for lane in self.lanes if lane not in gone]
-        return Pack(self.base, stay) if stay else None
+        return Pack(self.base, stay, self.compiled) if stay else None
 
 
 GPU_MULTIPLE = 16  # tokens: batches are padded to few different forms, so that few graphs are captured
@@ -446,6 +483,17 @@ class _Graph:
         return self.losses.clone()
 
 
+class _Eager:
+    """A step that cannot be captured."""
+
+    def __init__(self, step: Callable[[Sequence[Batch]], Tensor], device: torch.device) -> None:
+        self.step, self.device = step, device
+
+    def replay(self, batches: Sequence[Batch]) -> Tensor:
+        """Run the step."""
+        return self.step([batch.to(self.device) for batch in batches])
+
+
 @contextmanager
 def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
     """Yield the model with one lane's modules active, in evaluation mode and without gradients."""
@@ -454,7 +502,7 @@ def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
         module.eval()
         base.slots[name].parts = ((Reader(module, base.dtype), 1),)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield model
     finally:
         base.clear()
@@ -489,8 +537,14 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
     if kind is ModelKind.REGRESSION:
         each = (logits.squeeze(-1).float() - batch.targets).square()
     else:
-        each = cross_entropy(logits.float(), batch.targets, reduction="none")
+        each = token_losses(logits, batch.targets)
     return (each * batch.weights).view(batch.lanes, -1).sum(1)
+
+
+@torch.compile(dynamic=False)
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each token's cross-entropy in float32, shape (N,). Compiled, large logits are read once instead of five times."""
+    return cross_entropy(logits.float(), targets, reduction="none")
 
 
 def total_steps(recipe: Any, data: TaskData) -> int:

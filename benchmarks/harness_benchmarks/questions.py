@@ -2,7 +2,7 @@
 
 A model chooses the answer whose tokens it finds likeliest *on average*: the summed log-likelihood over the number of
 tokens, so that long answers are not at a disadvantage. (Brown et al., "Language models are few-shot learners",
-arXiv:2005.14165, section 2.4, and AdaptLLM score so.) The one set that asks for a number is answered by greedy decoding.
+arXiv:2005.14165, section 2.4, and AdaptLLM score so.) A set that asks for a number is answered by greedy decoding.
 
 Each set is read either in its original columns or, where its folder holds rows with ``input``, ``options`` and
 ``gold_index``, in AdaptLLM's filled-in form (Cheng et al., "Adapting large language models via reading comprehension",
@@ -20,6 +20,7 @@ from harness import IGNORE, DataError, Example, Source, generate, negative_log_l
 
 Row = Mapping[str, Any]
 NEUTRAL = 0.1  # sentiment scores up to this size, in -1..1, count as neutral
+NEW_TOKENS = 16  # of a generated answer
 
 
 class Question(NamedTuple):
@@ -56,6 +57,8 @@ class QuestionSet:
             raise DataError(f"data: {self.title} is read locally only; give --data-dir with {self.source.folder}")
         rows = [row for table in self.tables for row in read_rows(self.source, table, data_dir)]
         questions = [question for row in rows for question in self._questions(row)]
+        if not questions:
+            raise DataError(f"data: {self.source.folder} holds no question")
         step = len(questions) / limit if limit and limit < len(questions) else 1.0
         return [questions[int(number * step)] for number in range(int(len(questions) / step + 1e-9))]
 
@@ -68,13 +71,12 @@ class QuestionSet:
             yield Question(row["input"], (str(row["label"]),), 0)
         else:
             raise DataError(
-                f"data: {self.source.folder} has columns {', '.join(row)}; {self.title} needs input, options, gold_index"
+                f"data: {self.source.folder} has columns {', '.join(row)}; "
+                f"{self.title} needs input, options and gold_index"
             )
 
 
-def answer(
-    model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int
-) -> list[float]:
+def answer(model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int) -> list[float]:
     """Return 1.0 per question answered rightly, else 0.0.
 
     Args:
@@ -103,21 +105,24 @@ def answer(
 
 def encode(tokenizer: Any, prompt: str, option: str, max_length: int) -> Example:
     """Return a prompt and one answer as an example whose loss is on the answer only."""
+    after = list(tokenizer(" " + option, add_special_tokens=False)["input_ids"])[: max_length // 2]
+    before = encode_prompt(tokenizer, prompt, max_length - len(after))
+    return Example([*before, *after], [IGNORE] * len(before) + after)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, length: int) -> list[int]:
+    """Return a prompt's last ``length`` tokens, after the tokens with which the tokenizer begins every text."""
     start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
-    before = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    after = tokenizer(" " + option, add_special_tokens=False)["input_ids"][: max_length - len(start) - 1]
-    room = max_length - len(start) - len(after)
-    before = [*start, *before[-room:]]
-    return Example([*before, *after], [IGNORE] * len(before) + list(after))
+    tokens = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*start, *tokens[len(start) - length :]]
 
 
 def _generate(
     model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int
 ) -> list[float]:
     """Compare the first line of the greedy answer with the right one, as numbers where both are."""
-    new = 16
-    prompts = [list(encode(tokenizer, q.prompt, "", max_length - new).input_ids) for q in questions]
-    outputs = generate(model, tokenizer, prompts, new, batch_size)
+    prompts = [encode_prompt(tokenizer, question.prompt, max_length - NEW_TOKENS) for question in questions]
+    outputs = generate(model, tokenizer, prompts, NEW_TOKENS, batch_size)
     lines = [tokenizer.decode(tokens, skip_special_tokens=True).strip().partition("\n")[0] for tokens in outputs]
     return [float(_same(line, question.options[0])) for line, question in zip(lines, questions, strict=True)]
 
@@ -204,7 +209,8 @@ def _entities(row: Row) -> Iterator[Question]:
         kind = tags[start].rpartition("-")[2]
         if kind in ENTITIES:
             text, name = " ".join(tokens[:-1]), " ".join(tokens[start:place])
-            yield Question(f"Text: {text}\nIn this text, {name} is a(n)", tuple(ENTITIES.values()), list(ENTITIES).index(kind))
+            prompt = f"Text: {text}\nIn this text, {name} is a(n)"
+            yield Question(prompt, tuple(ENTITIES.values()), list(ENTITIES).index(kind))
         start = place
 
 

@@ -43,7 +43,9 @@ class Timing:
         return self.milliseconds / self.lanes
 
 
-def measure(name: str, build: Callable[[], Callable[[], Any]], device: torch.device, warm: int, steps: int, lanes: int = 1) -> Timing:
+def measure(
+    name: str, build: Callable[[], Callable[[], Any]], device: torch.device, warm: int, steps: int, lanes: int = 1
+) -> Timing:
     """Time a step. Windows of steps between two waits for the device: host work that hides behind it costs nothing."""
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -106,7 +108,9 @@ def peft_loop(workload: Workload, device: torch.device, dtype: torch.dtype, **se
     return _loop(model, plain_batches(workload, device), torch.optim.AdamW(parameters, lr=1e-4, fused=True))
 
 
-def peft_trainer_seconds(workload: Workload, device: torch.device, dtype: torch.dtype, steps: int, folder: str, **settings: Any) -> float:
+def peft_trainer_seconds(
+    workload: Workload, device: torch.device, dtype: torch.dtype, steps: int, folder: str, **settings: Any
+) -> float:
     """Return the seconds that ``steps`` steps of PEFT under the Hugging Face Trainer take, after a warm-up run."""
     from transformers import Trainer, TrainingArguments
 
@@ -130,7 +134,9 @@ def peft_trainer_seconds(workload: Workload, device: torch.device, dtype: torch.
     return time.perf_counter() - begin
 
 
-def _loop(model: Any, batches: list[dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer | None) -> Callable[[], Any]:
+def _loop(
+    model: Any, batches: list[dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer | None
+) -> Callable[[], Any]:
     state = {"step": 0}
 
     def step() -> None:
@@ -159,7 +165,9 @@ def build_lanes(
         recipe = Recipe(steps=steps, batch_size=workload.batch_size, schedule="constant", clip_norm=0.0)
         config, settings, count, asked = kind.Config(), {}, 0, None
         if not kind.traits.reference:
-            layers = {n: s for n, s in base.layers.items() if not workload.targets or n.rsplit(".", 1)[-1] in workload.targets}
+            layers = {
+                n: s for n, s in base.layers.items() if not workload.targets or n.rsplit(".", 1)[-1] in workload.targets
+            }
             asked = budget_parameters(budget, layers, base.parameters, registry)
             solution = solve(kind, config, asked, layers)
             config, settings, count = solution.config, solution.layer_settings, solution.parameters
@@ -179,8 +187,10 @@ class _Tokenizer:
     pad_token_id = 0
 
 
-def harness(workload: Workload, device: torch.device, dtype: torch.dtype, names: list[str]) -> Callable[[], Any]:
+def harness(
+    workload: Workload, device: torch.device, dtype: torch.dtype, names: list[str], compiled: bool = False
+) -> Callable[[], Any]:
     """Return a pack's step, data handling included."""
     precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
     base = Base(build_model(workload, device, dtype).requires_grad_(False), SyntheticTask(workload), precision)
-    return Pack(base, build_lanes(build_registry(), base, workload, names)).step
+    return Pack(base, build_lanes(build_registry(), base, workload, names), compiled).step

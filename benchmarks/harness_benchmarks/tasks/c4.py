@@ -131,7 +131,7 @@ class C4Task(Task):
         "paper": C4Recipe(
             size="250m", max_length=512, batch_size=1_024, micro_batch_size=64, steps=10_000, learning_rate=5e-4,
             schedule="cosine", warmup_steps=1_000, tokenizer="google-t5/t5-base", vocabulary=32_100,
-            validation_windows=20_000, evaluate_at=(1_000, 2_000, 4_000, 6_000, 8_000),
+            validation_windows=4_000, evaluate_at=(1_000, 2_000, 4_000, 6_000, 8_000),
         ),
     }  # fmt: skip
 

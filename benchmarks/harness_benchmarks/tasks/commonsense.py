@@ -2,7 +2,8 @@
 
 Source: Hu et al., "LLM-Adapters", arXiv:2304.01933; recipe of Wang et al., "MiLoRA", arXiv:2406.09044, table 1
 (``--targets q_proj,k_proj,v_proj,up_proj,down_proj``).
-Local tables are LLM-Adapters' own files, one folder per set. From the hub, the original sets are put into the same words.
+Local tables are LLM-Adapters' own files, one folder per set. From the hub, the original sets are put into the same
+words.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from harness import (
     Evaluation,
@@ -137,14 +138,17 @@ SETS: Mapping[str, CommonsenseSet] = {
         "validation", from_hellaswag, r"ending[1-4]",
     ),
     "winogrande": CommonsenseSet(
-        _source("allenai/winogrande", "winogrande_xl", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "CC BY", "winogrande"),
+        _source(
+            "allenai/winogrande", "winogrande_xl", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "CC BY", "winogrande"
+        ),
         "validation", from_winogrande, r"option[12]",
     ),
     "ARC-Easy": CommonsenseSet(
         _source("allenai/ai2_arc", "ARC-Easy", _ARC, "CC BY-SA 4.0", "ARC-Easy"), "test", from_choices, ANSWERS
     ),
     "ARC-Challenge": CommonsenseSet(
-        _source("allenai/ai2_arc", "ARC-Challenge", _ARC, "CC BY-SA 4.0", "ARC-Challenge"), "test", from_choices, ANSWERS
+        _source("allenai/ai2_arc", "ARC-Challenge", _ARC, "CC BY-SA 4.0", "ARC-Challenge"),
+        "test", from_choices, ANSWERS,
     ),
     "openbookqa": CommonsenseSet(
         _source("allenai/openbookqa", "main", "388097ea7776314e93a529163e0fea805b8a6454", "Apache-2.0", "openbookqa"),
@@ -183,20 +187,21 @@ class CommonsenseTask(Task):
         revision="; ".join(each.source.revision for each in SETS.values()),
         licence="; ".join(f"{name} {each.source.licence}" for name, each in SETS.items()),
         folder="commonsense",
-        note="Test is the labelled validation split of BoolQ, PIQA, Social IQA, HellaSwag and WinoGrande (their test labels "
-        "are hidden), the test split of the others, as in LLM-Adapters. Validation is a slice of each training set, fixed by a "
-        "hash of the question and taken out of training. From the hub, WinoGrande trains on its largest size once; "
-        "LLM-Adapters' commonsense_170k repeats rows of the smaller sizes.",
+        note="Test is the labelled validation split of BoolQ, PIQA, Social IQA, HellaSwag and WinoGrande (their test "
+        "labels are hidden), the test split of the others, as in LLM-Adapters. Validation is a slice of each training "
+        "set, fixed by a hash of the question and taken out of training, as is every row whose question is also a test "
+        "question. From the hub, WinoGrande trains on its largest size once; LLM-Adapters' commonsense_170k repeats "
+        "rows of the smaller sizes.",
     )
     main_metric = "average"
-    metrics: Mapping[str, Metric] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "average": Metric("Average", "fraction", True, "Mean of the sets' accuracies, each set counting the same."),
         **{
             name: Metric(name, "fraction", True, f"Share of {name} questions answered right, greedy decoding.")
             for name in SETS
         },
     }
-    recipes: Mapping[str, Recipe] = {
+    recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": CommonsenseRecipe(
             sets="boolq+ARC-Easy",
             train_sets="boolq+ARC-Easy",
@@ -238,7 +243,9 @@ class CommonsenseTask(Task):
         train: list[Row] = []
         held_out: dict[str, list[Row]] = {}
         for name in chosen_sets(recipe.train_sets):
-            rows = [row for row in read_set(name, "train", context.data_dir) if same(row["instruction"]) not in evaluated]
+            rows = [
+                row for row in read_set(name, "train", context.data_dir) if same(row["instruction"]) not in evaluated
+            ]
             rest, held_out[name] = split_off(rows, recipe.held_out, lambda row: same(row["instruction"]))
             train += rest
 

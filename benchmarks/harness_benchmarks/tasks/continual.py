@@ -1,7 +1,7 @@
 """Continual pretraining on a domain: PubMed abstracts, or financial news; then what the model knows of the domain.
 
 Scored are the perplexity on unseen text of the domain, question sets (see ``questions``), and forgetting (see
-``forgetting``). A question set whose table is absent is ``null`` with a reason; the average is over those that are there.
+``forgetting``). A question set whose table is absent is ``null`` with a reason; the average is over the others.
 
 Source: Jiang et al., "MoRA", arXiv:2405.12130, section 5.2 and table 1 (BioMed, Finance), which follows AdaptLLM,
 arXiv:2309.09530. The corpora are read from a local folder: MoRA's are not published in a form that can be pinned.
@@ -131,9 +131,10 @@ class ContinualTask(Task):
             if isinstance(questions, str):
                 metrics[name], reasons[name] = None, questions
             else:
-                items[name] = answer(model, tokenizer, questions, recipe.max_length, recipe.batch_size)
-                metrics[name] = sum(items[name]) / len(items[name])
-                present.append(sum(items[name]) / len(items[name]))
+                right = answer(model, tokenizer, questions, recipe.max_length, recipe.batch_size)
+                items[name] = right
+                metrics[name] = sum(right) / len(right)
+                present.append(sum(right) / len(right))
         metrics["questions"] = sum(present) / len(present) if present else None
         if not present:
             reasons["questions"] = next(iter(reasons[name] for name in self.sets))

@@ -5,7 +5,7 @@ method. GLUE's test labels are not public, so scores are on its validation split
 made on a slice of train that no trial trains on.
 
 Source: Wang et al., "GLUE", arXiv:1804.07461; settings of the paper scale: Ren et al., "MELoRA", arXiv:2402.17263,
-section 4.1 and the published scripts (RoBERTa-base: ``--model FacebookAI/roberta-base``).
+and its published scripts (RoBERTa-base: ``--model FacebookAI/roberta-base``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the instruction-following tasks share: prompts, the loss on the response only, and slices by hash.
 
-No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters, MetaMath, PiSSA, MiLoRA and MELoRA use too.
+No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters, MetaMath, PiSSA, MiLoRA and MELoRA use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mathematical reasoning: training on MetaMathQA or on GSM8K's own train split; exact match on GSM8K and MATH.
 
-Sources: Yu et al., "MetaMath", arXiv:2309.12284 (training data and answer format); Cobbe et al., arXiv:2110.14168 (GSM8K);
-Hendrycks et al., arXiv:2103.03874 (MATH and when two answers are equal); recipe of Wang et al., "MiLoRA",
+Sources: Yu et al., "MetaMath", arXiv:2309.12284 (training data and answer format); Cobbe et al., arXiv:2110.14168
+(GSM8K); Hendrycks et al., arXiv:2103.03874 (MATH and when two answers are equal); recipe of Wang et al., "MiLoRA",
 arXiv:2406.09044, table 2, which adapts q, k, v, up and down (``--targets q_proj,k_proj,v_proj,up_proj,down_proj``).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from harness import (
     Evaluation,
@@ -42,7 +42,8 @@ GSM8K = Source("openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866
 META_MATH = Source("meta-math/MetaMathQA", "", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "MIT", "math/metamath")
 MATH = Source("EleutherAI/hendrycks_math", "", "21a5633873b6a120296cce3e2df9d5550074f4a3", "MIT", "math/math")
 MATH_SUBJECTS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus",
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
 )  # fmt: skip
 MARKER = "The answer is:"
 
@@ -73,18 +74,19 @@ class MathTask(Task):
     paper = "https://arxiv.org/abs/2406.09044"
     source = replace(
         GSM8K,
-        note="Validation is a slice of GSM8K's train split, fixed by a hash of the question and taken out of the training "
-        "data, together with every MetaMathQA row made from those questions. Test: GSM8K's test split and the 5,000 test "
-        f"problems of MATH ({MATH.hub_id} at {MATH.revision}). Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}.",
+        note="Validation is a slice of GSM8K's train split, fixed by a hash of the question and taken out of training, "
+        "together with every MetaMathQA row made from those questions. Test: GSM8K's test split and the 5,000 test "
+        f"problems of MATH ({MATH.hub_id} at {MATH.revision}). "
+        f"Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}.",
     )
     main_metric = "gsm8k"
-    metrics: Mapping[str, Metric] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "gsm8k": Metric("GSM8K", "fraction", True, "Share of questions whose final number is right, greedy decoding."),
         "math": Metric(
             "MATH", "fraction", True, "Share of MATH problems whose final answer is right after normalisation."
         ),
     }
-    recipes: Mapping[str, Recipe] = {
+    recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": MathRecipe(
             steps=20,
             batch_size=4,
@@ -119,7 +121,9 @@ class MathTask(Task):
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables, hold validation out, and leave out of training whatever is evaluated."""
         recipe, folder = context.recipe, context.data_dir
-        train, held_out = split_off(read_rows(GSM8K, "train", folder), recipe.held_out, lambda row: same(row["question"]))
+        train, held_out = split_off(
+            read_rows(GSM8K, "train", folder), recipe.held_out, lambda row: same(row["question"])
+        )
         tests = {"gsm8k": read_rows(GSM8K, "test", folder), "math": read_math(folder)}
         evaluated = {same(row["question"]) for row in [*held_out, *tests["gsm8k"]]}
         evaluated |= {same(row["problem"]) for row in tests["math"]}
@@ -130,7 +134,9 @@ class MathTask(Task):
                 if not {same(row["query"]), same(text_of(row, "original_question"))} & evaluated
             ]
         else:
-            pairs = [(row["question"], worked(row["answer"])) for row in train if same(row["question"]) not in evaluated]
+            pairs = [
+                (row["question"], worked(row["answer"])) for row in train if same(row["question"]) not in evaluated
+            ]
         conversations = [[(ask(question), response)] for question, response in pairs]
 
         def questions(rows: Sequence[Mapping[str, Any]], question: str, answer: Any) -> list[Question]:
@@ -158,7 +164,11 @@ class MathTask(Task):
         items: dict[str, list[float]] = {}
         for name, questions in split.items():
             outputs = generate(
-                model, tokenizer, [each.prompt for each in questions], recipe.max_new_tokens, recipe.evaluation_batch_size
+                model,
+                tokenizer,
+                [each.prompt for each in questions],
+                recipe.max_new_tokens,
+                recipe.evaluation_batch_size,
             )
             answers = [extract_answer(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in outputs]
             equal = same_number if name == "gsm8k" else same_expression
@@ -191,7 +201,7 @@ def worked(answer: str) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""Return the final answer of a solution: after the last "The answer is", else after "####", else the last ``\boxed``."""
+    r"""Return the final answer: after the last "The answer is", else after "####", else the last ``\boxed``."""
     for marker in (r"the answer is:?", r"####"):
         found = list(re.finditer(marker, text, re.IGNORECASE))
         if found:
@@ -203,7 +213,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what the last ``\boxed{...}`` (or ``\boxed x``) holds, with nested braces; ``None`` where there is none."""
+    r"""Return what the last ``\boxed{...}`` (or ``\boxed x``) holds, braces nested; ``None`` where there is none."""
     start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     if start < 0:
         return None
@@ -242,8 +252,8 @@ def same_expression(given: str | None, wanted: str) -> bool:
 def normalise(text: str) -> str:
     r"""Return a LaTeX answer in one canonical spelling.
 
-    Removes what does not change the value (spaces, sizing, dollar, percent and degree signs, units in ``\text``) and spells
-    fractions, roots and decimals alike, as the authors of MATH do when they compare. It does no algebra.
+    Removes what does not change the value (spaces, sizing, dollar, percent and degree signs, units in ``\text``) and
+    spells fractions, roots and decimals alike, as the authors of MATH do when they compare. It does no algebra.
     """
     text = text.strip().removesuffix(".")
     text = re.sub(r"\\(?:left|right|displaystyle|!|,|;|:|\$|%| )|\$|%|\n", "", text)

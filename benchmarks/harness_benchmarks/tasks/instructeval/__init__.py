@@ -4,7 +4,8 @@ Trains on Alpaca, or on a mixture of conversations such as Tulu v2, with the los
 (``lm_evaluation``) scores the model in memory, by the task files in this folder.
 
 Sources: Chia et al., "INSTRUCTEVAL", arXiv:2306.04757 (sets, shots); recipe of Ren et al., "MELoRA", arXiv:2402.17263,
-section 4.2, which adapts the query and value projections (``--targets q_proj,v_proj``); Ivison et al., arXiv:2311.10702 (Tulu v2).
+section 4.2, which adapts the query and value projections (``--targets q_proj,v_proj``); Ivison et al.,
+arXiv:2311.10702 (Tulu v2).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness import (
     IGNORE,
@@ -91,13 +92,15 @@ class InstructEvalTask(Task):
     paper = "https://arxiv.org/abs/2306.04757"
     source = replace(
         ALPACA,
-        note="Validation is MMLU's validation split, and a slice of the training set fixed by a hash and not trained on. "
-        "Test: MMLU test, BBH, DROP's validation split (its test answers are hidden; questions with one answer only), "
-        "HumanEval. Other sources: "
-        + "; ".join(f"{each.hub_id} at {each.revision} ({each.licence})" for each in (TULU, MMLU, BBH, DROP, HUMANEVAL)),
+        note="Validation is MMLU's validation split, and a slice of the training set fixed by a hash and not trained "
+        "on. Test: MMLU test, BBH without the rows that are shots, DROP's validation split (its test answers are "
+        "hidden), only questions with one answer and no passage of a shot, HumanEval. Other sources: "
+        + "; ".join(
+            f"{each.hub_id} at {each.revision} ({each.licence})" for each in (TULU, MMLU, BBH, DROP, HUMANEVAL)
+        ),
     )
     main_metric = "mmlu"
-    metrics: Mapping[str, Metric] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "mmlu": Metric("MMLU", "fraction", True, "Share of questions where the right letter is likeliest, 5 shots."),
         "bbh": Metric("BBH", "fraction", True, "Mean over subtasks of outputs that start with the target, 3 shots."),
         "drop": Metric("DROP", "fraction", True, "Mean F1 of the answers' words, 3 shots."),
@@ -107,7 +110,7 @@ class InstructEvalTask(Task):
             "Response NLL", "nats", False, "Mean negative log-likelihood per token of held-out responses."
         ),
     }
-    recipes: Mapping[str, Recipe] = {
+    recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": InstructEvalRecipe(
             steps=20,
             batch_size=4,
@@ -143,14 +146,12 @@ class InstructEvalTask(Task):
         """Return what identifies all tables in use."""
         tables = {
             recipe.training_set: (_training_source(recipe), ["train"]),
-            "mmlu": (MMLU, ["dev", "val" if data_dir is not None else "validation", "test"]),
+            "mmlu": (MMLU, ["dev", "val", "test"]),
             "bbh": (BBH, ["test"]),
             "drop": (DROP, ["validation"]),
             "humaneval": (HUMANEVAL, ["test"]),
         }
-        return "; ".join(
-            f"{name} {identify(source, splits, data_dir)}" for name, (source, splits) in tables.items()
-        )
+        return "; ".join(f"{name} {identify(source, splits, data_dir)}" for name, (source, splits) in tables.items())
 
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables, hold validation out, and put shots and questions together."""
@@ -223,7 +224,7 @@ class InstructEvalTask(Task):
             losses = negative_log_likelihoods(
                 model, split.responses, tokenizer.pad_token_id, recipe.evaluation_batch_size
             )
-            counts = [sum(label != IGNORE for label in each.labels[1:]) for each in split.responses]  # type: ignore[index]
+            counts = [sum(label != IGNORE for label in each.labels[1:]) for each in split.responses]
             items["response_nll"] = [loss / max(1, count) for loss, count in zip(losses, counts, strict=True)]
             metrics["response_nll"] = sum(losses) / sum(counts)
         else:
@@ -278,9 +279,7 @@ def read_bbh(folder: Path | None) -> list[Row]:
     """Return BBH's rows with their subtask: one local table, or one configuration per subtask on the hub."""
     if folder is not None:
         return read_rows(BBH, "test", folder)
-    return [
-        {**row, "task": task} for task in BBH_TASKS for row in read_rows(replace(BBH, config=task), "test", None)
-    ]
+    return [{**row, "task": task} for task in BBH_TASKS for row in read_rows(replace(BBH, config=task), "test", None)]
 
 
 def bbh_parts(rows: Sequence[Row], recipe: Any) -> list[Part]:

@@ -1,7 +1,7 @@
 """Scoring an in-memory model with EleutherAI's lm-eval, over rows in memory and the task files beside this module.
 
-Nothing is downloaded: rows come from the harness, metrics from lm-eval's own accuracy or from ``scoring``. ``lm_eval`` is
-imported when it is used, since it comes with an extra.
+Nothing is downloaded: rows come from the harness, metrics from lm-eval's own accuracy or from ``scoring``. ``lm_eval``
+is imported when it is used, since it comes with an extra.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def read_task_file(name: str) -> dict[str, Any]:
     """Return a task file as plain values; ``!function module.name`` is a function of this folder."""
     import yaml  # type: ignore[import-untyped]
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         pass
 
     def function(loader: Any, node: Any) -> Any:

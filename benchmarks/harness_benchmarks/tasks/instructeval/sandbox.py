@@ -1,16 +1,17 @@
-"""Running Python that a model wrote, confined by the kernel. Linux only; elsewhere, and wherever a step fails, it refuses.
+"""Running Python that a model wrote, confined by the kernel. Linux only; elsewhere, or if a step fails, it refuses.
 
-``run_python`` starts this file as a script of its own (``python -I``, empty environment, scratch working directory). That
-process confines itself, for good, and only then runs the program inside itself:
+``run_python`` starts this file as a script of its own (``python -I``, empty environment, scratch working directory).
+That process confines itself, for good, and only then runs the program inside itself:
 
 1. resource limits: CPU seconds, address space, size of a file, open files, no core dump;
 2. Landlock: no change to the file system but plain files in the scratch directory, which is deleted afterwards;
 3. seccomp: no sockets (so no network), no new processes or threads, no other programs, no signals to others, no
    tracing, mounts, namespaces or io_uring. Refused calls fail with EPERM.
 
-The parent ends it after a time limit, or when the scratch directory has grown too large. All of it works without
-privileges and for root. What it does not do: hide files from being read. A program passes only if the script reports the
-random token that it was given, after the program's last line: leaving early is not passing.
+The parent ends it after a time limit, or when the scratch directory has grown too large; it ends with the parent.
+All of it works without privileges and for root. A program passes only if the script reports the random token that it
+was given, after the program's last line: leaving early is not passing. What it does not do: hide files from being
+read, or withstand a program written to attack the script that runs it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import secrets
+import signal
 import struct
 import subprocess
 import sys
@@ -41,8 +43,9 @@ _BLOCKED = {
     "x86_64": (0xC000003E, {
         "socket": 41, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101,
         "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "tkill": 200, "tgkill": 234, "add_key": 248,
-        "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "setns": 308, "process_vm_readv": 310,
-        "process_vm_writev": 311, "bpf": 321, "execveat": 322, "userfaultfd": 323, "pidfd_send_signal": 424,
+        "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "setns": 308,
+        "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321, "execveat": 322, "userfaultfd": 323,
+        "pidfd_send_signal": 424,
         "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429,
         "fsopen": 430, "fsmount": 432, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438, "mount_setattr": 442,
         "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setrlimit": 160, "chmod": 90, "fchmod": 91,
@@ -61,7 +64,7 @@ _BLOCKED = {
     }),
 }  # fmt: skip
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Outcome:
 def refusal() -> str:
     """Return why programs cannot be confined on this machine; empty where they can. Tries it once."""
     if platform.system() != "Linux" or platform.machine() not in _BLOCKED:
-        return f"no confinement for model-written code on {platform.system()} {platform.machine()}; it needs Linux on {' or '.join(_BLOCKED)}"
+        here = f"{platform.system()} {platform.machine()}"
+        return f"no confinement for model-written code on {here}; it needs Linux on {' or '.join(_BLOCKED)}"
     outcome = run_python("pass")
     return "" if outcome.passed else f"model-written code cannot be confined here: {outcome.reason}"
 
@@ -98,7 +102,7 @@ def run_python(program: str, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> 
     with tempfile.TemporaryDirectory(prefix="harness-sandbox-") as scratch, tempfile.TemporaryFile() as source:
         source.write(job.encode())
         source.seek(0)
-        process = subprocess.Popen(  # noqa: S603 - this very file, confining itself
+        process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-B", __file__],
             stdin=source,
             stdout=subprocess.PIPE,
@@ -107,8 +111,11 @@ def run_python(program: str, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> 
             env={},
             start_new_session=True,
         )
-        stopped = _watch(process, Path(scratch), time_limit_seconds)
-        said, complaint = process.communicate()
+        try:
+            stopped = _watch(process, Path(scratch), time_limit_seconds)
+        finally:
+            process.kill()  # it has no children: it may not have any
+            said, complaint = process.communicate()
     if stopped:
         return Outcome(False, stopped)
     if said.decode(errors="replace") == token and process.returncode == 0:
@@ -120,7 +127,7 @@ def run_python(program: str, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> 
 
 
 def _watch(process: subprocess.Popen[bytes], scratch: Path, time_limit_seconds: float) -> str:
-    """Wait for the process, and kill it at a limit. Return which, or nothing."""
+    """Wait for the process to end or to reach a limit. Return which limit, or nothing."""
     end = time.monotonic() + time_limit_seconds + 1  # the script's own start is not the program's time
     pause = 0.002
     while True:
@@ -130,15 +137,20 @@ def _watch(process: subprocess.Popen[bytes], scratch: Path, time_limit_seconds: 
         except subprocess.TimeoutExpired:
             pause = min(0.05, 2 * pause)
         if time.monotonic() > end:
-            process.kill()  # it has no children: it may not have any
             return f"took longer than {time_limit_seconds:g} seconds"
-        if sum(each.lstat().st_size for each in os.scandir(scratch) if _is_there(each.path)) > SCRATCH_LIMIT_BYTES:
-            process.kill()
+        if _bytes_in(scratch) > SCRATCH_LIMIT_BYTES:
             return f"wrote more than {SCRATCH_LIMIT_BYTES} bytes"
 
 
-def _is_there(path: str) -> bool:
-    return os.path.lexists(path)  # noqa: PTH - a program may remove it at any time
+def _bytes_in(scratch: Path) -> int:
+    """Return the size of a folder's files, an empty one counting as a block."""
+    size = 0
+    for each in scratch.iterdir():
+        try:
+            size += 4096 + each.lstat().st_size
+        except FileNotFoundError:  # the program has just removed it
+            continue
+    return size
 
 
 # Below: what the confined process itself runs.
@@ -213,6 +225,7 @@ def _main() -> None:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.syscall.restype = ctypes.c_long
+        _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
         _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         _limit_resources(job["seconds"])
         _confine_files(libc, str(Path.cwd()))

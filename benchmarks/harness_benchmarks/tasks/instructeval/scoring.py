@@ -1,6 +1,6 @@
 """How one output is scored: the functions that the task files name. lm-eval calls each with a row and its outputs.
 
-DROP's F1 follows Dua et al., arXiv:1903.00161, section 5: bags of normalised words, and no credit where the number differs.
+DROP's F1 follows Dua et al., arXiv:1903.00161, section 5: bags of normalised words, no credit where the number differs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,181 @@
+"""GLUE: official metrics against scikit-learn and SciPy, splits that do not mix, any architecture."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+import transformers
+
+from harness import DataError, Example, TaskContext
+from harness.bases import resolve
+from harness.model import linear_layers, select_layers, trained_modules
+from harness_benchmarks.tasks import glue
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(resolve("nano"))
+
+
+def context(tokenizer, task, data_dir, **changes):
+    return TaskContext(tokenizer=tokenizer, recipe=replace(task.recipes["smoke"], **changes), seed=0, data_dir=data_dir)
+
+
+def write(folder, split, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mrpc_rows(count, name):
+    return [{"sentence1": f"{name} {i}", "sentence2": "x" * (i % 7), "label": i % 2, "idx": i} for i in range(count)]
+
+
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte"])
+def test_classification_metrics_equal_scikit_learns(task):
+    draw = np.random.default_rng(0)
+    given, right = draw.integers(0, 2, 200), draw.integers(0, 2, 200)
+    given[:60] = right[:60]
+    found = glue.official(task).compute(predictions=given, references=right)
+    expected = {"accuracy": sklearn.metrics.accuracy_score(right, given)}
+    if task == "cola":
+        expected["matthews"] = sklearn.metrics.matthews_corrcoef(right, given)
+    if task in ("mrpc", "qqp"):
+        expected["f1"] = sklearn.metrics.f1_score(right, given)
+    assert found == pytest.approx(expected)
+
+
+def test_regression_metrics_equal_scipys_with_tied_scores():
+    draw = np.random.default_rng(1)
+    right = draw.integers(0, 6, 150).astype(float)
+    given = np.round(right + draw.normal(0, 1.5, 150), 1)
+    found = glue.official("stsb").compute(predictions=given, references=right)
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(given, right).statistic)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(given, right).statistic)
+
+
+def test_a_constant_prediction_has_no_correlation_and_no_f1():
+    assert glue.official("cola").compute(predictions=[1, 1, 1], references=[1, 0, 1])["matthews"] == 0.0
+    assert glue.official("mrpc").compute(predictions=[0, 0], references=[0, 0])["f1"] == 0.0
+    assert glue.official("stsb").compute(predictions=[2.0, 2.0], references=[1.0, 3.0])["pearson"] == 0.0
+
+
+def test_the_metric_module_loads_without_a_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the metric asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    glue.official.cache_clear()
+    assert glue.official("rte").compute(predictions=[1, 0], references=[1, 1]) == {"accuracy": 0.5}
+
+
+def test_train_held_out_and_test_rows_never_mix(tokenizer, tmp_path):
+    write(tmp_path / "glue/mrpc", "train", mrpc_rows(60, "train"))
+    write(tmp_path / "glue/mrpc", "validation", mrpc_rows(9, "validation"))
+    data = glue.Mrpc().load(context(tokenizer, glue.Mrpc, tmp_path, train_rows=0))
+
+    def texts(examples):
+        return {tokenizer.decode(example.input_ids).partition("\n")[0] for example in examples}
+
+    train, held_out = texts(data.train), texts(data.splits["validation"]["held_out"])
+    assert len(held_out) == 6
+    assert train | held_out == {f"train {i}" for i in range(60)}
+    assert not train & held_out
+    assert texts(data.splits["test"]["validation"]) == {f"validation {i}" for i in range(9)}
+
+
+def test_the_held_out_slice_is_the_same_for_every_seed(tokenizer, tmp_path):
+    write(tmp_path / "glue/mrpc", "train", mrpc_rows(60, "train"))
+    write(tmp_path / "glue/mrpc", "validation", mrpc_rows(9, "validation"))
+    one = context(tokenizer, glue.Mrpc, tmp_path)
+    first, second = (glue.Mrpc().load(replace(one, seed=seed)).splits["validation"]["held_out"] for seed in (0, 5))
+    assert [list(e.input_ids) for e in first] == [list(e.input_ids) for e in second]
+
+
+def test_missing_rows_name_the_file_and_the_hub_id(tmp_path):
+    write(tmp_path / "glue/mnli", "validation_matched", [])
+    with pytest.raises(DataError, match=r"glue/mnli/train\.jsonl.*nyu-mll/glue"):
+        glue.Mnli().data_identity(glue.Mnli.recipes["smoke"], tmp_path)
+
+
+def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
+    both, short = glue.encode(tokenizer, [["a" * 50, "ab"], ["b" * 50, "b" * 50]], 21)
+    assert tokenizer.decode(both) == "a" * 10 + "\n" + "b" * 10
+    assert tokenizer.decode(short) == "ab\n" + "b" * 18
+
+
+class FirstToken(torch.nn.Module):
+    """Answers class 1 where the first token is odd; the score is that token over 100."""
+
+    def __init__(self, outputs=2):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(()))
+        self.outputs = outputs
+
+    def forward(self, input_ids, attention_mask):
+        assert bool((attention_mask[:, 0] == 1).all())
+        first = input_ids[:, 0].float()
+        one = (first % 2)[:, None]
+        return SimpleNamespace(logits=torch.cat([1 - one, one], 1) if self.outputs == 2 else first[:, None] / 100)
+
+
+def test_evaluation_scores_each_item_in_the_datas_order(tokenizer):
+    examples = [Example([1, 5, 6], 1), Example([2], 1), Example([4, 4], 0), Example([3, 1, 1, 1], 1)]
+    found = glue.Mrpc().evaluate(
+        FirstToken(), context(tokenizer, glue.Mrpc, None, batch_size=2), {"validation": examples}
+    )
+    assert found.items == {"accuracy": [1.0, 0.0, 1.0, 1.0]}
+    assert found.metrics == pytest.approx({"accuracy": 0.75, "f1": 0.8})  # 2 of 2 found right, 2 of 3 found
+
+
+def test_sts_b_predicts_a_number(tokenizer):
+    examples = [Example([100], 1.0), Example([200], 2.5), Example([50], 0.0)]
+    found = glue.Stsb().evaluate(FirstToken(1), context(tokenizer, glue.Stsb, None), {"validation": examples})
+    assert found.items["squared_error"] == pytest.approx([0.0, 0.25, 0.25])
+    assert found.metrics["pearson"] == pytest.approx(scipy.stats.pearsonr([1, 2, 0.5], [1, 2.5, 0]).statistic)
+    assert set(found.metrics) == set(glue.Stsb.metrics)
+
+
+def test_mnli_scores_both_kinds_of_genres_apart(tokenizer):
+    right, wrong = Example([1, 1], 1), Example([2, 2], 1)
+    split = {"validation_matched": [right, wrong], "validation_mismatched": [right]}
+    found = glue.Mnli().evaluate(FirstToken(), context(tokenizer, glue.Mnli, None), split)
+    assert found.metrics == {"accuracy": 0.5, "accuracy_mismatched": 1.0}
+    found = glue.Mnli().evaluate(FirstToken(), context(tokenizer, glue.Mnli, None), {"held_out": [right]})
+    assert found.metrics == {"accuracy": 1.0, "accuracy_mismatched": None}
+    assert "matched genres" in found.reasons["accuracy_mismatched"]
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapted", "trained"),
+    [
+        (transformers.RobertaConfig, ["query", "value"], ["classifier"]),
+        (transformers.BertConfig, ["query", "value"], ["bert.pooler", "classifier"]),
+        (transformers.DebertaV2Config, ["query_proj", "value_proj"], ["pooler", "classifier"]),
+        (transformers.LlamaConfig, ["q_proj", "v_proj"], ["score"]),
+    ],
+    ids=["roberta", "bert", "deberta", "llama"],
+)
+def test_query_value_and_head_are_found_in_every_architecture(kind, adapted, trained):
+    config = kind(**SMALL, **glue.Mrpc().model_arguments(None))
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    chosen = select_layers(linear_layers(model, glue.Mrpc.trains), glue.Mrpc.targets)
+    assert sorted({name.rpartition(".")[2] for name in chosen}) == adapted
+    assert len(chosen) == 2 * SMALL["num_hidden_layers"]
+    whole = trained_modules(model, glue.Mrpc.trains)
+    assert whole == trained
+    drops = [m.p for name in whole for m in model.get_submodule(name).modules() if isinstance(m, torch.nn.Dropout)]
+    assert not any(drops)  # a head's dropout would draw from no trial's own generator

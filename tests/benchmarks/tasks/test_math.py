@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness import IGNORE, DataError, TaskContext
+from harness.bases import resolve
+from harness_benchmarks.tasks.math import MathTask, extract_answer, last_boxed, normalise, same_expression, same_number
+
+torch.set_num_threads(1)
+
+# LaTeX answers: (given, wanted, equal). The official code of MATH agrees with each (see the test below), but for those
+# in OURS, where ours is wider.
+EQUAL = [
+    (r"\frac{1}{2}", r"\dfrac12", True),
+    (r"\frac12", "1/2", True),
+    ("0.5", r"\frac{1}{2}", True),
+    (".25", "0.25", True),
+    ("x = 5", "5", True),
+    ("k=-3", "-3", True),
+    (r"\sqrt3", r"\sqrt{3}", True),
+    (r"2\sqrt{3}", r"2\sqrt3", True),
+    (r"\left( 1, 2 \right)", "(1,2)", True),
+    (r"90^\circ", "90", True),
+    (r"90^{\circ}", "90", True),
+    (r"\$18", "18", True),
+    (r"50\%", "50", True),
+    (r"5\text{ cm}", "5", True),
+    (r"\frac{-1}{2}", r"\frac{1}{2}", False),
+    ("1/3", "1/2", False),
+    ("(1,2)", "(2,1)", False),
+    ("12", "1", False),
+    (r"x^2", "x^3", False),
+    (r"\frac{a}{b}", r"\frac{b}{a}", False),
+]
+OURS = [
+    (r"\text{Evelyn}", "Evelyn", True),
+    ("10,080", "10080", True),
+    ("18.00", "18", True),
+    ("5.", "5", True),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
+    ("1,2", "12", False),
+]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    folder = resolve("nano")
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    def gsm(first, count):
+        return [
+            {"question": f"What is {n} plus 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
+            for n in range(first, first + count)
+        ]
+
+    write(tmp_path / "math/gsm8k/train.jsonl", gsm(0, 30))
+    write(tmp_path / "math/gsm8k/test.jsonl", [*gsm(100, 5), gsm(3, 1)[0]])  # one test question is in train, too
+    problems = [{"problem": f"Solve $x={n}$.", "solution": rf"So $\boxed{{{n}}}$."} for n in range(4)]
+    write(tmp_path / "math/math/test.jsonl", problems)
+    rows = [
+        {
+            "query": f"Rephrased: one more than {n}?",
+            "original_question": f"What is {n}  plus 1?",
+            "response": f"The answer is: {n + 1}",
+        }
+        for n in range(30)
+    ]
+    write(tmp_path / "math/metamath/train.jsonl", rows)
+    return tmp_path
+
+
+def context(nano, data_dir, **changes):
+    recipe = replace(MathTask.recipes["smoke"], **{"held_out": 6, "limit": 0, "max_new_tokens": 8, **changes})
+    return TaskContext(tokenizer=nano[1], recipe=recipe, seed=0, data_dir=data_dir)
+
+
+def text(tokenizer, example):
+    return tokenizer.decode(example.input_ids)
+
+
+def test_training_validation_and_test_share_no_question(nano, data_dir):
+    data = MathTask().load(context(nano, data_dir))
+    train = "\n".join(text(nano[1], example) for example in data.train)
+    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"]["gsm8k"]]
+    assert len(held_out) == 6
+    questions = [prompt.split("Instruction:\n")[1].split("\n")[0] for prompt in held_out]
+    assert not [question for question in questions if question in train]
+    assert "What is 3 plus 1?" not in train
+    # 30 rows, less the 6 held out, less the test question unless it is among them
+    assert len(data.train) == 24 - ("What is 3 plus 1?" not in questions)
+
+
+def test_metamath_rows_made_from_held_out_questions_are_not_trained_on(nano, data_dir):
+    data = MathTask().load(context(nano, data_dir, training_set="metamath"))
+    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"]["gsm8k"]]
+    numbers = {int(prompt.split("What is ")[1].split()[0]) for prompt in held_out} | {3}
+    trained = {int(text(nano[1], example).split("more than ")[1].split("?")[0]) for example in data.train}
+    assert trained == set(range(30)) - numbers
+
+
+def test_the_loss_is_on_the_solution_only_without_calculator_notes(nano, data_dir):
+    example = MathTask().load(context(nano, data_dir)).train[0]
+    response = nano[1].decode([label for label in example.labels if label != IGNORE])
+    n = int(text(nano[1], example).split("What is ")[1].split()[0])
+    assert response == f"It is {n}+1={n + 1}.\n#### {n + 1}\nThe answer is: {n + 1}<|eos|>"
+
+
+def test_the_held_out_slice_does_not_depend_on_seed_or_order_of_rows(nano, data_dir):
+    def held_out():
+        found = MathTask().load(context(nano, data_dir)).splits["validation"]["gsm8k"]
+        return {each.answer for each in found}
+
+    before = held_out()
+    path = data_dir / "math/gsm8k/train.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert held_out() == before
+
+
+def test_an_untrained_model_is_scored_item_by_item(nano, data_dir):
+    task, where = MathTask(), context(nano, data_dir)
+    data = task.load(where)
+    with torch.no_grad():
+        test = task.evaluate(nano[0], where, data.splits["test"])
+        again = task.evaluate(nano[0], where, data.splits["test"])
+        validation = task.evaluate(nano[0], where, data.splits["validation"])
+    assert {name: len(values) for name, values in test.items.items()} == {"gsm8k": 6, "math": 4}
+    assert test == again
+    for name, values in test.items.items():
+        assert test.metrics[name] == sum(values) / len(values)
+    assert validation.metrics["math"] is None
+    assert "test only" in validation.reasons["math"]
+
+
+class Oracle:
+    """A model that writes a given text, whatever it is asked."""
+
+    def __init__(self, tokenizer, answer):
+        self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def generate(self, input_ids, **_):
+        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
+
+
+def test_a_right_final_answer_scores(nano, data_dir):
+    where = context(nano, data_dir)
+    task = MathTask()
+    split = task.load(where).splits["test"]
+    found = task.evaluate(Oracle(nano[1], "Some steps.\nThe answer is: 102"), where, split)
+    assert found.items["gsm8k"] == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # 100 + 1, 101 + 1, ...
+    found = task.evaluate(Oracle(nano[1], r"Clearly $\boxed{2}$."), where, split)
+    assert found.items["math"] == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_the_limit_shows_fewer_items_and_a_larger_one_contains_a_smaller(nano, data_dir):
+    def answers(limit):
+        split = MathTask().load(context(nano, data_dir, limit=limit)).splits["test"]
+        return {each.answer for each in split["math"]}
+
+    assert len(answers(2)) == 2
+    assert answers(2) < answers(3) < answers(0)
+
+
+def test_missing_tables_are_named(nano, data_dir):
+    (data_dir / "math/math/test.jsonl").unlink()
+    for call in (MathTask().load, lambda where: MathTask().data_identity(where.recipe, where.data_dir)):
+        with pytest.raises(DataError, match=r"math/math/test\.jsonl.*EleutherAI/hendrycks_math"):
+            call(context(nano, data_dir))
+
+
+def test_the_identity_covers_the_training_set_in_use(nano, data_dir):
+    task, where = MathTask(), context(nano, data_dir)
+    before = task.data_identity(where.recipe, data_dir)
+    with (data_dir / "math/metamath/train.jsonl").open("a") as file:
+        file.write("\n")
+    assert task.data_identity(where.recipe, data_dir) == before
+    metamath = replace(where.recipe, training_set="metamath")
+    first = task.data_identity(metamath, data_dir)
+    write(data_dir / "math/metamath/train.jsonl", [{"query": "?", "original_question": "?", "response": "!"}])
+    assert task.data_identity(metamath, data_dir) != first
+
+
+def test_examples_without_room_for_a_response_are_an_error(nano, data_dir):
+    with pytest.raises(DataError, match="max_length=20"):
+        MathTask().load(context(nano, data_dir, max_length=20))
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("Steps.\n#### 42", "42"),
+        ("Steps.\n#### 42\nThe answer is: 42", "42"),
+        ("The answer is: 7. But wait.\nThe answer is: 1,000.", "1,000"),
+        ("the answer is 3", "3"),
+        (r"The answer is: $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"Hence \boxed{\sqrt{a^{2}}}", r"\sqrt{a^{2}}"),
+        ("no answer", None),
+        ("The answer is:", None),
+    ],
+)
+def test_final_answers_are_found(output, answer):
+    assert extract_answer(output) == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "inside"),
+    [
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{\frac{a}{b_{1}}} holds", r"\frac{a}{b_{1}}"),
+        (r"\boxed 5$ done", "5"),
+        (r"\fbox{x}", "x"),
+        (r"\boxed{\frac{1}{2", None),
+        ("nothing", None),
+    ],
+)
+def test_boxes_are_found_with_nested_braces(solution, inside):
+    assert last_boxed(solution) == inside
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "equal"),
+    [
+        ("42", "42", True),
+        ("$1,234.50 dollars", "1234.5", True),
+        ("-3", "3", False),
+        ("72 clips", "72", True),
+        ("42.5", "42", False),
+        ("forty", "40", False),
+        (None, "4", False),
+    ],
+)
+def test_numbers_are_compared_by_value(given, wanted, equal):
+    assert same_number(given, wanted) is equal
+
+
+@pytest.mark.parametrize(("given", "wanted", "equal"), [*EQUAL, *OURS])
+def test_expressions_are_compared_after_normalising(given, wanted, equal):
+    assert same_expression(given, wanted) is equal
+    assert same_expression(wanted, given) is equal
+
+
+def test_normalising_twice_changes_nothing():
+    for given, wanted, _ in [*EQUAL, *OURS]:
+        for each in (given, wanted):
+            assert normalise(normalise(each)) == normalise(each)
+
+
+def test_expressions_are_equal_where_the_official_comparison_says_so():
+    official = pytest.importorskip("lm_eval.tasks.hendrycks_math.utils")
+    assert [official.is_equiv(given, wanted) for given, wanted, _ in EQUAL] == [equal for _, _, equal in EQUAL]
+
+
+def test_no_answer_is_never_equal():
+    assert not same_expression(None, "")
