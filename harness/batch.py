@@ -24,12 +24,13 @@ class Row(NamedTuple):
 
     Attributes:
         ids: Token ids, (T,).
-        places: Positions whose logits are wanted: one before each labelled token, (N,); empty for one output per row.
+        places: Positions whose logits are wanted: one before each labelled token, (N,); ``None``: one output
+            per row.
         targets: What they must predict, (N,) token ids; (1,) class index or number.
     """
 
     ids: np.ndarray[Any, Any]
-    places: np.ndarray[Any, Any]
+    places: np.ndarray[Any, Any] | None
     targets: np.ndarray[Any, Any]
 
 
@@ -103,7 +104,7 @@ def encode(example: Example, kind: ModelKind) -> Row:
         labelled = np.flatnonzero(labels[1:] != IGNORE)
         return Row(ids, labelled, labels[labelled + 1])
     dtype = np.int64 if kind is ModelKind.CLASSIFICATION else np.float32
-    return Row(ids, np.empty(0, dtype=np.int64), np.asarray([example.labels], dtype=dtype))
+    return Row(ids, None, np.asarray([example.labels], dtype=dtype))
 
 
 def collate(
@@ -131,7 +132,7 @@ def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: i
     for place, row in enumerate(flat):
         ids[place, : len(row.ids)] = row.ids
     counts = [sum(len(row.targets) for row in rows) for rows in lanes]
-    per_position = any(len(row.places) for row in flat)
+    per_position = flat[0].places is not None
     # Loss positions are as many in every lane; the filling ones point into the lane's own rows.
     count = _round_up(max(1, *counts), multiple * len(lanes[0])) if per_position else len(lanes[0])
     index = np.zeros((len(lanes), count), dtype=np.int64)
@@ -142,7 +143,7 @@ def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: i
         index[lane] = first * width
         if per_position:
             index[lane, : counts[lane]] = np.concatenate(
-                [(first + b) * width + row.places for b, row in enumerate(rows)]
+                [(first + b) * width + row.places for b, row in enumerate(rows) if row.places is not None]
             )
         targets[lane, : counts[lane]] = np.concatenate([row.targets for row in rows])
         weights[lane, : counts[lane]] = 1.0 / max(1, totals[lane])

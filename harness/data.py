@@ -88,8 +88,8 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
         kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
         try:
             return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error.__cause__ or error) or "it holds no rows").splitlines()[0]
             raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error
     try:
         return datasets.load_dataset(

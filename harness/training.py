@@ -15,6 +15,7 @@ import copy
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -311,7 +312,8 @@ class Pack:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
         self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None
-        self._graphs: dict[tuple[Any, ...], _Graph | _Eager | None] = {}
+        self._graphs: dict[tuple[Any, ...], _Graph | _Eager] = {}
+        self._seen: Counter[tuple[Any, ...]] = Counter()
 
     def _bind(self) -> None:
         names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
@@ -378,16 +380,13 @@ class Pack:
         form = tuple(batch.shape() for batch in batches)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            if form not in self._graphs and len(self._graphs) < MOST_GRAPHS:
-                self._graphs[form] = None
-                losses = self._step([batch.to(self.base.device) for batch in batches])
-            elif form not in self._graphs:
+            self._seen[form] += 1
+            if self._seen[form] <= WARM_STEPS or (form not in self._graphs and len(self._graphs) == MOST_GRAPHS):
                 losses = self._step([batch.to(self.base.device) for batch in batches])
             else:
-                graph = self._graphs[form]
-                if graph is None:
-                    graph = self._graphs[form] = self._capture(batches)
-                losses = graph.replay(batches)
+                if form not in self._graphs:
+                    self._graphs[form] = self._capture(batches)
+                losses = self._graphs[form].replay(batches)
         torch.cuda.current_stream().wait_stream(self._stream)
         return losses
 
@@ -401,6 +400,7 @@ class Pack:
             generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())  # still "capturing"
             names = ", ".join(dict.fromkeys(lane.trial.method for lane in self.lanes))
             logger.warning("a step of %s cannot be captured in a CUDA graph, and runs slower: %s", names, error)
+            logger.debug("", exc_info=True)
             return _Eager(self._step, self.base.device)
 
     def _set_rates(self, done: int) -> None:
@@ -448,6 +448,7 @@ class Pack:
 
 
 GPU_MULTIPLE = 16  # tokens: batches are padded to few different forms, so that few graphs are captured
+WARM_STEPS = 1  # ordinary steps of a form before it is captured
 MOST_GRAPHS = 32  # per pack; batches of further forms run uncaptured
 
 

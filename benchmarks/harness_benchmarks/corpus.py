@@ -5,14 +5,15 @@
     Windows     token windows of equal length, no padding, documents joined by the end-of-text token
     WindowCache the same as training examples, tokenised once however many trials read them
 
-Files are read line by line, so that neither 300 GB of C4 nor its index has to fit anywhere. One document in a hundred,
-chosen by its content, is held out of training: learning rates are chosen on those.
+Files are read one after the other and line by line, so that 300 GB of C4 need not fit anywhere. One document in a
+hundred, chosen by its content, is held out of training: learning rates are chosen on those.
 
 What is not here: scoring (the tasks).
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ from harness import ConfigError, DataError, Example, Source
 HELD_OUT = 100  # one document in so many is validation data
 BUFFER = 10_000  # documents among which the next one is drawn
 BATCH = 32  # documents tokenised together
+HUB = "hf://datasets/"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Corpus:
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             raise DataError(f"data: offline, so {self.source.hub_id!r} cannot be had; {wanted}")
         pattern, count = self.hub_files[split]
-        root = f"hf://datasets/{self.source.hub_id}@{self.source.revision}"
+        root = f"{HUB}{self.source.hub_id}@{self.source.revision}"
         return [f"{root}/{pattern.format(number)}" for number in range(count)]
 
     def identity(self, data_dir: Path | None, folders: Sequence[str] = ()) -> str:
@@ -109,24 +111,32 @@ def _file_hash(path: Path, modified: int) -> bytes:
 
 
 def read_texts(url: str) -> Iterator[str]:
-    """Yield the texts of one file of JSON lines, gzipped or not.
+    """Yield the texts of one file of JSON lines, gzipped or not. A hub file is fetched whole, into the hub's cache.
 
     Raises:
         DataError: It cannot be read, or a line has no text; the message names file and line.
     """
-    import fsspec
-
     line_number = 0
     try:
-        with fsspec.open(url, "rt", compression="infer", encoding="utf-8") as lines:
+        path = _fetch(url) if url.startswith(HUB) else Path(url)
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for line in lines:
                 line_number += 1
                 yield json.loads(line)["text"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        where = f", line {line_number}" if line_number else ""
         raise DataError(
-            f"data: {url}, line {line_number}: {type(error).__name__}: {error}. "
+            f"data: {url}{where}: {type(error).__name__}: {error}. "
             "Each line must be a JSON object with a field 'text'; check the file, or the network"
         ) from error
+
+
+def _fetch(url: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, _, rest = url.removeprefix(HUB).partition("@")
+    revision, _, name = rest.partition("/")
+    return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
 
 
 def is_held_out(text: str) -> bool:

@@ -41,9 +41,6 @@ def harness_register_tasks():
 @pytest.fixture
 def distribute(tmp_path, monkeypatch):
     """Return a function that lays out a stranger's installed distribution: files, and entry points in metadata."""
-    for number, name in enumerate(list(sys.modules)):
-        if name.startswith("stranger"):
-            monkeypatch.delitem(sys.modules, name)
 
     def lay_out(entry_points: str, distribution: str = "stranger", version: str = "1.2", **files: str) -> Path:
         site = tmp_path / distribution
@@ -51,7 +48,7 @@ def distribute(tmp_path, monkeypatch):
             path = site / f"{name.replace('__SLASH__', '/')}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(dedent(text))
-        info = site / f"{distribution}-{version}.dist-info"
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(f"[harness]\n{dedent(entry_points)}")

@@ -98,20 +98,86 @@ def test_a_crash_of_the_first_write_leaves_no_record(folder, make_record, monkey
     assert folder.ids() == set()
 
 
-def test_no_reader_ever_sees_a_part_of_a_record(folder, make_record, monkeypatch):
-    """At the moment of the rename the file beside it is already whole."""
+@pytest.mark.parametrize("before", ["nothing", "interrupted"])
+def test_no_reader_ever_sees_a_part_of_a_record(folder, make_record, monkeypatch, before):
+    """At the moment that it gets its name, the file is already whole."""
+    if before == "interrupted":
+        folder.write(make_record(state=State.INTERRUPTED))
     seen = []
-    rename = os.replace
+    link = os.link
 
     def look(source, target):
-        with open(source) as file:  # noqa: PTH123
-            seen.append(file.read())
-        rename(source, target)
+        seen.append(source.read_text())
+        link(source, target)
 
-    monkeypatch.setattr(os, "replace", look)
-    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: look(self, target))
+    monkeypatch.setattr(os, "link", look)
     folder.write(make_record())
-    assert seen == [make_record().dumps()]
+    assert seen[-1] == make_record().dumps()
+    assert folder.read(make_record().trial_id) == make_record()
+
+
+@pytest.mark.parametrize("before", ["nothing", "interrupted"])
+def test_of_two_machines_that_finish_a_trial_at_once_the_first_counts(folder, make_record, monkeypatch, before):
+    if before == "interrupted":
+        folder.write(make_record(state=State.INTERRUPTED))
+    first, second = make_record(metrics={"accuracy": 0.25}), make_record(metrics={"accuracy": 0.99})
+    read = Store.read
+
+    def read_then_lose_the_race(store, trial_id):
+        found = read(store, trial_id)
+        monkeypatch.setattr(Store, "read", read)
+        Store(folder.root).write(first)
+        return found
+
+    monkeypatch.setattr(Store, "read", read_then_lose_the_race)
+    with pytest.raises(RecordError, match="written once"):
+        folder.write(second)
+    assert list(folder.records()) == [first]
+    assert [path.name for path in folder.local.iterdir()] == [f"{first.trial_id}.json"]
+
+
+def test_a_filesystem_without_hard_links_will_do(folder, make_record, monkeypatch):
+    def unsupported(source, target):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    folder.write(make_record())
+    with pytest.raises(RecordError, match="written once"):
+        folder.write(make_record())
+    assert list(folder.records()) == [make_record()]
+
+
+@pytest.mark.parametrize("call", ["pipe_file", "mv"])
+def test_a_remote_write_that_fails_leaves_nothing(make_record, monkeypatch, call):
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.prepare()
+    done = getattr(store.filesystem, call)
+
+    def fail(*arguments, **keywords):
+        if call == "pipe_file":
+            done(*arguments, **keywords)
+        raise OSError("connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.filesystem, call, fail)
+        with pytest.raises(OSError, match="connection lost"):
+            store.write(make_record())
+    assert store.filesystem.ls(store.path, detail=False) == []
+    store.write(make_record())
+    assert list(store.records()) == [make_record()]
+
+
+def test_files_of_other_names_are_no_records(store, make_record):
+    store.write(make_record())
+    store.write_artifact("export.json", b"[]")
+    store.write_artifact("package.json", b"{}")
+    assert list(store.records()) == [make_record()]
+
+
+@pytest.mark.parametrize("root", ["nonsense://x/results", "abfs://container/results"])
+def test_a_url_that_cannot_be_opened_is_named(root):
+    with pytest.raises(UsageError, match=root):
+        Store(root)
 
 
 def test_artifacts_are_kept_beside_and_are_no_records(store):

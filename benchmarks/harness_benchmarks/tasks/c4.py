@@ -180,9 +180,8 @@ class C4Task(Task):
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the perplexity, and the large singular values of what the adapters learned."""
-        sums = negative_log_likelihoods(
-            model, split, context.tokenizer.pad_token_id, min(64, context.recipe.batch_size)
-        )
+        size = context.recipe.micro_batch_size or context.recipe.batch_size
+        sums = negative_log_likelihoods(model, split, context.tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long
         counts = {name: count_large(delta) for name, delta in delta_weights(model).items()}

@@ -120,7 +120,8 @@ class ContinualTask(Task):
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return perplexity, question accuracies and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
-        sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, recipe.batch_size)
+        size = recipe.micro_batch_size or recipe.batch_size
+        sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split.windows, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long
         side = forgetting.measure_forgetting(model, context, recipe.forgetting_windows, recipe.max_length)
@@ -131,7 +132,7 @@ class ContinualTask(Task):
             if isinstance(questions, str):
                 metrics[name], reasons[name] = None, questions
             else:
-                right = answer(model, tokenizer, questions, recipe.max_length, recipe.batch_size)
+                right = answer(model, tokenizer, questions, recipe.max_length, size)
                 items[name] = right
                 metrics[name] = sum(right) / len(right)
                 present.append(sum(right) / len(right))

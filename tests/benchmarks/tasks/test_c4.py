@@ -144,6 +144,18 @@ def test_the_hub_files_are_those_of_the_pinned_revision():
     assert (validation[-1], len(validation)) == (root + "c4-validation.00007-of-00008.json.gz", 8)
 
 
+def test_a_hub_file_is_fetched_at_the_pinned_revision(monkeypatch, files):
+    asked = []
+
+    def fetch(repository, name, **rest):
+        asked.append((repository, name, rest))
+        return files[1]
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert list(read_texts("hf://datasets/allenai/c4@abc/en/x.json.gz")) == TEXTS[1::3]
+    assert asked == [("allenai/c4", "en/x.json.gz", {"repo_type": "dataset", "revision": "abc"})]
+
+
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n')
     with pytest.raises(DataError, match=r"train\.jsonl, line 2.*'text'"):

@@ -1,0 +1,126 @@
+"""Tables from a folder or from the hub, and never anything else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from harness import hub
+from harness.data import identify, local_files, read_rows, read_table, require
+from harness.errors import DataError
+from harness.task import Source
+
+SOURCE = Source(hub_id="nobody/nothing", config="main", revision="abc", licence="mit", folder="some/rte")
+ROWS = [{"text": "grün", "label": 1}, {"text": "blau", "label": 0}]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("harness.data.is_offline", lambda: True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(name, text):
+        path = tmp_path / "data" / SOURCE.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+        return tmp_path / "data"
+
+    return write
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.jsonl", lines(ROWS)),
+        ("train.jsonl.gz", lines(ROWS)),
+        ("train.json", lines(ROWS)),
+        ("train.csv", "text,label\ngrün,1\nblau,0\n"),
+    ],
+)
+def test_a_table_is_read_from_any_of_the_formats(put, name, text):
+    assert read_rows(SOURCE, "train", put(name, text)) == ROWS
+
+
+def test_a_parquet_table_and_its_shards_are_read_in_order(put, tmp_path):
+    import pandas as pd
+
+    folder = put("train-00000-of-00002.jsonl", lines(ROWS[:1]))
+    put("train-00001-of-00002.jsonl", lines(ROWS[1:]))
+    put("train-extra.jsonl", lines(ROWS))  # not a shard
+    assert read_rows(SOURCE, "train", folder) == ROWS
+    pd.DataFrame(ROWS).to_parquet(folder / SOURCE.folder / "test.parquet")
+    assert read_rows(SOURCE, "test", folder) == ROWS
+    assert len(read_table(SOURCE, "test", folder)) == 2
+
+
+def test_a_whole_file_goes_before_shards_and_formats_are_not_mixed(put):
+    folder = put("train.csv", "text,label\nrot,3\n")
+    put("train-0.csv", "text,label\nshard,3\n")
+    assert [path.name for path in local_files(SOURCE, "train", folder)] == ["train.csv"]
+    put("train.jsonl", lines(ROWS))
+    assert [path.name for path in local_files(SOURCE, "train", folder)] == ["train.jsonl"]
+
+
+def test_identity_follows_the_content(put):
+    folder = put("train.jsonl", lines(ROWS))
+    put("test.jsonl", lines(ROWS))
+    before = identify(SOURCE, ["train", "test"], folder)
+    assert before.startswith("sha256:")
+    assert identify(SOURCE, ["train", "test"], folder) == before
+    assert identify(SOURCE, ["test", "train"], folder) != before or identify(SOURCE, ["train"], folder) != before
+    put("test.jsonl", lines(ROWS[:1]))
+    assert identify(SOURCE, ["train", "test"], folder) != before
+
+
+def test_a_missing_table_names_the_file_and_what_to_do(put):
+    folder = put("train.jsonl", lines(ROWS))
+    with pytest.raises(DataError, match=r"some/rte/test\.jsonl.*leave --data-dir out to use 'nobody/nothing'.*'main' at abc"):
+        require(SOURCE, ["train", "test"], folder)
+    with pytest.raises(DataError, match=r"offline.*'nobody/nothing'.*--data-dir with <data dir>/some/rte/train\.jsonl"):
+        require(SOURCE, ["train"], None)
+    with pytest.raises(DataError, match=r"not on the hub; give --data-dir"):
+        require(Source(folder="x"), ["train"], None)
+
+
+@pytest.mark.parametrize("text", ["{", "not json at all\n", ""])
+def test_a_broken_table_is_named(put, text):
+    folder = put("train.jsonl", text)
+    with pytest.raises(DataError, match=r"train\.jsonl cannot be read as json"):
+        read_rows(SOURCE, "train", folder)
+
+
+def test_what_the_hub_identifies(monkeypatch):
+    monkeypatch.setattr("harness.data.is_offline", lambda: False)
+    assert identify(SOURCE, ["train"], None) == "nobody/nothing/main@abc"
+
+
+def test_a_hub_that_does_not_answer_costs_one_attempt(monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Dead:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise ConnectionError("nobody there")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Dead)
+    hub.is_offline.cache_clear()
+    try:
+        assert hub.is_offline()
+        assert hub.is_offline()
+        assert asked == [(constants.ENDPOINT, hub.SECONDS)]
+        assert constants.HF_HUB_OFFLINE
+    finally:
+        hub.is_offline.cache_clear()

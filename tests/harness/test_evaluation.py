@@ -1,0 +1,93 @@
+"""Scoring against the plain way: one example at a time, no padding, no tricks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from harness.bases import resolve
+from harness.evaluation import generate, negative_log_likelihoods
+from harness.task import IGNORE, Example
+
+TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
+WORDS = len(TOKENIZER)
+
+
+@pytest.fixture(params=["llama", "gpt2"], scope="module")
+def model(request):
+    torch.manual_seed(0)
+    if request.param == "llama":
+        config = LlamaConfig(
+            vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)).eval()
+
+
+def draw(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, WORDS, (length,), generator=generator).tolist() for length in lengths]
+
+
+LENGTHS = [7, 3, 12, 5, 5, 9, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_likelihoods_equal_those_of_a_plain_loop(model, batch_size):
+    examples = [Example(ids, [IGNORE] * (n % 4) + ids[n % 4 :]) for n, ids in enumerate(draw(LENGTHS))]
+    examples.append(Example([5, 6, 7], [IGNORE] * 3))  # nothing to score
+    expected = []
+    for example in examples:
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+        terms = [
+            -float(log_probabilities[place - 1, label])
+            for place, label in enumerate(example.labels)
+            if place and label != IGNORE
+        ]
+        expected.append(sum(terms))
+    found = negative_log_likelihoods(model, examples, TOKENIZER.pad_token_id, batch_size)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert found[-1] == 0.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_greedy_decoding_equals_one_prompt_at_a_time(model, batch_size):
+    prompts = draw(LENGTHS, seed=1)
+    expected = []
+    for prompt in prompts:
+        output = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=8,
+            do_sample=False, pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        end = output.index(TOKENIZER.eos_token_id) if TOKENIZER.eos_token_id in output else len(output)
+        expected.append(output[:end])
+    assert generate(model, TOKENIZER, prompts, 8, batch_size) == expected
+    assert len({tuple(each) for each in expected}) > 1
+
+
+def test_continuations_are_cut_before_the_end_of_text(model):
+    """Every token of this output is the end of text, so nothing is left, unless a least number is asked for."""
+
+    class Eager:
+        pad_token_id = TOKENIZER.pad_token_id
+
+    prompts = draw([4, 6], seed=2)
+    first = generate(model, TOKENIZER, prompts[:1], 1)[0]
+    Eager.eos_token_id = first[0]
+    assert generate(model, Eager, prompts[:1], 5) == [[]]
+    longer = generate(model, Eager, prompts[:1], 5, min_new_tokens=3)[0]
+    assert len(longer) >= 3
+    assert Eager.eos_token_id not in longer
+
+
+def test_nothing_is_left_behind_in_the_model(model):
+    head = model.get_output_embeddings()
+    broken = [Example([WORDS + 5, 3], [IGNORE, 3])]  # outside the vocabulary: the forward pass raises
+    with pytest.raises(IndexError):
+        negative_log_likelihoods(model, broken, 0)
+    assert not head._forward_pre_hooks
+    (score,) = negative_log_likelihoods(model, [Example([5, 6], [IGNORE, 6])], 0)
+    assert score > 0
