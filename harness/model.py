@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -144,14 +146,25 @@ def load_model(
 
 
 CAPTURABLE = "sdpa_without_a_look"
+_unmasked: ContextVar[bool] = ContextVar("_unmasked", default=False)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Promise that no real token may see a padding token: there is none, or the model is causal and padded behind."""
+    before = _unmasked.set(True)
+    try:
+        yield
+    finally:
+        _unmasked.reset(before)
 
 
 def use_capturable_attention(model: nn.Module) -> None:
-    """Let the model decide whether attention needs a mask from shapes alone.
+    """Let us tell the model that attention needs no mask, instead of it looking at the mask's values.
 
-    transformers looks at the mask's values, or builds a mask that is not needed while a CUDA graph is captured, and so
-    would run another, slower kernel in captured steps than in ordinary ones. Only models that use PyTorch's own
-    attention are changed; what is computed stays the same.
+    transformers otherwise waits for the device to look, and builds a mask that is not needed while a CUDA graph is
+    captured, so that captured steps would run a slower kernel. Only models that use PyTorch's own attention are
+    changed; what is computed stays the same.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -160,9 +173,9 @@ def use_capturable_attention(model: nn.Module) -> None:
     def mask(**arguments: Any) -> Any:
         queries = arguments["q_length"] if "q_length" in arguments else arguments["cache_position"].shape[0]
         keys, window = arguments["kv_length"], arguments.get("local_size")
-        plain = arguments.get("attention_mask") is None and (window is None or keys < window) and queries == keys
-        skips = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
-        return None if plain and skips else sdpa_mask(**arguments)
+        shapes_are_plain = queries == keys and (window is None or keys < window)
+        may_skip = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
+        return None if _unmasked.get() and shapes_are_plain and may_skip else sdpa_mask(**arguments)
 
     config: Any = model.config
     if config._attn_implementation == "sdpa":

@@ -380,10 +380,17 @@ def jobs(trials: Sequence[Trial], registry: Registry, workers: int, pack: int) -
     result: list[tuple[list[Trial], int]] = []
     for group in groups.values():
         size = pack or max(1, -(-len(group) // workers))
-        # Alike trials beside each other, so that they are stacked.
-        group.sort(key=lambda trial: (trial.method, json.dumps(trial.to_json()["config"], sort_keys=True)))
+        # Alike trials beside each other, so that they are stacked; otherwise in the order given.
+        kinds: dict[str, int] = {}
+        for trial in group:
+            kinds.setdefault(_kind(trial), len(kinds))
+        group.sort(key=lambda trial: kinds[_kind(trial)])
         result += [(group[start : start + size], pack) for start in range(0, len(group), size)]
     return result
+
+
+def _kind(trial: Trial) -> str:
+    return f"{trial.method} {json.dumps(trial.to_json()['config'], sort_keys=True)}"
 
 
 _SHARED = frozenset({"task", "scale", "recipe", "model", "model_revision", "targets", "precision", "data"})

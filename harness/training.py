@@ -295,6 +295,8 @@ class Pack:
             for block in base.blocks:
                 if block._compiled_call_impl is None:
                     block.compile(dynamic=False)
+            # Layers may differ in rank; each combination in a block is a compilation of its own.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         self.leaves = Leaves(base.dtype)
         self.parts: dict[str, tuple[tuple[Stack, int], ...]] = {}
         self.model = base.model
@@ -532,7 +534,10 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
 
         hook = head.register_forward_pre_hook(gather)
         try:
-            logits = call(input_ids=batch.input_ids, use_cache=False).logits
+            with unmasked():
+                # A mask of ones keeps transformers from searching the positions for packed sequences.
+                ones = torch.ones_like(batch.input_ids)
+                logits = call(input_ids=batch.input_ids, attention_mask=ones, use_cache=False).logits
         finally:
             hook.remove()
     if kind is ModelKind.REGRESSION:

@@ -188,9 +188,14 @@ class _Tokenizer:
 
 
 def harness(
-    workload: Workload, device: torch.device, dtype: torch.dtype, names: list[str], compiled: bool = False
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+    names: list[str],
+    compiled: bool = False,
+    budget: str = "lora:r=8",
 ) -> Callable[[], Any]:
     """Return a pack's step, data handling included."""
     precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
     base = Base(build_model(workload, device, dtype).requires_grad_(False), SyntheticTask(workload), precision)
-    return Pack(base, build_lanes(build_registry(), base, workload, names), compiled).step
+    return Pack(base, build_lanes(build_registry(), base, workload, names, budget), compiled).step

@@ -93,7 +93,9 @@ def test_budget_is_read(text, expected):
     assert found == expected
 
 
-@pytest.mark.parametrize("text", ["", "5 apples", "-3", "1e5", "k", "%", "lora r=8", "0", "0%", "lora,r=8", "12kk", "١٢x"])
+@pytest.mark.parametrize(
+    "text", ["", "5 apples", "-3", "1e5", "k", "%", "lora r=8", "0", "0%", "lora,r=8", "12kk", "١٢x"]
+)
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(UsageError, match=re.escape(repr(text.strip()))):
         budget_parameters(text, LAYERS, 10_000, REGISTRY)
@@ -171,7 +173,9 @@ def test_every_method_reaches_a_budget_or_names_the_two_nearest_counts(shapes, b
             solution = solve(method, method.Config(), budget, layers, tolerance)
         except BudgetError as error:
             assert name in str(error)
-            named = [int(n.replace(",", "")) for n in re.search(r"nearest counts: (.*?)\. ", str(error))[1].split(" and ")]
+            named = [
+                int(n.replace(",", "")) for n in re.search(r"nearest counts: (.*?)\. ", str(error))[1].split(" and ")
+            ]
             assert all(abs(each - budget) > tolerance * budget for each in named)
             totals = reachable(method, method.Config(), layers)
             if budget < max(totals):

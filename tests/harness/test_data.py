@@ -83,7 +83,9 @@ def test_identity_follows_the_content(put):
 
 def test_a_missing_table_names_the_file_and_what_to_do(put):
     folder = put("train.jsonl", lines(ROWS))
-    with pytest.raises(DataError, match=r"some/rte/test\.jsonl.*leave --data-dir out to use 'nobody/nothing'.*'main' at abc"):
+    with pytest.raises(
+        DataError, match=r"some/rte/test\.jsonl.*leave --data-dir out to use 'nobody/nothing'.*'main' at abc"
+    ):
         require(SOURCE, ["train", "test"], folder)
     with pytest.raises(DataError, match=r"offline.*'nobody/nothing'.*--data-dir with <data dir>/some/rte/train\.jsonl"):
         require(SOURCE, ["train"], None)

@@ -63,7 +63,9 @@ def search(score, tune=5, **suite):
 
 
 def test_methods_budgets_rates_and_seeds_are_crossed():
-    found = trials(methods=["lora", "mora"], budgets=["lora:r=2", "lora:r=4"], learning_rates=[1e-3, 3e-3], seeds=[0, 7])
+    found = trials(
+        methods=["lora", "mora"], budgets=["lora:r=2", "lora:r=4"], learning_rates=[1e-3, 3e-3], seeds=[0, 7]
+    )
     assert len({t.id for t in found}) == len(found) == 2 * 2 * 2 * 2
     assert {t.config["r"] for t in found if t.method == "lora"} == {2, 4}
     for budget in ("lora:r=2", "lora:r=4"):
@@ -93,7 +95,9 @@ def test_rates_without_a_search_are_the_recipes_times_the_methods_factor():
     (lora,), (full,) = trials(methods=["lora"]), trials(methods=["full"])
     recipe = REGISTRY.task("uuid").recipes["smoke"]
     assert lora.learning_rate == recipe.learning_rate
-    assert full.learning_rate == pytest.approx(recipe.learning_rate * REGISTRY.method("full").traits.learning_rate_factor)
+    assert full.learning_rate == pytest.approx(
+        recipe.learning_rate * REGISTRY.method("full").traits.learning_rate_factor
+    )
     (own,) = trials(recipe={"learning_rate": 1.23456e-3})
     assert own.learning_rate == 1.23456e-3
 
@@ -242,6 +246,8 @@ def test_interrupted_trials_are_pending_again():
 
 def test_cells_of_different_methods_are_searched_apart():
     both, results = cells(methods=["lora", "full"], tune=3), Results(lambda rate: 1.0)
-    rates = {method: [t.learning_rate for t in pending(both, results) if t.method == method] for method in ("lora", "full")}
+    rates = {
+        method: [t.learning_rate for t in pending(both, results) if t.method == method] for method in ("lora", "full")
+    }
     factor = REGISTRY.method("full").traits.learning_rate_factor
     assert rates["full"] == pytest.approx([factor * rate for rate in rates["lora"]], rel=1e-2)

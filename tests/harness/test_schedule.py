@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -154,7 +153,8 @@ def test_hook_harness_summarize(sweep, registry):
 
 def test_the_display_sees_every_trial_start_and_end(sweep):
     for trial in sweep.trials:
-        assert [event for event, seen in sweep.events if seen == trial.id and event != "progress"] == ["started", "finished"]
+        seen = [event for event, trial_id in sweep.events if trial_id == trial.id]
+        assert [event for event in seen if event != "progress"] == ["started", "finished"]
 
 
 def test_an_observer_that_fails_is_counted_and_loses_nothing(trouble, registry, tmp_path, make_record, caplog):
@@ -182,7 +182,9 @@ def test_trials_that_another_run_finished_are_left_alone(trouble, registry, tmp_
 
     sweep.scheduler.watch = watch
     sweep.run()
-    assert {record.trial_id: record for record in sweep.store.records()} == theirs
+    assert {each.trial_id: each.dumps() for each in sweep.store.records()} == {
+        trial_id: each.dumps() for trial_id, each in theirs.items()
+    }
     assert ("started", first.id) not in sweep.events
     assert ("finished", first.id) in sweep.events
 
@@ -223,7 +225,7 @@ def test_workers_that_cannot_start_end_the_run_with_the_reason(trouble, registry
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('psutil is broken here')")
     start = time.monotonic()
-    with pytest.raises(HarnessError, match="(?s)a worker cannot start: .*exit code 1.*psutil is broken here"):
+    with pytest.raises(HarnessError, match=r"(?s)a worker cannot start: .*exit code 1.*psutil is broken here"):
         sweep.run()
     assert time.monotonic() - start < 60
     assert sweep.store.ids() == set()
@@ -267,4 +269,3 @@ def test_every_trial_is_in_one_job(registry):
         for pack in (0, 1, 2, 8):
             found = [trial.id for job, _ in jobs(trials, registry, workers, pack) for trial in job]
             assert sorted(found) == sorted(trial.id for trial in trials)
-    assert not re.search("lora", "".join(t.method for t in trials))

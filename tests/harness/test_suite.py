@@ -15,10 +15,14 @@ def write(tmp_path, text):
 
 
 def test_a_suite_is_read_with_its_defaults(tmp_path):
-    text = 'tasks = ["uuid"]\nseeds = [0, 5]\nlearning_rates = [1, 3e-4]\n[recipe]\nsteps = 7\n[published.uuid]\nlora = 0.5'
-    suite = read_suite(write(tmp_path, text))
+    lists = 'tasks = ["uuid"]\nseeds = [0, 5]\nlearning_rates = [1, 3e-4]\n'
+    suite = read_suite(write(tmp_path, f"{lists}[recipe]\nsteps = 7\n[published.uuid]\nlora = 0.5"))
     assert suite == Suite(
-        tasks=("uuid",), seeds=(0, 5), learning_rates=(1.0, 3e-4), recipe={"steps": 7}, published={"uuid": {"lora": 0.5}}
+        tasks=("uuid",),
+        seeds=(0, 5),
+        learning_rates=(1.0, 3e-4),
+        recipe={"steps": 7},
+        published={"uuid": {"lora": 0.5}},
     )
     assert [type(rate) for rate in suite.learning_rates] == [float, float]
     assert (suite.methods, suite.budgets, suite.scale, suite.tune) == (("all",), ("lora:r=8",), "smoke", 0)

@@ -1,4 +1,4 @@
-"""A stranger's plugin that makes all the trouble that a plugin can make, and an observer that writes down what it is told.
+"""A stranger's plugin that makes all the trouble a plugin can make, and an observer that notes what it is told.
 
 Every method trains one number per output, so ``--budget quick`` fits them all. ``TROUBLE_SECONDS``, ``TROUBLE_RAISE``
 and ``TROUBLE_LOG`` in the environment say how long ``slow`` sleeps, whether the observer raises, and where it writes.
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -85,12 +86,12 @@ class Miscounting(Quick):
 
 
 class Toy(Task):
-    """Four examples; the score is what the recipe asks for, which may be no number."""
+    """Four examples, and a score that is no number."""
 
     name = "toy"
     main_metric = "score"
-    metrics = {"score": Metric("Score", "fraction", True, "Nothing.")}
-    recipes = {"smoke": Recipe(steps=2, batch_size=2, learning_rate=1e-3)}
+    metrics: Mapping[str, Metric] = {"score": Metric("Score", "fraction", True, "Nothing.")}
+    recipes: Mapping[str, Recipe] = {"smoke": Recipe(steps=2, batch_size=2, learning_rate=1e-3)}
 
     def load(self, context):
         return TaskData([Example([5, 6, 7, 8], [-100, 6, 7, 8])] * 4, {"validation": None, "test": None})
