@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from harness.record import Record, State
 from harness.trial import Trial
 
-MARKS = {State.COMPLETE: "[green]done[/]", State.INTERRUPTED: "[yellow]interrupted[/]"}
+MARKS = {State.COMPLETE: ("done", "green"), State.INTERRUPTED: ("interrupted", "yellow")}  # others: red
 
 
 class Display:
@@ -81,10 +82,10 @@ class Display:
         cost = "" if seconds is None else f"{seconds:.1f} s"
         why = "" if record.error is None else f"{record.error['type']}: {record.error['message']}"
         left = self._left()
-        mark = MARKS.get(record.state, f"[red]{record.state}[/]")
-        self.console.print(f"[{self.finished}/{self.total}] {mark} ", end="")
-        parts = [record.trial.label, score, cost, why, left]
-        self.console.print("  ".join(filter(None, parts)), markup=False, highlight=False)
+        mark = MARKS.get(record.state, (record.state.value, "red"))
+        rest = "  ".join(filter(None, [record.trial.label, score, cost, why, left]))
+        # One piece: under a live display every print is a line of its own.
+        self.console.print(Text.assemble(f"[{self.finished}/{self.total}] ", mark, f" {rest}"), soft_wrap=True)
 
     def _left(self) -> str:
         """Return the estimated time left, in words; nothing on a terminal, where a bar shows it."""

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,6 +84,7 @@ class _Process:
         self.number = number
         self.jobs: list[Trial] = []  # given and not yet finished, in order
         self.started: dict[str, float] = {}
+        self.environment = settings.environment  # until it has looked at its device
         self.ready = False  # it has loaded the plugins and can work
         self.idle = False
         environment = dict(os.environ)
@@ -259,9 +260,11 @@ class Scheduler:
             self._died(worker)
         elif event["event"] == "idle":
             worker.ready = worker.idle = True
+            worker.environment = event.get("environment", worker.environment)
             lost, worker.jobs = worker.jobs, []
             for trial in lost:
-                self._keep(self._ended(trial, State.FAILED, "NoRecord", "the worker ended its job without a record"))
+                why = "the worker ended its job without a record"
+                self._keep(self._ended(worker, trial, State.FAILED, "NoRecord", why))
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
             worker.jobs = [trial for trial in worker.jobs if trial.id != event["record"]["trial_id"]]
@@ -312,7 +315,7 @@ class Scheduler:
             self._waiting.extendleft([([trial], 1) for trial in reversed(running)])
         elif running:
             state = State.OUT_OF_MEMORY if worker.was_killed else State.FAILED
-            self._keep(self._ended(running[0], state, "WorkerDied", why))
+            self._keep(self._ended(worker, running[0], state, "WorkerDied", why))
 
     def _enforce_limits(self) -> None:
         limit = self.settings.trial_seconds
@@ -327,7 +330,8 @@ class Scheduler:
                 if rest := [trial for trial in worker.jobs if trial not in late]:
                     self._waiting.appendleft((rest, self.settings.pack))
                 for trial in late:
-                    self._keep(self._ended(trial, State.TIMED_OUT, "TimedOut", f"ran longer than {limit:g} seconds"))
+                    why = f"ran longer than {limit:g} seconds"
+                    self._keep(self._ended(worker, trial, State.TIMED_OUT, "TimedOut", why))
 
     def _stop(self, why: str) -> None:
         """End every worker. What they had already sent is kept; trials that were running get a record that says so."""
@@ -342,13 +346,14 @@ class Scheduler:
                     del self._workers[sender.number]
                     for trial in sender.jobs:
                         if trial.id in sender.started:
-                            self._keep(self._ended(trial, State.INTERRUPTED, "Interrupted", why))
+                            self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
         self._waiting.clear()
 
-    def _ended(self, trial: Trial, state: State, kind: str, message: str) -> Record:
+    def _ended(self, worker: _Process, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""
         task = self.registry.task(trial.task)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC)
+        seconds = time.monotonic() - worker.started.get(trial.id, time.monotonic())
         return Record(
             trial=trial,
             state=state,
@@ -356,10 +361,10 @@ class Scheduler:
             reasons={name: f"{state}: {message.splitlines()[0]}" for name in task.metrics},
             main_metric=task.main_metric,
             higher_is_better=task.metrics[task.main_metric].higher_is_better,
-            environment=self.settings.environment,
+            environment=worker.environment,
             error={"type": kind, "message": message.splitlines()[0], "traceback": message, "step": None},
-            started_at=now,
-            finished_at=now,
+            started_at=(now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+            finished_at=now.isoformat(timespec="seconds"),
         )
 
 

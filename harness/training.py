@@ -17,7 +17,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -39,6 +39,7 @@ from harness.model import (
     linear_layers,
     select_layers,
     trained_modules,
+    unmasked,
     use_capturable_attention,
 )
 from harness.task import Evaluation, ModelKind, Task, TaskContext, TaskData
@@ -523,23 +524,16 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
         model: The module behind ``call``, if that is a function.
     """
     module = cast(Any, model if model is not None else call)
-    if batch.index is None:
-        logits = call(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    else:
-        index = batch.index
-        head = module.get_output_embeddings()
-
-        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0].flatten(0, -2)[index], *args[1:])
-
-        hook = head.register_forward_pre_hook(gather)
-        try:
-            with unmasked():
-                # A mask of ones keeps transformers from searching the positions for packed sequences.
-                ones = torch.ones_like(batch.input_ids)
-                logits = call(input_ids=batch.input_ids, attention_mask=ones, use_cache=False).logits
-        finally:
-            hook.remove()
+    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with ExitStack() as stack:
+        if batch.attention_mask is None:
+            stack.enter_context(unmasked())
+            # A mask of ones keeps transformers from searching the positions for packed sequences.
+            arguments["attention_mask"] = torch.ones_like(batch.input_ids)
+        if batch.index is not None:
+            arguments["use_cache"] = False
+            stack.enter_context(only_at(module.get_output_embeddings(), batch.index))
+        logits = call(**arguments).logits
     if kind is ModelKind.REGRESSION:
         each = (logits.squeeze(-1).float() - batch.targets).square()
     else:
@@ -547,9 +541,23 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
     return (each * batch.weights).view(batch.lanes, -1).sum(1)
 
 
+@contextmanager
+def only_at(head: nn.Module, index: Tensor) -> Iterator[None]:
+    """Let an output head see only the hidden states at these rows of the flattened (B T) positions."""
+
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, -2)[index], *inputs[1:])
+
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.compile(dynamic=False)
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each token's cross-entropy in float32, shape (N,). Compiled, large logits are read once instead of five times."""
+    """Return each token's cross-entropy in float32, shape (N,). Compiled, it reads large logits once."""
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
