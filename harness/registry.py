@@ -108,13 +108,16 @@ def build_registry(block: Collection[str] = ()) -> Registry:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     origins: dict[str, Origin] = {}
+    seen: set[str] = set()
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda each: (each.name, each.value)):
         distribution = point.dist.name if point.dist else "unknown"
         version = point.dist.version if point.dist else "0"
+        seen |= {point.name, distribution}
         if blocked & {point.name, distribution}:
             continue
         how, found_hooks = f"entry point {point.name!r} of {distribution} {version}", False
         for name, load in _modules(point, how):
+            seen.add(name)
             if name in blocked:
                 found_hooks = True
                 continue
@@ -140,6 +143,8 @@ def build_registry(block: Collection[str] = ()) -> Registry:
             found_hooks = found_hooks or bool(manager.get_hookcallers(module))
         if not found_hooks:
             logger.warning("%s (%s) implements no hook: nothing was registered", how, point.value)
+    for name in sorted(blocked - seen):
+        logger.warning("nothing is called %r that could be blocked; plugins: %s", name, ", ".join(sorted(origins)))
     return _collect(manager, origins)
 
 

@@ -6,12 +6,14 @@ Speaks JSON lines: jobs on standard input, events on standard output. What libra
 from __future__ import annotations
 
 import json
+import math
 import os
+import queue
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,15 +142,20 @@ class Worker:
             name = f"adapters/{trial.id}.safetensors"
             artifacts["adapter"] = self.store.write_artifact(name, save(lane.state(), metadata={"trial": trial.id}))
         steps = sorted(lane.step_seconds)
+        metrics = dict(evaluation.metrics) if evaluation else {}
+        reasons = dict(evaluation.reasons) if evaluation else {}
+        for name, value in metrics.items():
+            if value is not None and not math.isfinite(value):
+                metrics[name], reasons[name] = None, f"the task computed {value}"
         return self._record(
             trial,
             started,
             lane.error,
             step=lane.done,
-            metrics=dict(evaluation.metrics) if evaluation else {},
-            reasons=dict(evaluation.reasons) if evaluation else {},
-            items={name: list(values) for name, values in evaluation.items.items()} if evaluation else {},
-            history=lane.history,
+            metrics=metrics,
+            reasons=reasons,
+            items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
+            history=[{**each, "metrics": _only_finite(each["metrics"])} for each in lane.history],
             counts={
                 "adapter_parameters": lane.adapter_parameters(),
                 "task_parameters": lane.task_parameters(),
@@ -204,13 +211,24 @@ class _Reporter:
     def progress(self, lane: Lane, step: int, metrics: Mapping[str, float]) -> None:
         """Send metrics on."""
         self.worker.emit(
-            {"event": "progress", "trial": lane.trial.id, "step": step, "steps": lane.steps, "metrics": dict(metrics)}
+            {
+                "event": "progress",
+                "trial": lane.trial.id,
+                "step": step,
+                "steps": lane.steps,
+                "metrics": _only_finite(metrics),
+            }
         )
 
     def finished(self, lane: Lane) -> None:
         """Send the record."""
         self.done.add(lane.trial.id)
-        record = self.worker.record(lane, self.started, self.peak.bytes() if lane.pack_lanes == 1 else None)
+        peak_memory_bytes = self.peak.bytes() if lane.pack_lanes == 1 else None
+        try:
+            record = self.worker.record(lane, self.started, peak_memory_bytes)
+        except Exception as error:  # noqa: BLE001 - e.g. no room for the adapter: that trial's result
+            lane.error = error
+            record = self.worker.record(lane, self.started, peak_memory_bytes)
         self.worker.emit({"event": "record", "record": record.to_json()})
 
 
@@ -277,6 +295,15 @@ def describe_error(error: BaseException, step: int) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": str(error), "traceback": text, "step": step}
 
 
+def _finite(values: Sequence[float | None]) -> list[float | None]:
+    """Return per-item scores with ``None`` where there is no number, which JSON cannot hold."""
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def _only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -286,6 +313,20 @@ def _protocol_stream() -> TextIO:
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     return stream
+
+
+def _jobs() -> Iterator[Mapping[str, Any]]:
+    """Yield jobs. When the scheduler is gone, however it ended, end at once, whatever is being trained."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
 
 
 def main() -> None:
@@ -312,9 +353,8 @@ def main() -> None:
         emit,
         setup["allow_code_execution"],
     )
-    emit({"event": "idle"})
-    for line in sys.stdin:
-        job = json.loads(line)
+    emit({"event": "idle", "environment": worker.environment})
+    for job in _jobs():
         worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
         emit({"event": "idle"})
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -365,6 +366,21 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(trouble, cap
     states = {record.trial.method: record.state.value for record in Store(str(root)).records()}
     assert states == {"quick": "complete", "slow": "complete"}
     assert (root / f"{told()[0]['trial']}.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_even_if_that_is_killed(trouble, tmp_path):
+    log = tmp_path / "log"
+    arguments = ["run", *QUICK, "--methods", "slow", "--results", tmp_path / "results"]
+    running = process(*arguments, TROUBLE_SECONDS="600", TROUBLE_LOG=str(log))
+    deadline = time.monotonic() + 120
+    while not log.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (worker,) = psutil.Process(running.pid).children()
+    running.kill()
+    running.communicate()
+    worker.wait(timeout=20)
 
 
 @pytest.mark.slow

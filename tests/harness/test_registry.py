@@ -124,7 +124,7 @@ def test_a_plugin_that_does_not_load_is_named_and_can_be_blocked(distribute, blo
     with pytest.raises(PluginLoadError, match=r"'mine:bad' .*stranger 1\.2.*that_is_not_there.*--block mine:bad"):
         build_registry()
     assert ("good" in build_registry(block=[block]).methods) == (block == "mine:bad")
-    monkeypatch.setenv("HARNESS_BLOCK", f"other,{block}")
+    monkeypatch.setenv("HARNESS_BLOCK", f"uuid,{block}")
     assert "lora" in build_registry().methods
 
 
@@ -154,6 +154,12 @@ def test_an_entry_point_without_any_hook_is_mentioned(distribute, caplog):
     distribute("mine = stranger_empty", stranger_empty="x = 1")
     build_registry()
     assert "'mine' of stranger 1.2" in caplog.text
+
+
+def test_blocking_what_is_not_there_is_mentioned(caplog):
+    build_registry(block=["methods:lora", "trakcers:mlflow"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("nothing is called 'trakcers:mlflow' that could be blocked; plugins: ")
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,9 @@ def test_the_last_words_of_a_worker_are_kept(sweep):
 def test_a_score_that_is_no_number_loses_neither_the_trial_nor_the_sweep(sweep):
     (trial,) = (trial for trial in sweep.trials if trial.task == "toy")
     record = sweep.store.read(trial.id)
+    assert record.state is State.COMPLETE
     assert record.score is None
-    assert record.reasons["score"]
+    assert record.reasons == {"score": "the task computed nan"}
 
 
 def test_hook_harness_trial_started(sweep):
@@ -206,7 +207,7 @@ def test_a_worker_killed_from_outside_costs_the_trial_it_was_on(trouble, registr
     sweep = Sweep(tmp_path, trials, registry)
 
     def watch(event, trial, payload):
-        if (event, trial.method) == ("started", "slow"):
+        if (event, trial.method) == ("progress", "slow") or (event, trial.method) == ("started", "slow"):
             process = sweep.scheduler._workers[0].process
             threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
 

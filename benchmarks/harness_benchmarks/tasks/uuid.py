@@ -12,7 +12,7 @@ import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from harness import (
     IGNORE,
@@ -65,7 +65,7 @@ class UuidTask(Task):
         licence="generated", note="Pairs are drawn from the trial's seed. What is scored is what was trained on."
     )
     main_metric = "character_accuracy"
-    metrics: Mapping[str, Metric] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "character_accuracy": Metric(
             "Character accuracy",
             "fraction",
@@ -81,15 +81,16 @@ class UuidTask(Task):
             "128 bits per pair, less the answers' remaining NLL in bits, over the trainable adapter parameters.",
         ),
     }
-    recipes: Mapping[str, Recipe] = {
+    recipes: ClassVar[Mapping[str, Recipe]] = {
+        # Sized so that full fine-tuning of the shipped base just gets everything, and adapters do not.
         "smoke": UuidRecipe(
-            pairs=24,
-            batch_size=24,
-            steps=100,
+            pairs=32,
+            batch_size=32,
+            steps=50,
             learning_rate=1e-2,
             schedule="cosine",
             warmup_steps=5,
-            evaluate_at=(30, 50, 70),
+            evaluate_at=(20, 30, 40),
         ),
         "small": UuidRecipe(
             pairs=1_000,
