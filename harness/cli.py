@@ -297,13 +297,21 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[s
     "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per GPU; two on a CPU]"
 )
 @click.option("--pack", default="auto", show_default=True, help="Trials trained together: auto, off or a number.")
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compile the model where that saves time.",
+)
 @click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
 @click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
-    block: tuple[str, ...], /, device: str, workers: int, pack: str, trial_seconds: float, no_mlflow: bool,
+    block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, trial_seconds: float, no_mlflow: bool,
     allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again."""
@@ -327,6 +335,7 @@ def run(
         devices=devices,
         threads=threads,
         pack=parse_pack(pack, devices[0]),
+        compiled=compiled,
         data_dir=options["data_dir"],
         block=block,
         trial_seconds=trial_seconds,

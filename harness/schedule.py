@@ -42,6 +42,7 @@ class Settings:
         devices: One per worker, e.g. ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``.
         threads: CPU threads per worker; 0: PyTorch's choice.
         pack: Most trials to train together; 0: the worker measures what fits.
+        compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
         data_dir: Local tables, or ``None``.
         block: Plugins left out.
         trial_seconds: Time limit of one trial; 0: none.
@@ -52,6 +53,7 @@ class Settings:
     devices: tuple[str, ...]
     threads: int = 0
     pack: int = 0
+    compiled: str = "auto"
     data_dir: Path | None = None
     block: tuple[str, ...] = ()
     trial_seconds: float = 0.0
@@ -114,6 +116,7 @@ class _Process:
                 "block": list(settings.block),
                 "environment": dict(settings.environment),
                 "allow_code_execution": settings.allow_code_execution,
+                "compiled": settings.compiled,
             }
         )
 

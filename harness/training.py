@@ -120,8 +120,8 @@ class Lane:
         self.evaluation: Evaluation | None = None
         self.error: BaseException | None = None
         self.train_seconds = self.evaluate_seconds = 0.0
-        self.step_seconds: list[float] = []  # of updates done alone, for the cost columns
         self.train_tokens = 0
+        self.compiled = False
         self.prepare_seconds = 0.0
         self.base_parameters = base.parameters
         self.pack_lanes = 1
@@ -372,7 +372,7 @@ class Pack:
             each.train_tokens += sum(len(row.ids) for row in each.rows())
             each.advance()
         with torch.no_grad():
-            for each in self._acting:
+            for each in (lane for lane in self._acting if lane.error is None):
                 each.method.after_step(StepInfo(each.done, each.steps, each.adapters, each.optimizer, each.generator))
             if self._acting:
                 self.leaves.values_down()
@@ -618,13 +618,13 @@ class Watch(Protocol):
         """Take a lane that trained to its end, or stopped with ``lane.error``."""
 
 
-def train(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
+def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False) -> None:
     """Train lanes together to their ends. Out of memory, each half goes on by itself, from the same step."""
     waiting = [list(lanes)]
     while waiting:
         group = waiting.pop()
         try:
-            _train_together(base, group, watch)
+            _train_together(base, group, watch, compiled)
         except torch.OutOfMemoryError as error:
             running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
             for lane in running:
@@ -639,8 +639,8 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
                 waiting += [running[middle:], running[:middle]]
 
 
-def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
-    pack: Pack | None = Pack(base, lanes)
+def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool) -> None:
+    pack: Pack | None = Pack(base, lanes, compiled)
     since: list[Tensor] = []  # losses since the last look, still on the device
     start = time.perf_counter()
     while pack is not None:
@@ -651,24 +651,22 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
         if not (ends or at_evaluation or lane.done % _interval(lane.steps) == 0):
             continue
         losses = torch.stack(since).double().cpu()  # the one place that waits for the device
-        seconds = (time.perf_counter() - start) / len(pack.lanes)
+        alive = [each for each in pack.lanes if each.error is None]
+        seconds = (time.perf_counter() - start) / len(alive)
         gone: list[Lane] = []
         for number, each in enumerate(pack.lanes):
+            if each.error is not None:
+                continue
             each.train_seconds += seconds
-            each.pack_lanes = max(each.pack_lanes, len(pack.lanes))
-            if len(pack.lanes) == 1:
-                each.step_seconds.append(seconds / len(since))
+            each.pack_lanes, each.compiled = max(each.pack_lanes, len(alive)), pack.compiled
             if not torch.isfinite(losses[:, number]).all():
-                first = each.done - len(since) + int((~torch.isfinite(losses[:, number])).nonzero()[0]) + 1
-                each.error = TrialDivergedError(
-                    f"the training loss became {losses[first - each.done - 1, number]} at step {first}"
-                )
+                place = int((~torch.isfinite(losses[:, number])).nonzero()[0])
+                step = each.done - len(since) + place + 1
+                each.error = TrialDivergedError(f"the training loss became {losses[place, number]} at step {step}")
                 gone.append(each)
                 continue
-            metrics = {
-                "train/loss": float(losses[-1, number]),
-                "train/learning_rate": each.rates[0] * each.multipliers[each.done - 1],
-            }
+            rate = each.rates[0] * each.multipliers[each.done - 1]
+            metrics = {"train/loss": float(losses[-1, number]), "train/learning_rate": rate}
             if at_evaluation and each not in ends:
                 metrics |= _evaluate(base, each, "validation").metrics_present()
             each.history.append({"step": each.done, "metrics": metrics})
@@ -680,12 +678,13 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch) -> None:
                     each.history[-1]["metrics"] |= each.evaluation.metrics_present()
                 except Exception as error:  # noqa: BLE001 - a failing evaluation is that trial's result
                     each.error = error
-        gone += [each for each in ends if each not in gone]
-        if gone:
-            rest = pack.without(gone)
-            for each in gone:
-                watch.finished(each)
-            pack = rest
+                gone.append(each)
+        for each in gone:
+            watch.finished(each)
+        # A pack of another size must be compiled again, so there a few diverged lanes are carried along, unheeded.
+        few = 2 * (len(alive) - len(gone)) >= len(pack.lanes)
+        if gone and (ends or not (pack.compiled and few)):
+            pack = pack.without([each for each in pack.lanes if each.error is not None or each in gone])
         since, start = [], time.perf_counter()
 
 

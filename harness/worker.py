@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-import psutil
 import torch
 from safetensors.torch import save
 
+from harness.cost import SoloCost, lanes_that_fit, measure_solo
 from harness.environment import describe_environment
 from harness.errors import TrialDivergedError
 from harness.method import Method
@@ -35,6 +35,8 @@ from harness.training import Base, Lane, train
 from harness.trial import Trial
 
 Emit = Callable[[Mapping[str, Any]], None]
+MOST_LANES = 64  # of a pack: beyond it a GPU is full long since
+_COST_KEYS = ("task", "recipe", "model", "model_revision", "method", "config", "layer_settings", "targets", "precision")
 
 
 class Worker:
@@ -48,50 +50,92 @@ class Worker:
         environment: Goes into every record.
         emit: Sends an event to the scheduler.
         allow_code_execution: Whether model-written code may run.
+        compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
     """
 
     def __init__(
         self, registry: Registry, store: Store, device: torch.device, data_dir: Path | None,
-        environment: Mapping[str, Any], emit: Emit, allow_code_execution: bool = False,
+        environment: Mapping[str, Any], emit: Emit, allow_code_execution: bool = False, compiled: str = "off",
     ) -> None:  # fmt: skip
         self.registry, self.store, self.device, self.data_dir = registry, store, device, data_dir
         self.environment = {**environment, **describe_environment(device)}
-        self.emit, self.allow_code_execution = emit, allow_code_execution
+        self.emit, self.allow_code_execution, self.compiled = emit, allow_code_execution, compiled
+        self._costs: dict[str, SoloCost] = {}
         self._base: tuple[tuple[Any, ...], Base, Any] | None = None
         self._data: dict[tuple[Any, ...], TaskData] = {}
 
     def run(self, trials: Sequence[Trial], pack: int) -> None:
-        """Train trials that may share a base, at most ``pack`` at once, and emit a record for each."""
-        for start in range(0, len(trials), pack):
-            group = trials[start : start + pack]
-            peak = PeakMemory(self.device)
-            lanes: list[Lane] = []
-            started = _now()
-            for trial in group:
-                self.emit({"event": "started", "trial": trial.id})
-                begin = time.perf_counter()
-                try:
-                    lane = self._lane(trial)
-                except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
-                    self._emit_failure(trial, error, started)
-                    continue
-                lane.prepare_seconds = time.perf_counter() - begin
-                lanes.append(lane)
-            watch = _Reporter(self, started, peak)
-            if lanes:
-                base = lanes[0].base
-                try:
-                    train(base, lanes, watch)
-                except Exception as error:  # noqa: BLE001 - the pack's fault is found by running each alone
-                    unfinished = [lane for lane in lanes if lane.trial.id not in watch.done]
-                    base.clear()
-                    if len(unfinished) == 1:
-                        unfinished[0].error = error
-                        watch.finished(unfinished[0])
-                    else:
-                        for lane in unfinished:
-                            self.run([lane.trial], 1)
-            peak.stop()
+        """Train trials that may share a base, and emit a record for each.
+
+        Args:
+            trials: Alike ones beside each other.
+            pack: Most to train at once; 0: as many as fit into the device's memory.
+        """
+        waiting = list(trials)
+        while waiting:
+            size = pack or self._pack_size(waiting)
+            group, waiting = waiting[:size], waiting[size:]
+            self._run_together(group)
+
+    def _run_together(self, trials: Sequence[Trial]) -> None:
+        started = _now()
+        lanes: list[Lane] = []
+        for trial in trials:
+            self.emit({"event": "started", "trial": trial.id})
+            begin = time.perf_counter()
+            try:
+                self._solo_cost(trial)
+                lane = self._lane(trial)
+            except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
+                self._emit_failure(trial, error, started)
+                continue
+            lane.prepare_seconds = time.perf_counter() - begin
+            lanes.append(lane)
+        if not lanes:
+            return
+        watch = _Reporter(self, started)
+        try:
+            train(lanes[0].base, lanes, watch, self._pays_to_compile(lanes))
+        except Exception as error:  # noqa: BLE001 - the pack's fault is found by running each alone
+            unfinished = [lane for lane in lanes if lane.trial.id not in watch.done]
+            lanes[0].base.clear()
+            if len(unfinished) == 1:
+                unfinished[0].error = error
+                watch.finished(unfinished[0])
+            else:
+                for lane in unfinished:
+                    self._run_together([lane.trial])
+
+    def _solo_cost(self, trial: Trial) -> SoloCost:
+        """Return what trials with this method and these settings cost alone, measured once."""
+        values = trial.to_json()
+        key = json.dumps([values[name] for name in _COST_KEYS], sort_keys=True)
+        if key not in self._costs:
+            base, _ = self._resident(trial, *self._task(trial))
+            self._costs[key] = measure_solo(base, lambda: self._lane(trial))
+        return self._costs[key]
+
+    def _pack_size(self, trials: Sequence[Trial]) -> int:
+        """Return how many of the first trials to train together."""
+        if self.device.type != "cuda":
+            return 1
+        try:
+            base, _ = self._resident(trials[0], *self._task(trials[0]))
+            largest = max(self._solo_cost(trial).lane_bytes for trial in trials[:MOST_LANES])
+        except Exception:  # noqa: BLE001 - which trial it was, and why, is recorded when it runs alone
+            return 1
+        return min(MOST_LANES, lanes_that_fit(base, largest))
+
+    def _pays_to_compile(self, lanes: Sequence[Lane]) -> bool:
+        """Return whether compiling the model's block saves more time than it takes.
+
+        It takes about 15 seconds per method and saves about a third of a step (docs/performance.md).
+        """
+        if self.compiled != "auto":
+            return self.compiled == "on"
+        seconds = sum((self._solo_cost(lane.trial).step_seconds or 0.0) * lane.steps for lane in lanes)
+        kinds = len({(lane.trial.method, json.dumps(lane.trial.to_json()["config"])) for lane in lanes})
+        return self.device.type == "cuda" and 0.3 * seconds > 15 * kinds
 
     def _lane(self, trial: Trial) -> Lane:
         task, recipe = self._task(trial)
@@ -99,6 +143,7 @@ class Worker:
         context = TaskContext(
             tokenizer=tokenizer, recipe=recipe, seed=trial.seed, data_dir=self.data_dir,
             adapter_parameters=trial.adapter_parameters, allow_code_execution=self.allow_code_execution,
+            base_model=base.model,
         )  # fmt: skip
         key = (trial.task, json.dumps(trial.to_json()["recipe"], sort_keys=True), trial.model_revision, trial.seed)
         if key not in self._data:
@@ -112,7 +157,8 @@ class Worker:
         if lane.adapter_parameters() != trial.adapter_parameters:
             raise RuntimeError(
                 f"method {trial.method!r} trains {lane.adapter_parameters():,} adapter parameters, "
-                f"its formula says {trial.adapter_parameters:,}: correct trainable_parameters() (`harness check {trial.method}`)"
+                f"its formula says {trial.adapter_parameters:,}: correct trainable_parameters() "
+                f"(`harness check {trial.method}`)"
             )
         return lane
 
@@ -120,7 +166,7 @@ class Worker:
         task = self.registry.task(trial.task)()
         recipe = task.recipes[trial.scale]
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in trial.recipe.items()}
-        return task, replace(recipe, **values)
+        return task, replace(recipe, **cast(Any, values))
 
     def _resident(self, trial: Trial, task: Task, recipe: Any) -> tuple[Base, Any]:
         shape = json.dumps({**task.model_arguments(recipe)}, sort_keys=True, default=str)
@@ -130,18 +176,18 @@ class Worker:
             choice = ModelChoice(trial.model, trial.model_revision)
             model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
             tokenizer = load_tokenizer(choice, task)
-            model.config.pad_token_id = tokenizer.pad_token_id
+            cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
             self._base = (key, Base(model, task, trial.precision, fresh), tokenizer)
         return self._base[1], self._base[2]
 
-    def record(self, lane: Lane, started: str, peak_memory_bytes: int | None) -> Record:
+    def record(self, lane: Lane, started: str) -> Record:
         """Return the record of a lane that came to an end."""
         trial, evaluation = lane.trial, lane.evaluation
         artifacts: dict[str, str] = {}
         if lane.error is None:
             name = f"adapters/{trial.id}.safetensors"
             artifacts["adapter"] = self.store.write_artifact(name, save(lane.state(), metadata={"trial": trial.id}))
-        steps = sorted(lane.step_seconds)
+        solo = self._solo_cost(trial)
         metrics = dict(evaluation.metrics) if evaluation else {}
         reasons = dict(evaluation.reasons) if evaluation else {}
         for name, value in metrics.items():
@@ -166,11 +212,14 @@ class Worker:
                 "prepare_seconds": lane.prepare_seconds,
                 "train_seconds": lane.train_seconds,
                 "evaluate_seconds": lane.evaluate_seconds,
-                "peak_memory_bytes": peak_memory_bytes,
                 "steps": lane.done,
                 "train_tokens": lane.train_tokens,
                 "pack_lanes": lane.pack_lanes,
-                "step_seconds_solo": steps[len(steps) // 2] if steps else None,
+                "compiled": lane.compiled,
+                "step_seconds_solo": solo.step_seconds,
+                "tokens_per_second_solo": solo.step_tokens / solo.step_seconds if solo.step_seconds else None,
+                "step_flops": solo.step_flops,
+                "peak_memory_bytes": solo.peak_memory_bytes,
             },
             artifacts=artifacts,
         )
@@ -204,8 +253,8 @@ class Worker:
 class _Reporter:
     """Turns what the training loop says into events."""
 
-    def __init__(self, worker: Worker, started: str, peak: PeakMemory) -> None:
-        self.worker, self.started, self.peak = worker, started, peak
+    def __init__(self, worker: Worker, started: str) -> None:
+        self.worker, self.started = worker, started
         self.done: set[str] = set()
 
     def progress(self, lane: Lane, step: int, metrics: Mapping[str, float]) -> None:
@@ -223,39 +272,12 @@ class _Reporter:
     def finished(self, lane: Lane) -> None:
         """Send the record."""
         self.done.add(lane.trial.id)
-        peak_memory_bytes = self.peak.bytes() if lane.pack_lanes == 1 else None
         try:
-            record = self.worker.record(lane, self.started, peak_memory_bytes)
+            record = self.worker.record(lane, self.started)
         except Exception as error:  # noqa: BLE001 - e.g. no room for the adapter: that trial's result
             lane.error = error
-            record = self.worker.record(lane, self.started, peak_memory_bytes)
+            record = self.worker.record(lane, self.started)
         self.worker.emit({"event": "record", "record": record.to_json()})
-
-
-class PeakMemory:
-    """The largest memory in use since it was made: of the device on a GPU, resident in this process on a CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self._most, self._stop = device, 0, threading.Event()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            threading.Thread(target=self._sample, daemon=True).start()
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while not self._stop.wait(0.05):
-            self._most = max(self._most, process.memory_info().rss)
-
-    def bytes(self) -> int:
-        """Return the peak so far."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        return max(self._most, psutil.Process().memory_info().rss)
-
-    def stop(self) -> None:
-        """End the sampling."""
-        self._stop.set()
 
 
 def build_config(method: type[Method], values: Mapping[str, Any]) -> Any:
@@ -338,8 +360,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     def emit(event: Mapping[str, Any]) -> None:
         print(json.dumps(event, allow_nan=False), file=events, flush=True)
@@ -352,6 +374,7 @@ def main() -> None:
         setup["environment"],
         emit,
         setup["allow_code_execution"],
+        setup["compiled"],
     )
     emit({"event": "idle", "environment": worker.environment})
     for job in _jobs():

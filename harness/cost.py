@@ -1,0 +1,111 @@
+"""What a trial costs by itself: time, memory and arithmetic of a step, measured alone, without data preparation or scoring.
+
+A pack's time says little about one of its trials. So every method with its settings is run alone for a few steps, over
+the same base model and batches, before its pack trains; what these steps change is thrown away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.training import Base, Lane, Pack
+
+
+@dataclass(frozen=True)
+class SoloCost:
+    """The cost of one trial alone.
+
+    Attributes:
+        step_seconds: Of one optimizer update; on a GPU in captured form, between device events. ``None`` where the trial
+            has too few steps to time one.
+        step_flops: Floating-point operations of the matrix products of one update, forward and backward.
+        step_tokens: Tokens of one update.
+        peak_memory_bytes: On a GPU allocated by PyTorch, on a CPU resident in the process; base model included.
+        lane_bytes: What one more trial like this takes on a GPU; 0 on a CPU.
+    """
+
+    step_seconds: float | None
+    step_flops: int
+    step_tokens: int
+    peak_memory_bytes: int
+    lane_bytes: int
+
+
+def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
+    """Run a few steps of a trial by itself.
+
+    Args:
+        base: The resident model.
+        build: Makes the trial's lane; called once.
+    """
+    on_gpu = base.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        reserved_before = torch.cuda.memory_reserved(base.device)
+    peak = PeakMemory(base.device)
+    lane = build()
+    pack = Pack(base, [lane])
+    with FlopCounterMode(display=False) as counter:
+        pack.step()
+    tokens = lane.train_tokens
+    for _ in range(min(2, lane.steps - lane.done) if on_gpu else 0):  # captures, then replays once
+        pack.step()
+    timed = min(5, lane.steps - lane.done)
+    if on_gpu:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(timed):
+            pack.step()
+        end.record()
+        end.synchronize()
+        seconds = start.elapsed_time(end) / 1e3 / timed if timed > 0 else None
+    else:
+        samples = []
+        for _ in range(timed):
+            begin = time.perf_counter()
+            pack.step()
+            samples.append(time.perf_counter() - begin)
+        seconds = sorted(samples)[len(samples) // 2] if samples else None
+    peak.stop()
+    lane_bytes = torch.cuda.memory_reserved(base.device) - reserved_before if on_gpu else 0
+    return SoloCost(seconds, counter.get_total_flops(), tokens, peak.bytes(), max(0, lane_bytes))
+
+
+def lanes_that_fit(base: Base, lane_bytes: int) -> int:
+    """Return how many trials of this size fit into the GPU's free memory, with a fifth to spare."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(base.device)
+    return max(1, int(0.8 * free / max(1, lane_bytes)))
+
+
+class PeakMemory:
+    """The largest memory in use since it was made: of the device on a GPU, resident in this process on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._most, self._stop = device, 0, threading.Event()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while not self._stop.wait(0.02):
+            self._most = max(self._most, process.memory_info().rss)
+
+    def bytes(self) -> int:
+        """Return the peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return max(self._most, psutil.Process().memory_info().rss)
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._stop.set()
