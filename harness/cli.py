@@ -336,6 +336,7 @@ def run(
         threads=threads,
         pack=parse_pack(pack, devices[0]),
         compiled=compiled,
+        published=suite.published,
         data_dir=options["data_dir"],
         block=block,
         trial_seconds=trial_seconds,

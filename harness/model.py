@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,11 +73,11 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
     return ModelChoice(name, Path(path).parent.name)  # the hub's cache keeps files below snapshots/<commit>/
 
 
-def load_tokenizer(choice: ModelChoice, task: Task) -> Any:
-    """Return the model's tokenizer; a from-scratch model uses the one its task names as ``Task.model``."""
+def load_tokenizer(choice: ModelChoice, task: Task, recipe: Any) -> Any:
+    """Return the model's tokenizer; a from-scratch model uses the one its task names."""
     from transformers import AutoTokenizer
 
-    name = task.model if task.model_kind is ModelKind.FROM_SCRATCH else choice.name
+    name = task.tokenizer_name(recipe) if task.model_kind is ModelKind.FROM_SCRATCH else choice.name
     tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_revision(choice, name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

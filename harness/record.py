@@ -48,14 +48,17 @@ class Record:
         metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
             ``budget_deviation_fraction``.
-        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
-            is shared equally by its lanes), ``evaluate_seconds``, ``peak_memory_bytes``, ``steps``, ``train_tokens``,
-            ``pack_lanes``, ``step_seconds_solo`` (median of a solo probe); ``None`` where not measured.
+        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time is
+            shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``, ``compiled``; and
+            from a few steps of the same trial alone, without data preparation and evaluation: ``step_seconds_solo``,
+            ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins.
         error: ``{"type", "message", "traceback", "step"}`` unless complete.
         started_at: ISO 8601, UTC.
         finished_at: ISO 8601, UTC.
         artifacts: ``{"adapter": file name beside the record}``.
+        published: What the suite quotes for this task and method, to be shown beside it: ``method``, ``budget`` (empty:
+            a reference), ``metric``, ``value`` (in the metric's unit), ``source``, ``confidence``, maybe ``step``.
         schema_version: Of this JSON.
     """
 
@@ -75,6 +78,7 @@ class Record:
     started_at: str
     finished_at: str
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    published: Sequence[Mapping[str, Any]] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +48,7 @@ class Settings:
         trial_seconds: Time limit of one trial; 0: none.
         allow_code_execution: Whether model-written code may run.
         environment: Goes into every record.
+        published: Numbers that the suite quotes, by task; each record gets those of its method.
     """
 
     devices: tuple[str, ...]
@@ -59,6 +60,7 @@ class Settings:
     trial_seconds: float = 0.0
     allow_code_execution: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 class Observers:
@@ -286,6 +288,8 @@ class Scheduler:
 
     def _keep(self, record: Record) -> None:
         """Put a record on disk, then tell everyone."""
+        quoted = self.settings.published.get(record.trial.task, ())
+        record = replace(record, published=[each for each in quoted if each.get("method") == record.trial.method])
         try:
             self.store.write(record)
         except RecordError:

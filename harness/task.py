@@ -218,6 +218,10 @@ class Task:
         """Return keyword arguments for loading the model, e.g. ``num_labels`` of a classification head."""
         return {}
 
+    def tokenizer_name(self, recipe: Any) -> str:
+        """Return the tokenizer of a ``FROM_SCRATCH`` task: a shipped base, hub id or local folder."""
+        return self.model
+
     def model_config(self, recipe: Any) -> Any:
         """Return the ``transformers`` config of a ``FROM_SCRATCH`` task's model."""
         raise NotImplementedError

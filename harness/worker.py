@@ -175,7 +175,7 @@ class Worker:
             self._base = None  # free the old one first
             choice = ModelChoice(trial.model, trial.model_revision)
             model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
-            tokenizer = load_tokenizer(choice, task)
+            tokenizer = load_tokenizer(choice, task, recipe)
             cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
             self._base = (key, Base(model, task, trial.precision, fresh), tokenizer)
         return self._base[1], self._base[2]

@@ -2,7 +2,8 @@
 
 The pairs are new to any pretrained model and cannot be compressed, so the score is how much a method can store.
 
-Source: Jiang et al., "MoRA: High-Rank Updating for Parameter-Efficient Fine-Tuning", arXiv:2405.12130, section 3 and table 2.
+Source: Jiang et al., "MoRA: High-Rank Updating for Parameter-Efficient Fine-Tuning", arXiv:2405.12130, section 3 and
+table 2.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ class UuidTask(Task):
     recipes: ClassVar[Mapping[str, Recipe]] = {
         # Sized so that full fine-tuning of the shipped base just gets everything, and adapters do not.
         "smoke": UuidRecipe(
-            pairs=32,
-            batch_size=32,
-            steps=50,
-            learning_rate=1e-2,
+            pairs=16,
+            batch_size=16,
+            steps=60,
+            learning_rate=3e-3,
             schedule="cosine",
             warmup_steps=5,
-            evaluate_at=(20, 30, 40),
+            evaluate_at=(30, 40, 50),
         ),
         "small": UuidRecipe(
             pairs=1_000,
