@@ -66,7 +66,7 @@ class Record:
     state: State
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     main_metric: str
     higher_is_better: bool
@@ -78,7 +78,7 @@ class Record:
     started_at: str
     finished_at: str
     artifacts: Mapping[str, str] = field(default_factory=dict)
-    published: Sequence[Mapping[str, Any]] = ()
+    published: Sequence[Mapping[str, Any]] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     @property
