@@ -75,9 +75,9 @@ class Batch:
 def draw(data: TaskData, kind: ModelKind, batch_size: int, seed: int) -> Iterator[list[Row]]:
     """Yield one lane's rows per optimizer step, without end.
 
-    A sequence is shuffled anew each epoch; a batch that reaches its end goes on into the next epoch, so that every batch
-    is full. The order depends on the seed alone, so that methods can be compared in pairs. A plain iterable is read in
-    its own order, again from the start when it ends.
+    A sequence is shuffled anew each epoch; a batch that reaches its end goes on into the next epoch, so that every
+    batch is full. The order depends on the seed alone, so that methods can be compared in pairs. A plain iterable is
+    read in its own order, again from the start when it ends.
     """
 
     def stream() -> Iterator[Row]:

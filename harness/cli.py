@@ -311,8 +311,8 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[s
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
-    block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, trial_seconds: float, no_mlflow: bool,
-    allow_code_execution: bool, quiet: bool, **options: Any,
+    block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, trial_seconds: float,
+    no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again."""
     import torch

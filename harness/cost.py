@@ -1,4 +1,4 @@
-"""What a trial costs by itself: time, memory and arithmetic of a step, measured alone, without data preparation or scoring.
+"""What a trial costs by itself: time, memory and arithmetic of a step, without data preparation or scoring.
 
 A pack's time says little about one of its trials. So every method with its settings is run alone for a few steps, over
 the same base model and batches, before its pack trains; what these steps change is thrown away.
@@ -23,8 +23,8 @@ class SoloCost:
     """The cost of one trial alone.
 
     Attributes:
-        step_seconds: Of one optimizer update; on a GPU in captured form, between device events. ``None`` where the trial
-            has too few steps to time one.
+        step_seconds: Of one optimizer update; on a GPU in captured form, between device events. ``None`` where the
+            trial has too few steps to time one.
         step_flops: Floating-point operations of the matrix products of one update, forward and backward.
         step_tokens: Tokens of one update.
         peak_memory_bytes: On a GPU allocated by PyTorch, on a CPU resident in the process; base model included.
@@ -59,7 +59,7 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
         pack.step()
     timed = min(5, lane.steps - lane.done)
     if on_gpu:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(timed):
             pack.step()
@@ -104,7 +104,7 @@ class PeakMemory:
         """Return the peak so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return max(self._most, psutil.Process().memory_info().rss)
+        return max(self._most, int(psutil.Process().memory_info().rss))
 
     def stop(self) -> None:
         """End the sampling."""

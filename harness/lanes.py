@@ -164,9 +164,14 @@ class Stack:
         tensors = {**self.parameters, **self.buffers}
         if len(self.modules) == 1:
             return cast(Tensor, functional_call(first, tensors, inputs))
-        rows = tuple(each.unflatten(0, (len(self.modules), -1)) for each in inputs)
+        rows = tuple(by_lane(each, len(self.modules)) for each in inputs)
         output = vmap(lambda state, *xs: functional_call(first, state, xs))(tensors, *rows)
         return cast(Tensor, output).flatten(0, 1)
+
+
+def by_lane(rows: Tensor, lanes: int) -> Tensor:
+    """Return rows (K B, ...) as (K, B, ...)."""
+    return rows.reshape(lanes, rows.shape[0] // lanes, *rows.shape[1:])
 
 
 def kept_float32(module: nn.Module) -> tuple[str, ...]:
@@ -217,9 +222,8 @@ class Slot(nn.Module):
         if len(self.parts) == 1:
             return self.parts[0][0](*inputs)
         lanes = sum(count for _, count in self.parts)
-        pieces = zip(
-            *(each.unflatten(0, (lanes, -1)).split([n for _, n in self.parts]) for each in inputs), strict=True
-        )
+        counts = [count for _, count in self.parts]
+        pieces = zip(*(torch.split(by_lane(each, lanes), counts) for each in inputs), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat(
             [stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)]
         )

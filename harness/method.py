@@ -82,11 +82,8 @@ def describe_range(each: dataclasses.Field[Any]) -> str:
     if choices is not None:
         return "one of " + ", ".join(map(repr, choices))
     minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-    kind = (
-        "a value"
-        if each.default is None
-        else f"{'an' if isinstance(each.default, int) and not isinstance(each.default, bool) else 'a'} {type(each.default).__name__}"
-    )
+    name = type(each.default).__name__
+    kind = "a value" if each.default is None else f"{'an' if name == 'int' else 'a'} {name}"
     if minimum is not None and maximum is not None:
         return f"{kind} between {minimum} and {maximum}"
     if minimum is not None:
@@ -235,6 +232,8 @@ class StepInfo:
 class Method:
     """A fine-tuning method. Subclass it, name it, and register it with ``harness_register_methods``.
 
+    An instance keeps no state: whatever changes in training lives on the adapters.
+
     Class attributes:
         name: Lower-case slug, e.g. ``"dora"``.
         title: How the paper writes it, e.g. ``"DoRA"``.
@@ -276,9 +275,10 @@ class Method:
     # --- optional, no-ops by default -----------------------------------------------------------------------------
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Set up a method that does not live on linear layers: mark and add what trains, on a private copy of the model.
+        """Set up a method that does not live on linear layers: mark and add what trains, on a private copy.
 
-        Override this *instead of* ``adapter``. Such a method trains alone, never packed with others.
+        Override this *instead of* ``adapter``. Such a method trains alone, never packed with others: the hooks below
+        get no adapters, and all its parameters are one group.
         """
         raise NotImplementedError
 
@@ -288,7 +288,7 @@ class Method:
     def parameter_groups(
         self, adapters: Mapping[str, nn.Module], learning_rate: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Return AdamW parameter groups covering every trainable parameter of the adapters (``params``, ``lr``, ...)."""
+        """Return AdamW parameter groups (``params``, ``lr``, ...) covering all that trains in the adapters."""
         parameters = [p for adapter in adapters.values() for p in adapter.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}]
 
@@ -307,7 +307,10 @@ class Method:
         return None
 
     def after_step(self, info: StepInfo) -> None:
-        """Act after an optimizer step, e.g. merge, prune, reset moments. Gradients are cleared afterwards."""
+        """Act after an optimizer step, e.g. merge, prune, reset moments: in place, without gradients being recorded.
+
+        The gradients of the step are still there, and are cleared afterwards.
+        """
 
 
 def attaches(method: type[Method] | Method) -> bool:

@@ -46,10 +46,10 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
         DataError: There is no such model here and the hub cannot be reached.
     """
     if task.model_kind is ModelKind.FROM_SCRATCH:
-        config = task.model_config(recipe)
-        return ModelChoice(
-            f"from-scratch/{task.name}", hashlib.sha256(config.to_json_string().encode()).hexdigest()[:16]
-        )
+        shape = {k: v for k, v in task.model_config(recipe).to_dict().items() if k != "transformers_version"}
+        tokenizer = choose_model(task.tokenizer_name(recipe), None, Task(), recipe)
+        content = json.dumps([shape, tokenizer.revision], sort_keys=True, default=str)
+        return ModelChoice(f"from-scratch/{task.name}", hashlib.sha256(content.encode()).hexdigest()[:16])
     folder = Path(resolve(name))
     if folder.is_dir():
         digest = hashlib.sha256()

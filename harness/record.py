@@ -48,9 +48,9 @@ class Record:
         metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
             ``budget_deviation_fraction``.
-        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time is
-            shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``, ``compiled``; and
-            from a few steps of the same trial alone, without data preparation and evaluation: ``step_seconds_solo``,
+        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
+            is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``,
+            ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation: ``step_seconds_solo``,
             ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins.
         error: ``{"type", "message", "traceback", "step"}`` unless complete.

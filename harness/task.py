@@ -82,7 +82,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a task trains at one scale. Tasks subclass it to add sizes of their own; every field can be set with ``--set``."""
+    """How a task trains at one scale. Tasks subclass it to add sizes of their own; ``--set`` sets any field."""
 
     steps: int = setting(0, "optimizer updates; 0: derived from epochs", minimum=0)
     epochs: float = setting(0.0, "passes over the training data, where steps is 0", minimum=0)
@@ -118,7 +118,7 @@ class TaskContext:
         data_dir: Local tables (``--data-dir`` or ``HARNESS_DATA_DIR``), or ``None`` to use the hub.
         adapter_parameters: The trial's trainable adapter parameters.
         allow_code_execution: Whether model-written code may run.
-        base_model: The resident base model; run it inside ``with harness.pretrained(model)`` for the model before tuning.
+        base_model: The resident base model; inside ``with harness.pretrained(model)`` it is the model before tuning.
     """
 
     tokenizer: Any

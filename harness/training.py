@@ -314,7 +314,7 @@ class Pack:
                 if dropout.p:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
-        self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None
+        self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph | _Eager] = {}
         self._seen: Counter[tuple[Any, ...]] = Counter()
 
@@ -524,7 +524,7 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
         model: The module behind ``call``, if that is a function.
     """
     module = cast(Any, model if model is not None else call)
-    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with ExitStack() as stack:
         if batch.attention_mask is None:
             stack.enter_context(unmasked())
@@ -538,7 +538,8 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
         each = (logits.squeeze(-1).float() - batch.targets).square()
     else:
         each = token_losses(logits, batch.targets)
-    return (each * batch.weights).view(batch.lanes, -1).sum(1)
+    weighted: Tensor = (each * batch.weights).view(batch.lanes, -1).sum(1)
+    return weighted
 
 
 @contextmanager
@@ -567,7 +568,7 @@ def total_steps(recipe: Any, data: TaskData) -> int:
         return int(recipe.steps)
     if not recipe.epochs or not isinstance(data.train, Sequence):
         raise ConfigError("a recipe needs steps, or epochs over data of known length; give --steps N")
-    return max(1, math.ceil(recipe.epochs * len(data.train) / recipe.batch_size))
+    return max(1, math.ceil(float(recipe.epochs) * len(data.train) / int(recipe.batch_size)))
 
 
 def order(lanes: Sequence[Lane]) -> list[Lane]:

@@ -83,9 +83,7 @@ def test_history_frame_has_one_row_per_step_and_metric(mixed, make_record, make_
 
 def test_export_to_parquet_loses_nothing(mixed, tmp_path):
     export(mixed, tmp_path / "table.parquet")
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(tmp_path / "table.parquet"), frame(mixed), check_dtype=False
-    )
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), frame(mixed), check_dtype=False)
 
 
 def test_export_to_csv(mixed, tmp_path):

@@ -254,9 +254,7 @@ def _parameters(trial: Trial) -> dict[str, str]:
     """Flatten the trial: nested settings as ``config/r``, lists and layer-wise settings as JSON."""
     flat: dict[str, str] = {}
     for key, value in trial.to_json().items():
-        if (
-            isinstance(value, dict) and key != "layer_settings"
-        ):  # a parameter per layer would drown the others
+        if isinstance(value, dict) and key != "layer_settings":  # a parameter per layer would drown the others
             flat |= {_name(f"{key}/{name}"): _text(each) for name, each in value.items()}
         else:
             flat[key] = _text(value)

@@ -197,9 +197,7 @@ def test_moved_results_are_read_where_they_are_now(root, hook):
     assert run.data.tags["results_root"] == str(root)
 
 
-@pytest.mark.parametrize(
-    ("state", "status"), [("failed", "FAILED"), ("diverged", "FAILED"), ("interrupted", "KILLED")]
-)
+@pytest.mark.parametrize(("state", "status"), [("failed", "FAILED"), ("diverged", "FAILED"), ("interrupted", "KILLED")])
 def test_a_trial_that_did_not_complete_says_why(root, hook, state, status):
     error = {"type": "ValueError", "message": "r=0 is not positive", "traceback": "...", "step": 7}
     what = record(root, state=State(state), metrics={"accuracy": None}, error=error)
@@ -242,9 +240,7 @@ def test_tracking_uri_of_the_environment_is_honoured(root, hook, tmp_path, empty
 def test_remote_results_need_a_tracking_uri(hook, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UsageError, match=r"'memory://results'.*MLFLOW_TRACKING_URI.*--no-mlflow"):
-        hook.harness_trial_started(
-            trial=trial(), environment={"results_root": "memory://results", "sweep": "s"}
-        )
+        hook.harness_trial_started(trial=trial(), environment={"results_root": "memory://results", "sweep": "s"})
 
 
 def test_adapter_is_fetched_from_remote_results(root, hook, tmp_path, monkeypatch):
@@ -274,9 +270,7 @@ def test_running_trials_are_shown_and_not_written_twice(root, hook, monkeypatch)
     opened = tracker._tracker(what.environment).result()
     log_batch, written = opened.client.log_batch, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            opened.client, "log_batch", lambda *a, **k: (written.append(k["metrics"]), log_batch(*a, **k))
-        )
+        patch.setattr(opened.client, "log_batch", lambda *a, **k: (written.append(k["metrics"]), log_batch(*a, **k)))
         hook.harness_trial_finished(trial=what.trial, record=what)
     assert [(point.key, point.step) for batch in written for point in batch if point.key == "train/loss"] == [
         ("train/loss", 20)
@@ -309,9 +303,7 @@ def test_a_run_whose_end_was_not_written_is_replaced(root, hook, monkeypatch):
     what = record(root)
     opened = tracker._tracker(what.environment).result()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            opened.client, "set_terminated", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
-        )
+        patch.setattr(opened.client, "set_terminated", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         with pytest.raises(ConnectionError):
             replay(hook, what)
     replay(hook, what)
@@ -363,8 +355,6 @@ def test_database_is_created_quietly_where_there_is_none(tmp_path):
         "tracker.harness_trial_started(record.trial, record.environment);"
         "tracker.harness_trial_finished(record.trial, record)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(runs(database(tmp_path))[1]) == 1
