@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.data import identify as identify
+    from harness.data import local_files as local_files
     from harness.data import read_rows as read_rows
     from harness.data import read_table as read_table
+    from harness.data import require as require
     from harness.decomposition import svd as svd
     from harness.dropout import Dropout as Dropout
     from harness.errors import BudgetError as BudgetError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from harness.task import ModelKind as ModelKind
     from harness.task import Recipe as Recipe
     from harness.task import Source as Source
+    from harness.task import Table as Table
     from harness.task import Task as Task
     from harness.task import TaskContext as TaskContext
     from harness.task import TaskData as TaskData
@@ -56,6 +59,7 @@ _HOMES = {
     "ModelKind": "harness.task",
     "Recipe": "harness.task",
     "Source": "harness.task",
+    "Table": "harness.task",
     "Task": "harness.task",
     "TaskContext": "harness.task",
     "TaskData": "harness.task",
@@ -75,8 +79,10 @@ _HOMES = {
     "generate": "harness.evaluation",
     "negative_log_likelihoods": "harness.evaluation",
     "identify": "harness.data",
+    "local_files": "harness.data",
     "read_rows": "harness.data",
     "read_table": "harness.data",
+    "require": "harness.data",
     "delta_weights": "harness.lanes",
     "pretrained": "harness.lanes",
     "hookimpl": "harness.hookspecs",

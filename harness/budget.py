@@ -103,7 +103,8 @@ def parse_value(raw: str, default: Any, what: str) -> Any:
         if isinstance(default, float):
             return float(raw)
         if isinstance(default, tuple):
-            return tuple(int(each) for each in raw.split("+") if each)
+            words = [each for each in raw.split("+") if each]
+            return tuple(words if default and isinstance(default[0], str) else map(int, words))
     except (ValueError, KeyError):
         raise ConfigError(f"{what}={raw!r} is not {type(default).__name__}; the default is {default!r}") from None
     return raw

@@ -594,6 +594,15 @@ def _records(root: str) -> tuple[Store, list[Record]]:
     return store, records
 
 
+def _record(root: str, start: str) -> tuple[Store, Record]:
+    """Return the one record whose id begins so."""
+    store, records = _records(root)
+    found = [record for record in records if record.trial_id.startswith(start)]
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} records in {root!r} begin with {start!r}; `harness results list` shows the ids")
+    return store, found[0]
+
+
 @results.command("list")
 @results_option
 def results_list(results: str) -> None:
@@ -610,12 +619,7 @@ def results_show(trial_id: str, results: str) -> None:
     """Show one record; the first characters of the id are enough."""
     from harness.results import render_show
 
-    found = [record for record in _records(results)[1] if record.trial_id.startswith(trial_id)]
-    if len(found) != 1:
-        raise UsageError(
-            f"{len(found)} records in {results!r} begin with {trial_id!r}; `harness results list` shows the ids"
-        )
-    click.echo(render_show(found[0]))
+    click.echo(render_show(_record(results, trial_id)[1]))
 
 
 @results.command("export")
@@ -628,6 +632,35 @@ def results_export(path: Path, results: str) -> None:
     records = _records(results)[1]
     export(records, path)
     click.echo(f"{len(records)} records -> {path}", err=True)
+
+
+@app.command()
+@click.argument("trial_id")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write; new or empty.")
+@click.option(
+    "--format", "form", type=click.Choice(["merged", "peft"]), default="merged", show_default=True,
+    help="The whole fine-tuned model, or the update as a LoRA checkpoint of PEFT.",
+)  # fmt: skip
+@click.option("--rank", type=click.IntRange(min=1), help="Cut the update to this rank (--format peft).")
+@results_option
+@click.pass_obj
+def export(block: tuple[str, ...], /, trial_id: str, output: Path, form: str, rank: int | None, results: str) -> None:
+    """Write a finished trial as a model that other programs load."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from harness.export import TrainedTrial, export_merged, export_peft
+    from harness.registry import build_registry
+
+    if rank is not None and form != "peft":
+        raise UsageError(f"--rank {rank} cuts the update of --format peft; --format {form} keeps all of it")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    registry = build_registry(block)
+    trained = TrainedTrial(registry, *_record(results, trial_id))
+    if form == "merged":
+        export_merged(trained, output)
+    else:
+        click.echo(export_peft(trained, output, rank))
+    click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
 
 
 @app.group()
@@ -653,6 +686,36 @@ def track_rebuild(block: tuple[str, ...], results: str) -> int:
     observers.call("harness_sweep_finished")
     click.echo(f"{len(records)} records told to the trackers", err=True)
     return TRACKING_INCOMPLETE if observers.failures else 0
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@app.group()
+def data() -> None:
+    """Data of the tasks."""
+
+
+@data.command("check")
+@click.option("--tasks", "--task", metavar="NAMES", help="Comma-separated task names.  [default: all]")
+@click.option("--scale", default="smoke", show_default=True, help="Whose recipe's tables: smoke, small or paper.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
+    help="Folder of local tables.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def data_check(block: tuple[str, ...], tasks: str | None, scale: str, data_dir: Path | None, as_json: bool) -> int:
+    """Say which tables the tasks read, which are there, and what to do about the others. Downloads nothing."""
+    from harness.data_check import check_data, findings_json, findings_table
+    from harness.plan import split_names
+    from harness.registry import build_registry
+
+    registry = build_registry(block)
+    names = expand_tasks(split_names(tasks), registry) if tasks else list(registry.tasks)
+    findings = check_data({name: registry.task(name) for name in names}, scale, data_dir)
+    click.echo(json.dumps(findings_json(findings), indent=1) if as_json else findings_table(findings))
+    return 1 if any(each.blocks for each in findings) else 0
 
 
 # --- base models ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Data sets: from the Hugging Face hub at a pinned revision, or the same tables from a local folder. Nothing else.
 
-A local table is ``<data dir>/<folder>/<split>.jsonl`` (or ``.jsonl.gz``, ``.json``, ``.csv``, ``.parquet``), or shards
-of one of these, named ``<split>-00000...`` and so on; where there are several, the first kind counts. Both ways go
-through the ``datasets`` library, which keeps tables memory-mapped in its own cache.
+A local table is ``<data dir>/<folder>/<split>.jsonl`` (or another of ``ENDINGS``), or shards of one of these, named
+``<split>-00000...`` or ``NAME-<split>.00000...``; where there are several kinds, the first counts. A plain text file
+(``.raw``) is a table with a row ``text`` per line. Both ways go through the ``datasets`` library, which keeps tables
+memory-mapped in its own cache.
+
+What is not here: a report on what is there and what is missing (``data_check``).
 """
 
 from __future__ import annotations
@@ -15,9 +18,17 @@ from typing import Any
 
 from harness.errors import DataError
 from harness.hub import is_offline
-from harness.task import Source
+from harness.task import Source, Table
 
-ENDINGS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+ENDINGS = {
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".json": "json",
+    ".json.gz": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".raw": "text",
+}
 
 
 def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
@@ -27,8 +38,11 @@ def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]
     folder = data_dir / source.folder
     for ending in ENDINGS:
         whole = folder / f"{split}{ending}"
-        if found := [whole] if whole.is_file() else sorted(folder.glob(f"{split}-[0-9]*{ending}")):
-            return found
+        if whole.is_file():
+            return [whole]
+        for shards in (f"{split}-[0-9]*{ending}", f"*-{split}.[0-9]*{ending}"):
+            if found := sorted(folder.glob(shards)):
+                return found
     return []
 
 
@@ -43,9 +57,8 @@ def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> Non
             continue
         wanted = f"{data_dir or '<data dir>'}/{source.folder}/{split}.jsonl(.gz)"
         if data_dir is not None:
-            raise DataError(
-                f"data: there is no {wanted}; put the table there, or leave --data-dir out to use {hub_name(source)}"
-            )
+            hub = f", or leave --data-dir out to use {hub_name(source)}" if source.hub_id else ""
+            raise DataError(f"data: there is no {wanted}; put the table there{hub}")
         if not source.hub_id:
             raise DataError(f"data: this table is not on the hub; give --data-dir (or HARNESS_DATA_DIR) with {wanted}")
         if is_offline() and not _is_cached(source):
@@ -65,7 +78,33 @@ def identify(source: Source, splits: Sequence[str], data_dir: Path | None) -> st
         for path in files:
             digest.update(path.name.encode() + _file_hash(path, path.stat().st_mtime_ns).encode())
         return f"sha256:{digest.hexdigest()[:16]}"
+    return _hub_identity(source)
+
+
+def _hub_identity(source: Source) -> str:
     return f"{source.hub_id}/{source.config}@{source.revision}"
+
+
+def identify_tables(tables: Sequence[Table], data_dir: Path | None) -> str:
+    """Return what identifies all tables of a task: ``folder identity; ...``, or ``generated`` where there are none.
+
+    A table that is not needed counts where it is there, so that results with and without it are told apart.
+
+    Raises:
+        DataError: A needed table is not there.
+    """
+    splits: dict[Source, list[str]] = {}
+    for table in tables:
+        there = local_files(table.source, table.split, data_dir) or (data_dir is None and table.source.hub_id)
+        if table.needed or there:
+            splits.setdefault(table.source, []).append(table.split)
+    needed = {table.source for table in tables if table.needed}
+    found = []
+    for source, names in splits.items():
+        # Whether the hub answers decides nothing about a table that is not needed: a plan must not depend on it.
+        identity = identify(source, names, data_dir) if source in needed or data_dir else _hub_identity(source)
+        found.append(f"{source.folder or source.hub_id} {identity}")
+    return "; ".join(found) or "generated"
 
 
 def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> Any:
@@ -87,7 +126,8 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
     if files:
         kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
         try:
-            return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train")
+            whole_lines = {"keep_linebreaks": True} if kind == "text" else {}
+            return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train", **whole_lines)
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             reason = (str(error.__cause__ or error) or "it holds no rows").splitlines()[0]
             raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error
@@ -112,11 +152,7 @@ def read_rows(
 def hub_name(source: Source) -> str:
     """Return the hub data set with configuration and revision, in words."""
     config = f", configuration {source.config!r}" if source.config else ""
-    return (
-        f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}"
-        if source.hub_id
-        else "the hub (it is not there)"
-    )
+    return f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}"
 
 
 def _is_cached(source: Source) -> bool:

@@ -5,7 +5,10 @@ The cache is keyed by the weight's content, so a reloaded model finds what an ea
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -15,6 +18,7 @@ from torch.nn.functional import pad
 from harness.dropout import GOLDEN, splitmix64
 
 CACHE_BYTES = 8 << 30  # a 250M LLaMA needs about 2 GiB
+GPU_STREAMS = 8  # decompositions at once: one alone leaves most of a GPU idle
 
 
 class Svd(NamedTuple):
@@ -35,6 +39,15 @@ class Svd(NamedTuple):
 
 
 _cache: OrderedDict[tuple[object, ...], Svd] = OrderedDict()
+_announced: list[weakref.ref[Tensor]] = []
+
+
+def announce(weights: Iterable[Tensor]) -> None:
+    """Say which weights belong together: on a GPU, asking for the first then decomposes all of them at once.
+
+    Nothing is computed before one is asked for. The weights of an earlier call are forgotten.
+    """
+    _announced[:] = [weakref.ref(weight) for weight in weights]
 
 
 def svd(weight: Tensor, *, cache: bool = True) -> Svd:
@@ -53,11 +66,45 @@ def svd(weight: Tensor, *, cache: bool = True) -> Svd:
         return _decompose(weight)
     key = _content_key(weight)
     if key not in _cache:
-        _cache[key] = _decompose(weight)
-        while len(_cache) > 1 and sum(t.nbytes for entry in _cache.values() for t in entry) > CACHE_BYTES:
-            _cache.popitem(last=False)
+        _decompose_announced(weight)
+    if key not in _cache:
+        _keep(key, _decompose(weight))
     _cache.move_to_end(key)
     return _cache[key]
+
+
+def _keep(key: tuple[object, ...], factors: Svd) -> None:
+    _cache[key] = factors
+    while len(_cache) > 1 and sum(t.nbytes for entry in _cache.values() for t in entry) > CACHE_BYTES:
+        _cache.popitem(last=False)
+
+
+def _decompose_announced(asked: Tensor) -> None:
+    """Decompose all announced weights on the GPU of the one asked for, if it is among them and the cache holds them."""
+    weights = [w.detach() for ref in _announced if (w := ref()) is not None and w.device == asked.device]
+    bytes_needed = sum(4 * min(w.shape) * (sum(w.shape) + 1) for w in weights)
+    is_among = any(w.data_ptr() == asked.data_ptr() for w in weights)
+    if asked.is_cuda and is_among and bytes_needed < CACHE_BYTES:
+        for weight, factors in zip(weights, _decompose_at_once(weights), strict=True):
+            _keep(_content_key(weight), factors)
+
+
+def _decompose_at_once(weights: Sequence[Tensor]) -> list[Svd]:
+    """Return the SVDs of weights on one GPU, computed on several streams."""
+    main = torch.cuda.current_stream(weights[0].device)
+    main.synchronize()
+
+    def work(weight: Tensor) -> Svd:
+        stream = torch.cuda.Stream(weight.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            factors = _decompose(weight)
+            stream.synchronize()
+        for each in factors:
+            each.record_stream(main)
+        return factors
+
+    with ThreadPoolExecutor(GPU_STREAMS) as pool:
+        return list(pool.map(work, weights))
 
 
 def _decompose(weight: Tensor) -> Svd:
@@ -76,7 +123,10 @@ def _through_gram_matrix(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = weight if is_wide else weight.mT
     squares, u = torch.linalg.eigh(wide @ wide.mT)
     u, s = u.flip(-1), squares.flip(-1).clamp_min(0).sqrt()
-    # v = W^T u / s, but by QR: dividing by a tiny s amplifies rounding, and s = 0 leaves no direction.
+    if s[-1] > 1e-4 * s[0]:
+        v = (wide.mT @ u) / s
+        return (u, s, v.mT) if is_wide else (v, s, u.mT)
+    # By QR instead: dividing by a tiny s amplifies rounding, and s = 0 leaves no direction.
     v, triangle = torch.linalg.qr(wide.mT @ u)
     v = v * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
     return (u, s, v.mT) if is_wide else (v, s, u.mT)

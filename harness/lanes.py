@@ -223,7 +223,7 @@ class Slot(nn.Module):
             return self.parts[0][0](*inputs)
         lanes = sum(count for _, count in self.parts)
         counts = [count for _, count in self.parts]
-        pieces = zip(*(torch.split(by_lane(each, lanes), counts) for each in inputs), strict=True)  # type: ignore[no-untyped-call]
+        pieces = zip(*(torch.split(by_lane(each, lanes), counts) for each in inputs), strict=True)
         return torch.cat(
             [stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)]
         )

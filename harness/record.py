@@ -50,7 +50,8 @@ class Record:
             ``budget_deviation_fraction``.
         cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
             is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``,
-            ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation: ``step_seconds_solo``,
+            ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation:
+            ``step_seconds_solo``,
             ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins.
         error: ``{"type", "message", "traceback", "step"}`` unless complete.

@@ -63,6 +63,22 @@ class Source:
     note: str = ""
 
 
+class Table(NamedTuple):
+    """One table that a task reads.
+
+    Attributes:
+        source: Where it is.
+        split: Name of the local file, and of the hub's split unless ``hub_split`` is given.
+        needed: Whether nothing can be trained or scored without it. Otherwise a metric is ``None`` with a reason.
+        hub_split: The hub's name of the split.
+    """
+
+    source: Source
+    split: str
+    needed: bool = True
+    hub_split: str = ""
+
+
 @dataclass(frozen=True)
 class Metric:
     """How to read one metric.
@@ -192,13 +208,19 @@ class Task:
     trains: ClassVar[tuple[str, ...]] = ()
     model: ClassVar[str] = "nano"
 
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return every table that a recipe reads; none where the data is generated."""
+        return ()
+
     def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
         """Return what identifies the data: hub id and revision, or a content hash of the local tables.
 
         Raises:
-            DataError: The data is not there; the message names the file, the hub id, and where to put it.
+            DataError: A needed table is not there; the message names the file, the hub id, and where to put it.
         """
-        return "generated"
+        from harness.data import identify_tables  # here, because that module needs this one
+
+        return identify_tables(self.tables(recipe), data_dir)
 
     def load(self, context: TaskContext) -> TaskData:
         """Read and tokenise the data."""

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from harness.batch import Batch, Row, collate, draw
+from harness.decomposition import announce
 from harness.dropout import Dropout
 from harness.errors import ConfigError, TrialDivergedError
 from harness.lanes import Leaves, LinearSlot, ModuleSlot, Reader, Slot, Stack, is_alike, pretrained, set_submodule
@@ -72,6 +73,7 @@ class Base:
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
             set_submodule(model, name, slot)
+        announce(slot.linear[0].weight for slot in self.linear_slots.values())
 
     @cached_property
     def blocks(self) -> list[nn.Module]:

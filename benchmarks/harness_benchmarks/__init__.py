@@ -1,1 +1,3 @@
 """The built-in tasks and suites."""
+
+REVISION = "Revision seen in public code, not resolved against the hub."

@@ -14,25 +14,22 @@ What is not here: scoring (the tasks).
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import random
-import re
 import tempfile
 import weakref
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness import ConfigError, DataError, Example, Source
+from harness import ConfigError, DataError, Example, Source, local_files, require
 
 HELD_OUT = 100  # one document in so many is validation data
 BUFFER = 10_000  # documents among which the next one is drawn
@@ -56,7 +53,7 @@ class Corpus:
         """Return paths or URLs of a split's files, in a fixed order.
 
         Args:
-            split: ``train`` or ``validation``: part of the file names, as in ``train-00000-of-00004.jsonl.gz``.
+            split: ``train`` or ``validation``.
             data_dir: Local tables, or ``None`` for the hub.
             folders: Below ``data_dir``, in place of the source's own.
 
@@ -67,18 +64,9 @@ class Corpus:
             return self._hub_urls(split)
         found: list[str] = []
         for folder in folders or (self.source.folder,):
-            pattern = re.compile(
-                rf"(c4-)?{split}([.-].*)?\.jsonl?(\.gz)?"
-            )  # C4's own files are called c4-train.*.json.gz
-            inside = sorted((data_dir / folder).glob("*")) if (data_dir / folder).is_dir() else []
-            here = [str(path) for path in inside if pattern.fullmatch(path.name)]
-            if not here:
-                hub = f", or leave --data-dir out to use {self.source.hub_id!r}" if self.source.hub_id else ""
-                raise DataError(
-                    f"data: there is no {data_dir / folder}/{split}.jsonl(.gz) (or shards {split}-*.jsonl.gz); "
-                    f"put JSON lines with a field 'text' there{hub}"
-                )
-            found += here
+            source = replace(self.source, folder=folder)
+            require(source, [split], data_dir)
+            found += map(str, local_files(source, split, data_dir))
         return found
 
     def _hub_urls(self, split: str) -> list[str]:
@@ -90,24 +78,6 @@ class Corpus:
         pattern, count = self.hub_files[split]
         root = f"{HUB}{self.source.hub_id}@{self.source.revision}"
         return [f"{root}/{pattern.format(number)}" for number in range(count)]
-
-    def identity(self, data_dir: Path | None, folders: Sequence[str] = ()) -> str:
-        """Return hub id and revision, or a hash of the names and contents of the local files."""
-        train = self.files("train", data_dir, folders)
-        validation = self.files("validation", data_dir)
-        if data_dir is None:
-            return f"{self.source.hub_id}/{self.source.config}@{self.source.revision}"
-        digest = hashlib.sha256()
-        for path in map(Path, [*train, *validation]):
-            digest.update(path.name.encode() + _file_hash(path, path.stat().st_mtime_ns))
-        return f"sha256:{digest.hexdigest()[:16]}"
-
-
-@cache
-def _file_hash(path: Path, modified: int) -> bytes:
-    del modified  # part of the key, so that a changed file is hashed again
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def read_texts(url: str) -> Iterator[str]:

@@ -7,8 +7,9 @@ excess over that (a Kullback-Leibler divergence, 0 for an unchanged model) is gi
 Source: Wang et al., "MiLoRA", arXiv:2406.09044, section 5.4, after Kalajdzievski, "Scaling laws for forgetting when
 fine-tuning large language models", arXiv:2401.05605. Both use the WikiText-103 test split, whose text is WikiText-2's.
 
-A task merges ``METRICS`` into its own and the result of ``measure_forgetting`` into its evaluation. It is a side
-metric: without the text it is ``null`` with a reason, and nothing fails.
+A task merges ``METRICS`` into its own, ``TABLE`` into its tables, and the result of ``measure_forgetting`` into its
+evaluation of the test split; validation splits ask for no windows. It is a side metric: without the text it is ``null``
+with a reason, and nothing fails.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from harness import DataError, Evaluation, Metric, Source, TaskContext, pretrained, read_rows
+from harness import DataError, Evaluation, Metric, Source, Table, TaskContext, pretrained, read_rows
+from harness_benchmarks import REVISION
 
 SOURCE = Source(
     hub_id="Salesforce/wikitext",
@@ -29,8 +31,9 @@ SOURCE = Source(
     revision="b08601e04326c79dfdd32d625aee71d232d685c3",
     licence="CC BY-SA 3.0 / GFDL",
     folder="wikitext/wikitext-2-raw",
-    note="The test split; locally the plain text file wiki.test.raw.",
+    note=f"The test split; locally the plain text file wiki.test.raw. {REVISION}",
 )
+TABLE = Table(SOURCE, "wiki.test", needed=False, hub_split="test")
 METRICS: Mapping[str, Metric] = {
     "forgetting": Metric(
         "Forgetting",
@@ -54,12 +57,14 @@ def measure_forgetting(model: Any, context: TaskContext, windows: int = 64, leng
     Args:
         model: With one trial's adapters active, or a trial's own copy of the model.
         context: Has the resident base model and the tokenizer.
-        windows: How many.
+        windows: How many; 0: it is not measured.
         length: Tokens in each, at most.
 
     Returns:
         Both metrics, each ``None`` with a reason where it cannot be had; per window in ``items``.
     """
+    if not windows:
+        return _absent("measured on the test split only, on as many windows as the recipe's forgetting_windows")
     if context.base_model is None:
         return _absent("the task was given no base model to compare with")
     tokens = _tokenise(context.tokenizer, context.data_dir)
@@ -99,11 +104,7 @@ def _tokenise(tokenizer: Any, data_dir: Path | None) -> torch.Tensor | str:
 
 
 def _read_text(data_dir: Path | None) -> str:
-    path = None if data_dir is None else data_dir / SOURCE.folder / "wiki.test.raw"
-    if path is not None and path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        text = "".join(row["text"] for row in read_rows(SOURCE, "test", data_dir))
+    text = "".join(row["text"] for row in read_rows(SOURCE, TABLE.split, data_dir, TABLE.hub_split))
     if not text.strip():
-        raise DataError(f"data: {path or SOURCE.hub_id} is empty; put WikiText's test split there")
+        raise DataError(f"data: {SOURCE.folder} is empty; put WikiText's test split there")
     return text

@@ -24,7 +24,7 @@ import torch
 from contenders import Timing, frozen, full, harness, measure, peft_loop, peft_model, peft_trainer_seconds
 from workloads import LLAMA_58M, LLAMA_250M, NANO, ROBERTA, Workload, build_model
 
-from harness.decomposition import svd
+from harness.decomposition import announce, svd
 
 SWEEP = ["lora", "dora", "mora", "pissa", "milora", "melora"]
 SWEEP_STEPS = 1_000
@@ -148,6 +148,7 @@ def decomposition(report: Report, dtype: torch.dtype) -> None:
     model = build_model(LLAMA_250M, device, torch.float32)
     weights = [m.weight for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
     svd(torch.randn(64, 48, device=device), cache=False)  # handles and kernels
+    announce(weights)
     begin = wait()
     factors = [svd(weight) for weight in weights]
     ours = wait() - begin

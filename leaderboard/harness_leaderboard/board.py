@@ -37,8 +37,20 @@ BOOTSTRAP_SEED = 20240601  # any fixed number: the same records always give the 
 # Rows of a board may be ranked together only if these are equal in all of them.
 COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets", "budget_parameters")
 
-# Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning.
-NOT_CONDITIONS = ("command", "results_root", "sweep")
+# Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning ...
+NOT_CONDITIONS = ("sweep",)
+# ... and those that name places on somebody's machine, which are nobody else's business.
+NOT_SHOWN = ("command", "results_root")
+
+COSTS = (
+    "train_seconds",
+    "step_seconds_solo",
+    "tokens_per_second_solo",
+    "step_flops",
+    "peak_memory_bytes",
+    "prepare_seconds",
+    "evaluate_seconds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,31 @@ class Versus:
     other: str
     comparison: Comparison
     adjusted_p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A number that a paper reports for a row's method and budget, and ours for the same metric.
+
+    Attributes:
+        metric: Name of the metric.
+        step: Updates after which it was scored; ``None``: at the end.
+        value: The paper's, in the metric's unit.
+        ours: Ours at that step if we scored there, else at the end.
+        our_step: The step of ``ours``; ``None``: at the end.
+        source: Paper and table.
+        confidence: How the number was obtained.
+        differences: Why the two cannot be compared; empty: nothing known.
+    """
+
+    metric: str
+    step: int | None
+    value: float
+    ours: float | None
+    our_step: int | None
+    source: str
+    confidence: str
+    differences: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +138,8 @@ class Row:
         score: Mean of the main metric over finished seeds.
         robust_score: Interquartile mean of the same.
         metrics: Every final metric.
-        costs: ``train_seconds``, ``peak_memory_bytes``, ``step_seconds_solo``, ...: means over finished
-            seeds.
+        costs: Each of ``COSTS``: means over finished seeds.
+        published: What papers report for the method at this budget.
         budget_deviation_fraction: Reached minus asked for, over asked for; ``None`` for a reference.
         tune_trials: Learning-rate trials spent on the method, whatever their end.
         states: How many report trials ended how.
@@ -127,6 +164,13 @@ class Row:
     rank: str = ""
     rank_reason: str = ""
     versus: tuple[Versus, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @property
+    def published_score(self) -> Published | None:
+        """Return the paper's value of the main metric: at the end, or at its last step."""
+        found = [each for each in self.published if each.metric == self.first.main_metric]
+        return max(found, key=lambda each: math.inf if each.step is None else each.step, default=None)
 
     @property
     def label(self) -> str:
@@ -196,6 +240,11 @@ class Board:
         return sorted({each.trial.seed for row in (self.rows or self.references) for each in row.records})
 
     @property
+    def item_limits(self) -> list[int]:
+        """Return how many items per set the rows were scored on; 0: all."""
+        return sorted({int(row.first.trial.recipe.get("limit") or 0) for row in self.all_rows})
+
+    @property
     def is_ranked(self) -> bool:
         """Whether any row has a rank."""
         return any(row.rank for row in self.rows)
@@ -227,7 +276,8 @@ def distinct_values(records: Iterable[Record]) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         for key, value in _flatten(record.environment).items():
-            counts[key][value] += 1
+            if key not in NOT_SHOWN:
+                counts[key][value] += 1
     return {key: dict(sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))) for key in sorted(counts)}
 
 
@@ -298,13 +348,6 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
     finished = [each for each in ordered if is_finished(each)]
     first = ordered[0]
     metric_names = dict.fromkeys([first.main_metric, *(name for each in finished for name in each.metrics)])
-    cost_names = (
-        "train_seconds",
-        "peak_memory_bytes",
-        "step_seconds_solo",
-        "prepare_seconds",
-        "evaluate_seconds",
-    )
     scores = [each.score for each in finished if each.score is not None]
     return Row(
         method=first.trial.method,
@@ -316,10 +359,57 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
         metrics={
             name: _summary(finished, name, [each.metrics.get(name) for each in finished]) for name in metric_names
         },
-        costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in cost_names},
+        costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in COSTS},
         budget_deviation_fraction=None if is_reference else _budget_deviation(first),
         tune_trials=tune_trials,
         states={state: count for state in State if (count := sum(each.state is state for each in ordered))},
+        published=_published(ordered),
+    )
+
+
+def _published(records: Sequence[Record]) -> tuple[Published, ...]:
+    """Return what papers report for this method at this budget, each number once, by metric and step."""
+    first = records[0]
+    known = {**first.metric_details, **{name: {} for each in records for name in each.metrics}}
+    entries = {_canonical(dict(entry)): entry for each in records for entry in each.published}
+    found = [
+        _beside_ours(entry, records)
+        for _, entry in sorted(entries.items())
+        if entry.get("method") == first.trial.method
+        and entry.get("budget", "") == first.trial.budget
+        and entry.get("metric") in known
+        and isinstance(entry.get("value"), int | float)
+    ]
+    return tuple(sorted(found, key=lambda each: (each.metric, math.inf if each.step is None else each.step)))
+
+
+def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Published:
+    trial, metric, step = records[0].trial, str(entry["metric"]), entry.get("step")
+    finished = [each for each in records if is_finished(each)]
+    at_step = [
+        float(point["metrics"][metric])
+        for each in finished
+        for point in each.history
+        if step is not None and point.get("step") == step and point.get("metrics", {}).get(metric) is not None
+    ]
+    at_end = [float(value) for each in finished if (value := each.metrics.get(metric)) is not None]
+    ours = at_step or at_end
+    differences = [f"ours is the {trial.scale} scale, not the paper's"] if trial.scale != "paper" else []
+    if "model" not in entry:
+        differences.append(f"ours is of {trial.model}; which model the paper's is of, the record does not say")
+    elif entry["model"] != trial.model:
+        differences.append(f"ours is of {trial.model}, the paper's of {entry['model']}")
+    if trial.recipe.get("limit"):
+        differences.append(f"ours was scored on {trial.recipe['limit']} items per set")
+    return Published(
+        metric=metric,
+        step=step,
+        value=float(entry["value"]),
+        ours=statistics.fmean(ours) if ours else None,
+        our_step=step if at_step else None,
+        source=str(entry.get("source") or "source not given"),
+        confidence=str(entry.get("confidence") or ""),
+        differences=tuple(differences),
     )
 
 
@@ -466,6 +556,13 @@ def _notes(
 ) -> list[str]:
     """Return what would otherwise mislead a reader."""
     notes = []
+    limits = {int(each.trial.recipe.get("limit") or 0) for each in everything if each.trial.purpose == "report"}
+    if any(limits):
+        listed = " or ".join(f"{limit:,}" if limit else "all" for limit in sorted(limits))
+        notes.append(f"Scored on a part of the data: {listed} items per set.")
+    differences = dict.fromkeys(text for row in rows for each in row.published for text in each.differences)
+    if differences:
+        notes.append(f"The published numbers and ours are not comparable: {'; '.join(differences)}.")
     for name in differing:
         values: dict[str, list[str]] = defaultdict(list)
         for each in reports:

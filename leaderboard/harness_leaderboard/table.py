@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.record import Record
-from harness_leaderboard.board import Board, Failure, Row, Summary, build_boards
+from harness_leaderboard.board import Board, Failure, Published, Row, Summary, build_boards
+from harness_leaderboard.family import Family, build_families
 
 MISSING = "—"
+COST_NOTE = (
+    "Step, tokens per second, GFLOPs and memory are of a few updates of the same trial run alone, without data "
+    "preparation and evaluation; never of a pack."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class Cell:
 def columns(board: Board) -> tuple[Column, ...]:
     """Return the columns of a board's table, in order."""
     arrow = "higher is better" if board.higher_is_better else "lower is better"
+    published = Column(key="published", title="Published", help="What a paper reports for this method and budget")
     return (
         Column(key="rank", title="Rank", help="Rows with the same rank cannot be told apart (=)"),
         Column(key="method", title="Method", help="The fine-tuning method", is_number=False),
@@ -55,6 +61,7 @@ def columns(board: Board) -> tuple[Column, ...]:
             help="Of the mean, for other seeds (Student's t)",
             is_number=False,
         ),
+        *((published,) if has_published(board) else ()),
         Column(key="seeds", title="Seeds", help="Finished seeds of those started"),
         Column(key="learning_rate", title="Learning rate", help="Peak learning rate of the adapter"),
         Column(key="parameters", title="Adapter parameters", help="Trained adapter parameters"),
@@ -64,8 +71,10 @@ def columns(board: Board) -> tuple[Column, ...]:
             title="Training",
             help="Optimizer steps only; a pack's time is shared by its lanes; mean over seeds",
         ),
-        Column(key="memory", title="Peak memory", help="Mean over seeds"),
-        Column(key="step", title="Step, solo", help="Median step of a probe that runs alone"),
+        Column(key="step", title="Step, solo", help="Milliseconds per update, alone"),
+        Column(key="tokens", title="Tokens/s, solo", help="Training tokens per second, alone"),
+        Column(key="flops", title="GFLOPs/step", help="Floating-point operations of one update, in billions"),
+        Column(key="memory", title="Peak memory, solo", help="Most memory in use during an update, alone"),
         Column(key="tuning", title="Tuning trials", help="Learning-rate trials spent before"),
         Column(key="states", title="Trials", help="How the report trials ended", is_number=False),
     )
@@ -87,6 +96,7 @@ def cells(board: Board, row: Row) -> dict[str, Cell]:
         "method": Cell(text=row.label, sort=row.label),
         "score": _number(row.score, lambda value: score_text(board, value)),
         "interval": interval_cell(board, row.score),
+        "published": published_cell(row.published_score),
         "seeds": Cell(
             text=f"{finished}" if finished == len(row.records) else f"{finished} of {len(row.records)}",
             sort=finished,
@@ -101,8 +111,10 @@ def cells(board: Board, row: Row) -> dict[str, Cell]:
         if deviation is None
         else Cell(text=f"{deviation:+.2%}".replace("%", " %").replace("-", "−"), sort=deviation),
         "train": _number(row.costs["train_seconds"], seconds_text),
+        "step": _number(row.costs["step_seconds_solo"], lambda value: f"{value * 1000:.3g} ms"),
+        "tokens": _number(row.costs["tokens_per_second_solo"], rounded_text),
+        "flops": _number(row.costs["step_flops"], lambda value: rounded_text(value / 1e9)),
         "memory": _number(row.costs["peak_memory_bytes"], bytes_text),
-        "step": _step_cell(row.costs["step_seconds_solo"]),
         "tuning": Cell(
             text=f"{row.tune_trials}",
             sort=row.tune_trials,
@@ -118,10 +130,20 @@ def _number(summary: Summary, text: Callable[[float], str]) -> Cell:
     return Cell(text=text(summary.value), sort=summary.value, note=summary.reason)
 
 
-def _step_cell(summary: Summary) -> Cell:
-    if summary.value is None:
-        return Cell(text="not measured", sort=None, note=summary.reason)
-    return Cell(text=f"{summary.value * 1000:.3g} ms", sort=summary.value, note=summary.reason)
+def has_published(board: Board) -> bool:
+    """Return whether a paper reports the main metric for any row."""
+    return any(row.published_score is not None for row in board.all_rows)
+
+
+def published_cell(published: Published | None) -> Cell:
+    """Return a paper's number, with its source and why it is not ours to compare."""
+    if published is None:
+        return Cell(text=MISSING, sort=None, note="the suite quotes no number for this method and budget")
+    at = f" at step {published.step:,}" if published.step is not None else ""
+    note = "; ".join(each for each in (published.source, published.confidence) if each)
+    if published.differences:
+        note += f". Not comparable: {'; '.join(published.differences)}"
+    return Cell(text=value_text(published.value) + at, sort=published.value, note=note)
 
 
 def interval_cell(board: Board, summary: Summary) -> Cell:
@@ -149,6 +171,13 @@ def score_text(board: Board, value: float) -> str:
 def value_text(value: float) -> str:
     """Return any other metric's value with four significant digits."""
     return f"{value:.4g}"
+
+
+def rounded_text(value: float) -> str:
+    """Return a count with three significant digits and no exponent, e.g. ``81,900`` or ``0.0412``."""
+    if value == 0:
+        return "0"
+    return f"{round(value, 2 - math.floor(math.log10(abs(value)))):,.10g}"
 
 
 def seconds_text(seconds: float) -> str:
@@ -235,12 +264,21 @@ def summary_sentences(board: Board) -> list[str]:
     elif board.rows:
         reasons = dict.fromkeys(row.rank_reason for row in board.rows)
         sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
+    if any(board.item_limits):
+        sentences.append(f"{limit_text(board)}: not the whole data.")
     if board.detectable_difference is not None:
         sentences.append(
             f"Two methods must truly differ by about {board.detectable_difference:.2g} "
             "for this board to tell them apart (80 % power)."
         )
     return sentences
+
+
+def limit_text(board: Board) -> str:
+    """Return on how much of the data a board's rows were scored, or nothing if on all of it."""
+    if not any(board.item_limits):
+        return ""
+    return f"Evaluated on {' or '.join(f'{each:,}' if each else 'all' for each in board.item_limits)} items per set"
 
 
 def leaders_text(board: Board) -> str:
@@ -259,7 +297,50 @@ def terminal_table(records: Iterable[Record]) -> str:
     boards = build_boards(records)
     if not boards:
         return "No records."
-    return "\n\n".join(_terminal_board(board) for board in boards)
+    families = [_terminal_family(each) for each in build_families(boards)]
+    return "\n\n".join([*(_terminal_board(board) for board in boards), *families])
+
+
+def family_heads(family: Family) -> list[str]:
+    """Return the column heads of a family's table."""
+    return ["Method", "Average", *(f"{task.removeprefix(f'{family.name}/')}" for task in family.tasks), "Without"]
+
+
+def family_cells(family: Family) -> list[list[Cell]]:
+    """Return a family's table: the average, every task that counts, and which tasks a method lacks."""
+    return [
+        [
+            Cell(text=f"{line.method} (reference)" if line.is_reference else line.method, sort=line.method),
+            Cell(text=MISSING, sort=None, note="no task that every method has")
+            if line.average is None
+            else Cell(text=value_text(line.average), sort=line.average),
+            *(Cell(text=value_text(value), sort=value) for value in line.scores),
+            Cell(text=", ".join(task.removeprefix(f"{family.name}/") for task in line.missing) or "none", sort=None),
+        ]
+        for line in family.lines
+    ]
+
+
+def family_title(family: Family) -> str:
+    """Return a family's heading."""
+    budget = f"budget {family.budget}" if family.budget else "references only"
+    tasks = f"average over {len(family.tasks)} of {_many(family.task_count, 'task')}"
+    return f"{family.name}, {tasks} · {family.scale} · {family.model} · {budget}"
+
+
+def family_sentence(family: Family) -> str:
+    """Return what is averaged and what is left out."""
+    left = ", ".join(family.left_out)
+    return (
+        "Mean of each task's main metric, in order of the mean, which is no ranking. "
+        + (f"Left out, since not every method has all seeds of it: {left}." if left else "Every task counts.")
+    )
+
+
+def _terminal_family(family: Family) -> str:
+    body = [[_printable(cell.text) for cell in line] for line in family_cells(family)]
+    grid = tabulate(body, headers=family_heads(family), disable_numparse=True, tablefmt="simple")
+    return "\n".join([_printable(family_title(family)), _printable(family_sentence(family)), "", grid])
 
 
 def _terminal_board(board: Board) -> str:
@@ -268,6 +349,7 @@ def _terminal_board(board: Board) -> str:
         "method",
         "score",
         "interval",
+        "published",
         "seeds",
         "learning_rate",
         "parameters",

@@ -123,9 +123,12 @@ def test_values_are_read_as_the_type_of_the_default():
     assert isinstance(parse_value("3", 1.0, "x"), float)
     assert parse_value("True", False, "x") is True
     assert parse_value("30+50", (), "x") == (30, 50)
+    assert parse_value("30+50", (1,), "x") == (30, 50)
     assert parse_value("", (1,), "x") == ()
+    assert parse_value("text/c4+text/2", ("text/c4",), "x") == ("text/c4", "text/2")
+    assert parse_value("7", ("a", "b"), "x") == ("7",)
     assert parse_value("cosine", "linear", "x") == "cosine"
-    for raw, default in (("x", 1), ("1.5", 1), ("x", 1.0), ("maybe", True), ("1+x", ())):
+    for raw, default in (("x", 1), ("1.5", 1), ("x", 1.0), ("maybe", True), ("1+x", ()), ("1+x", (2,))):
         with pytest.raises(ConfigError, match="recipe: y"):
             parse_value(raw, default, "recipe: y")
 

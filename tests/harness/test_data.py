@@ -8,9 +8,9 @@ import json
 import pytest
 
 from harness import hub
-from harness.data import identify, local_files, read_rows, read_table, require
+from harness.data import identify, identify_tables, local_files, read_rows, read_table, require
 from harness.errors import DataError
-from harness.task import Source
+from harness.task import Source, Table
 
 SOURCE = Source(hub_id="nobody/nothing", config="main", revision="abc", licence="mit", folder="some/rte")
 ROWS = [{"text": "grün", "label": 1}, {"text": "blau", "label": 0}]
@@ -91,6 +91,44 @@ def test_a_missing_table_names_the_file_and_what_to_do(put):
         require(SOURCE, ["train"], None)
     with pytest.raises(DataError, match=r"not on the hub; give --data-dir"):
         require(Source(folder="x"), ["train"], None)
+    with pytest.raises(DataError, match=r"there is no .*x/train\.jsonl") as caught:
+        require(Source(folder="x"), ["train"], folder)
+    assert "hub" not in str(caught.value)
+    assert "leave --data-dir out" not in str(caught.value)
+
+
+def test_shards_may_be_named_after_their_data_set(put):
+    folder = put("c4-train.00001-of-00002.json.gz", lines(ROWS[1:]))
+    put("c4-train.00000-of-00002.json.gz", lines(ROWS[:1]))
+    put("c4-validation.00000-of-00001.json.gz", lines(ROWS))
+    assert read_rows(SOURCE, "train", folder) == ROWS
+
+
+def test_plain_text_is_read_to_the_letter(put):
+    text = " = Title = \n\n  Grün ist\u2028die Farbe .\nlast line"
+    folder = put("wiki.test.raw", text)
+    assert "".join(row["text"] for row in read_rows(SOURCE, "wiki.test", folder)) == text
+
+
+def test_a_table_that_is_not_needed_counts_where_it_is(put, monkeypatch):
+    side = Source(hub_id="nobody/side", revision="def", folder=SOURCE.folder + "/side")
+    tables = [Table(SOURCE, "train"), Table(side, "test", needed=False)]
+    folder = put("train.jsonl", lines(ROWS))
+    before = identify_tables(tables, folder)
+    assert before == f"some/rte {identify(SOURCE, ['train'], folder)}"
+    put("side/test.jsonl", lines(ROWS))
+    assert identify_tables(tables, folder) == f"{before}; some/rte/side {identify(side, ['test'], folder)}"
+    with pytest.raises(DataError, match=r"some/rte/train\.jsonl"):
+        identify_tables(tables, folder / "elsewhere")
+    assert identify_tables([], folder) == "generated"
+
+
+def test_what_the_hub_identifies_does_not_depend_on_the_network_where_it_need_not(monkeypatch):
+    side = Source(hub_id="nobody/side", revision="def", folder="side")
+    local = Source(folder="local")
+    assert identify_tables([Table(side, "test", False), Table(local, "x", False)], None) == "side nobody/side/@def"
+    with pytest.raises(DataError, match="offline"):
+        identify_tables([Table(side, "test")], None)
 
 
 @pytest.mark.parametrize("text", ["{", "not json at all\n", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 
 import pytest
@@ -135,3 +136,30 @@ def test_a_gpu_gives_what_a_cpu_gives(dtype):
     for one, other in zip(svd(weight.cuda()), svd(weight), strict=True):
         assert one.is_cuda
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_announced_weights_are_decomposed_together_on_a_gpu() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(40, 24, generator=generator).cuda() for _ in range(5)]
+    module = import_module("harness.decomposition")
+    module.announce(weights)
+    before = len(module._cache)
+    first = svd(weights[2])
+    assert len(module._cache) == before + 5
+    for weight in weights:
+        u, s, vh = svd(weight)
+        torch.testing.assert_close((u * s) @ vh, weight, rtol=1e-5, atol=1e-5)
+    assert svd(weights[2]).u is first.u
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-6])
+def test_factors_are_orthogonal_whatever_the_condition(smallest: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    left = torch.linalg.qr(torch.randn(30, 20, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64)).Q
+    spectrum = torch.logspace(0, math.log10(smallest), 20, dtype=torch.float64)
+    u, _, vh = svd(((left * spectrum) @ right).float(), cache=False)
+    one = torch.eye(20)
+    torch.testing.assert_close(u.T @ u, one, rtol=0, atol=2e-6)
+    torch.testing.assert_close(vh @ vh.T, one, rtol=0, atol=2e-6)

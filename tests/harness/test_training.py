@@ -251,3 +251,15 @@ def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(name: str) -> No
     for recorder in solo:
         ((trial_id, expected),) = recorder.losses.items()
         assert packed.losses[trial_id] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "mora", "pissa"])
+def test_half_precision_packing_moves_scores_less_than_a_seed_does(name: str) -> None:
+    seeds = range(4)
+    solo = [run(base := make_base(precision="bfloat16"), [make_lane(base, name, seed=s, steps=40)]) for s in seeds]
+    base = make_base(precision="bfloat16")
+    packed = run(base, [make_lane(base, name, seed=s, steps=40) for s in seeds])
+    alone = {trial: losses[-1] for recorder in solo for trial, losses in recorder.losses.items()}
+    together = {trial: losses[-1] for trial, losses in packed.losses.items()}
+    moved = [abs(together[trial] - alone[trial]) for trial in alone]
+    assert max(moved) < max(alone.values()) - min(alone.values())

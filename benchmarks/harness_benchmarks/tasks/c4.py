@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from harness import (
     ModelKind,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
@@ -35,6 +35,7 @@ from harness import (
     negative_log_likelihoods,
     setting,
 )
+from harness_benchmarks import REVISION
 from harness_benchmarks.corpus import BUFFER, Corpus, Documents, WindowCache, Windows, validation_windows
 
 
@@ -65,7 +66,8 @@ CORPUS = Corpus(
         revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
         licence="ODC-BY; the pages keep their own rights",
         folder="text/c4",
-        note="Scored on C4's validation split; choices are made on one training document in a hundred, held out.",
+        note="Scored on C4's validation split; choices are made on one training document in a hundred, held out. "
+        + REVISION,
     ),
     {
         "train": ("en/c4-train.{:05d}-of-01024.json.gz", 1024),
@@ -82,7 +84,7 @@ class C4Recipe(Recipe):
     tokenizer: str = setting("nano", "whose tokens: a hub name, a folder or a shipped base (ReLoRA: google-t5/t5-base)")
     vocabulary: int = setting(259, "tokens of that tokenizer: rows of the embedding and of the head", minimum=1)
     validation_windows: int = setting(64, "most sequences to score, of max_length tokens each", minimum=1)
-    folders: tuple[str, ...] = ()  # below --data-dir: more training text than C4's own folder, or other
+    folders: tuple[str, ...] = (CORPUS.source.folder,)  # of the training text below --data-dir
     shuffle_buffer: int = setting(BUFFER, "documents among which the next one is drawn", minimum=1)
 
 
@@ -135,9 +137,12 @@ class C4Task(Task):
         ),
     }  # fmt: skip
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return hub id and revision, or a hash of the local files."""
-        return CORPUS.identity(data_dir, recipe.folders)
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the corpus: its training text may come from other local folders."""
+        train = [Table(replace(CORPUS.source, folder=folder), "train") for folder in recipe.folders]
+        # Of C4's own training documents a part is held out, to make choices on.
+        own = [] if CORPUS.source.folder in recipe.folders else [Table(CORPUS.source, "train")]
+        return [*train, *own, Table(CORPUS.source, "validation")]
 
     def tokenizer_name(self, recipe: Any) -> str:
         """Return whose tokenizer a model of this recipe uses."""

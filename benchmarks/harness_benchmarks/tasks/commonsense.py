@@ -12,24 +12,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from harness import (
     Evaluation,
     Metric,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
     UsageError,
     generate,
     hookimpl,
-    identify,
     read_rows,
     setting,
 )
+from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructions import (
+    Question,
+    Split,
     encode_all,
     instruction_prompt,
     prompt_tokens,
@@ -115,7 +118,7 @@ class CommonsenseSet:
 
 
 def _source(hub_id: str, config: str, revision: str, licence: str, folder: str) -> Source:
-    return Source(hub_id, config, revision, licence, f"commonsense/{folder}")
+    return Source(hub_id, config, revision, licence, f"commonsense/{folder}", REVISION)
 
 
 _ARC = "210d026faf9955653af8916fad021475a3f00453"
@@ -167,13 +170,7 @@ class CommonsenseRecipe(Recipe):
     limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
     max_new_tokens: int = setting(32, "longest generated answer, in tokens", minimum=1)
     evaluation_batch_size: int = setting(64, "prompts per batch when generating", minimum=1)
-
-
-class Question(NamedTuple):
-    """A question to be answered: its prompt as token ids, and the answer's word."""
-
-    prompt: Sequence[int]
-    answer: str
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 class CommonsenseTask(Task):
@@ -191,7 +188,7 @@ class CommonsenseTask(Task):
         "labels are hidden), the test split of the others, as in LLM-Adapters. Validation is a slice of each training "
         "set, fixed by a hash of the question and taken out of training, as is every row whose question is also a test "
         "question. From the hub, WinoGrande trains on its largest size once; LLM-Adapters' commonsense_170k repeats "
-        "rows of the smaller sizes.",
+        f"rows of the smaller sizes. {REVISION}",
     )
     main_metric = "average"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -200,6 +197,7 @@ class CommonsenseTask(Task):
             name: Metric(name, "fraction", True, f"Share of {name} questions answered right, greedy decoding.")
             for name in SETS
         },
+        **forgetting.METRICS,
     }
     recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": CommonsenseRecipe(
@@ -212,6 +210,7 @@ class CommonsenseTask(Task):
             held_out=20,
             limit=8,
             evaluation_batch_size=8,
+            forgetting_windows=4,
         ),
         "small": CommonsenseRecipe(
             sets="boolq+ARC-Easy+ARC-Challenge+openbookqa",
@@ -226,14 +225,11 @@ class CommonsenseTask(Task):
         "paper": CommonsenseRecipe(epochs=3, batch_size=16, max_length=256, learning_rate=3e-4, warmup_steps=100),
     }
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return what identifies all tables in use."""
-        wanted = {name: ["test"] for name in chosen_sets(recipe.sets)}
-        for name in chosen_sets(recipe.train_sets):
-            wanted[name] = ["train", *wanted.get(name, [])]
-        return "; ".join(
-            f"{name} {identify(SETS[name].source, splits, data_dir)}" for name, splits in sorted(wanted.items())
-        )
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the tables in use."""
+        train = [Table(SETS[name].source, "train") for name in chosen_sets(recipe.train_sets)]
+        test = [Table(SETS[name].source, "test", True, SETS[name].hub_test) for name in chosen_sets(recipe.sets)]
+        return [*train, *test, forgetting.TABLE]
 
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables, and hold a slice of each training set out for validation."""
@@ -261,27 +257,31 @@ class CommonsenseTask(Task):
         conversations = [[(ask(row), text_of(row, "output"))] for row in train]
         return TaskData(
             train=encode_all(conversations, tokenizer, recipe.max_length),
-            splits={"validation": questions(held_out), "test": questions(tests)},
+            splits={
+                "validation": Split(questions(held_out)),
+                "test": Split(questions(tests), recipe.forgetting_windows),
+            },
         )
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
-        """Generate an answer to every question, and take the first word in it that can be an answer."""
+        """Generate answers, take the first word in each that can be an answer; measure forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
         items: dict[str, list[float]] = {}
-        for name, questions in split.items():
+        for name, questions in split.questions.items():
             prompts = [each.prompt for each in questions]
             outputs = generate(model, tokenizer, prompts, recipe.max_new_tokens, recipe.evaluation_batch_size)
             texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
             items[name] = [
                 float(extract_answer(name, text) == each.answer) for text, each in zip(texts, questions, strict=True)
             ]
-        metrics: dict[str, float | None] = dict.fromkeys(self.metrics)
+        metrics: dict[str, float | None] = dict.fromkeys(("average", *SETS))
         metrics |= {name: sum(scores) / len(scores) for name, scores in items.items()}
         metrics["average"] = sum(sum(scores) / len(scores) for scores in items.values()) / len(items)
         reasons = {
             name: f"the recipe evaluates on {', '.join(items)}" for name, value in metrics.items() if value is None
         }
-        return Evaluation(metrics, reasons, items)
+        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
+        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
 
 
 def chosen_sets(text: str) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from harness import (
@@ -22,11 +21,11 @@ from harness import (
     Metric,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
     hookimpl,
-    identify,
     negative_log_likelihoods,
     setting,
 )
@@ -41,15 +40,16 @@ class ContinualRecipe(Recipe):
 
     validation_windows: int = setting(64, "most sequences to score, of max_length tokens each", minimum=1)
     questions: int = setting(0, "most questions of each set, spread evenly over it; 0: all", minimum=0)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured", minimum=1)
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
     shuffle_buffer: int = setting(BUFFER, "documents among which the next one is drawn", minimum=1)
 
 
 class Split(NamedTuple):
-    """What is scored: text, and on the test split the question sets too, or why one is absent."""
+    """What is scored: text, and on the test split forgetting and the question sets too, or why one is absent."""
 
     windows: Sequence[Example]
     questions: Mapping[str, Sequence[Question] | str]
+    forgetting_windows: int
 
 
 def metrics_of(sets: Mapping[str, QuestionSet]) -> Mapping[str, Metric]:
@@ -87,15 +87,11 @@ class ContinualTask(Task):
         ),
     }  # fmt: skip
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return a hash of corpus and question sets; a set that appears later makes other data."""
-        found = [self.corpus.identity(data_dir)]
-        for name, each in self.sets.items():
-            try:
-                found.append(f"{name}={identify(each.source, each.tables, data_dir)}")
-            except DataError:
-                continue
-        return ", ".join(found)
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the corpus, and the question sets and WikiText, each of which may be absent."""
+        corpus = [Table(self.corpus.source, split) for split in ("train", "validation")]
+        asked = [Table(each.source, split, needed=False) for each in self.sets.values() for split in each.tables]
+        return [*corpus, *asked, forgetting.TABLE]
 
     def load(self, context: TaskContext) -> TaskData:
         """Open the shuffled training stream, and read what is scored."""
@@ -114,7 +110,10 @@ class ContinualTask(Task):
         later = dict.fromkeys(self.sets, "scored on the test split only")
         return TaskData(
             train=WindowCache(windows, length),
-            splits={"validation": Split(held_out, later), "test": Split(scored, questions)},
+            splits={
+                "validation": Split(held_out, later, 0),
+                "test": Split(scored, questions, recipe.forgetting_windows),
+            },
         )
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
@@ -124,7 +123,7 @@ class ContinualTask(Task):
         sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split.windows, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long
-        side = forgetting.measure_forgetting(model, context, recipe.forgetting_windows, recipe.max_length)
+        side = forgetting.measure_forgetting(model, context, split.forgetting_windows, recipe.max_length)
         metrics: dict[str, float | None] = {"perplexity": math.exp(loss), "loss": loss, **side.metrics}
         reasons, items = dict(side.reasons), {"loss": losses, **side.items}
         present: list[float] = []

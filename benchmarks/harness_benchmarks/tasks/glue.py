@@ -28,14 +28,15 @@ from harness import (
     ModelKind,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
     hookimpl,
-    identify,
     read_rows,
     setting,
 )
+from harness_benchmarks import REVISION
 
 SCRIPT = Path(__file__).parent.parent / "metrics" / "glue_official.py"
 MOST_HELD_OUT = 2_000  # rows of train that choices are made on; a tenth of it, if that is less
@@ -72,9 +73,9 @@ class GlueTask(Task):
     targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj")
     trains = ("classifier", "score", "pooler")
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return hub id and revision, or a hash of the local tables."""
-        return identify(self.source, ["train", *self.splits], data_dir)
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the training table and those that are scored."""
+        return [Table(self.source, split) for split in ("train", *self.splits)]
 
     def model_arguments(self, recipe: Any) -> Mapping[str, Any]:
         """Ask for a head with one output per class, without dropout: a head's dropout has no seed of its own."""
@@ -201,7 +202,7 @@ def glue_source(config: str, licence: str, note: str = "") -> Source:
     """Return where a GLUE table is."""
     return Source(
         hub_id="nyu-mll/glue", config=config, revision="bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c", licence=licence,
-        folder=f"glue/{config}", note=f"{HIDDEN_TEST} {note}".strip(),
+        folder=f"glue/{config}", note=" ".join(filter(None, (HIDDEN_TEST, note, REVISION))),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the instruction-following tasks share: prompts, the loss on the response only, and slices by hash.
+"""What the instruction-following tasks share: prompts, the loss on the response only, questions, slices by hash.
 
 No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters, MetaMath, PiSSA, MiLoRA and MELoRA use.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness import IGNORE, DataError, Example
 
@@ -23,6 +23,20 @@ WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+
+
+class Question(NamedTuple):
+    """A question to be answered: its prompt as token ids, and the answer to match."""
+
+    prompt: Sequence[int]
+    answer: str
+
+
+class Split(NamedTuple):
+    """What is scored: sets of questions by name, and on how many windows of WikiText forgetting is measured."""
+
+    questions: Mapping[str, Sequence[Question]]
+    forgetting_windows: int = 0
 
 
 def instruction_prompt(instruction: str, given: str = "") -> str:

@@ -12,23 +12,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from harness import (
     Evaluation,
     Metric,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
     generate,
     hookimpl,
-    identify,
     read_rows,
     setting,
 )
+from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructions import (
+    Question,
+    Split,
     encode_all,
     instruction_prompt,
     prompt_tokens,
@@ -38,9 +41,11 @@ from harness_benchmarks.tasks.instructions import (
     text_of,
 )
 
-GSM8K = Source("openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866", "MIT", "math/gsm8k")
-META_MATH = Source("meta-math/MetaMathQA", "", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "MIT", "math/metamath")
-MATH = Source("EleutherAI/hendrycks_math", "", "21a5633873b6a120296cce3e2df9d5550074f4a3", "MIT", "math/math")
+GSM8K = Source("openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866", "MIT", "math/gsm8k", REVISION)
+META_MATH = Source(
+    "meta-math/MetaMathQA", "", "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "MIT", "math/metamath", REVISION
+)
+MATH = Source("EleutherAI/hendrycks_math", "", "21a5633873b6a120296cce3e2df9d5550074f4a3", "MIT", "math/math", REVISION)
 MATH_SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
@@ -57,13 +62,7 @@ class MathRecipe(Recipe):
     limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
     max_new_tokens: int = setting(512, "longest generated solution, in tokens", minimum=1)
     evaluation_batch_size: int = setting(32, "prompts per batch when generating", minimum=1)
-
-
-class Question(NamedTuple):
-    """A question to be answered: its prompt as token ids, and the answer to match."""
-
-    prompt: Sequence[int]
-    answer: str
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 class MathTask(Task):
@@ -77,7 +76,7 @@ class MathTask(Task):
         note="Validation is a slice of GSM8K's train split, fixed by a hash of the question and taken out of training, "
         "together with every MetaMathQA row made from those questions. Test: GSM8K's test split and the 5,000 test "
         f"problems of MATH ({MATH.hub_id} at {MATH.revision}). "
-        f"Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}.",
+        f"Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}. {REVISION}",
     )
     main_metric = "gsm8k"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -85,6 +84,7 @@ class MathTask(Task):
         "math": Metric(
             "MATH", "fraction", True, "Share of MATH problems whose final answer is right after normalisation."
         ),
+        **forgetting.METRICS,
     }
     recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": MathRecipe(
@@ -96,6 +96,7 @@ class MathTask(Task):
             limit=8,
             max_new_tokens=48,
             evaluation_batch_size=8,
+            forgetting_windows=4,
         ),
         "small": MathRecipe(
             epochs=1, batch_size=16, max_length=512, warmup_steps=20, held_out=200, limit=200, max_new_tokens=256
@@ -111,12 +112,10 @@ class MathTask(Task):
         ),
     }
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return what identifies all tables in use."""
-        tables = [("gsm8k", GSM8K, ["train", "test"]), ("math", MATH, ["test"])]
-        if recipe.training_set == "metamath":
-            tables.append(("metamath", META_MATH, ["train"]))
-        return "; ".join(f"{name} {identify(source, splits, data_dir)}" for name, source, splits in tables)
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the tables in use. GSM8K's train split is always among them: a slice of it is validation."""
+        more = [Table(META_MATH, "train")] if recipe.training_set == "metamath" else []
+        return [Table(GSM8K, "train"), Table(GSM8K, "test"), Table(MATH, "test"), *more, forgetting.TABLE]
 
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables, hold validation out, and leave out of training whatever is evaluated."""
@@ -149,20 +148,23 @@ class MathTask(Task):
         return TaskData(
             train=encode_all(conversations, context.tokenizer, recipe.max_length),
             splits={
-                "validation": {"gsm8k": questions(held_out, "question", number)},
-                "test": {
-                    "gsm8k": questions(tests["gsm8k"], "question", number),
-                    "math": questions(tests["math"], "problem", lambda row: last_boxed(row["solution"]) or ""),
-                },
+                "validation": Split({"gsm8k": questions(held_out, "question", number)}),
+                "test": Split(
+                    {
+                        "gsm8k": questions(tests["gsm8k"], "question", number),
+                        "math": questions(tests["math"], "problem", lambda row: last_boxed(row["solution"]) or ""),
+                    },
+                    recipe.forgetting_windows,
+                ),
             },
         )
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
-        """Generate a solution for every question and compare its final answer."""
+        """Generate a solution for every question and compare its final answer; measure forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
-        metrics: dict[str, float | None] = dict.fromkeys(self.metrics)
+        metrics: dict[str, float | None] = dict.fromkeys(("gsm8k", "math"))
         items: dict[str, list[float]] = {}
-        for name, questions in split.items():
+        for name, questions in split.questions.items():
             outputs = generate(
                 model,
                 tokenizer,
@@ -179,7 +181,8 @@ class MathTask(Task):
             for name in metrics
             if name not in items
         }
-        return Evaluation(metrics, reasons, items)
+        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
+        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
 
 
 def read_math(folder: Path | None) -> list[Mapping[str, Any]]:

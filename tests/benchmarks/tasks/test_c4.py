@@ -163,10 +163,11 @@ def test_a_broken_line_is_named(tmp_path):
 
 
 def test_the_identity_follows_the_content(data_dir):
-    before = c4.CORPUS.identity(data_dir)
+    task, recipe = c4.C4Task(), c4.C4Task.recipes["smoke"]
+    before = task.data_identity(recipe, data_dir)
     path = data_dir / "text/c4/train.jsonl"
     path.write_text(path.read_text() + '{"text": "one more"}\n')
-    assert c4.CORPUS.identity(data_dir) != before
+    assert task.data_identity(recipe, data_dir) != before
 
 
 def test_too_little_text_is_an_error(tokenizer, files):

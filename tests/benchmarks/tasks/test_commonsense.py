@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext, UsageError
 from harness.bases import resolve
+from harness_benchmarks.forgetting import METRICS
 from harness_benchmarks.tasks import commonsense
 from harness_benchmarks.tasks.commonsense import SETS, CommonsenseTask, extract_answer
 
@@ -82,7 +83,7 @@ def test_no_question_is_in_two_splits(nano, data_dir):
     scored = [
         nano[1].decode(each.prompt).split("Instruction:\n")[1].split("\n")[0]
         for split in data.splits.values()
-        for questions in split.values()
+        for questions in split.questions.values()
         for each in questions
     ]
     assert len(scored) == len(set(scored)) == 8 * (2 + 3)
@@ -100,9 +101,24 @@ def test_an_untrained_model_is_scored_on_every_set(nano, data_dir):
     data = task.load(where)
     with torch.no_grad():
         found = task.evaluate(nano[0], where, data.splits["test"])
-    assert set(found.metrics) == set(task.metrics) == {*SETS, "average"}
+    assert set(found.metrics) == set(task.metrics) == {*SETS, "average", *METRICS}
     assert {name: len(values) for name, values in found.items.items()} == dict.fromkeys(SETS, 3)
-    assert not found.reasons
+    assert set(found.reasons) == set(METRICS)  # of forgetting: there is no base model to compare with
+
+
+def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
+    folder = data_dir / "wikitext/wikitext-2-raw"
+    folder.mkdir(parents=True)
+    (folder / "wiki.test.raw").write_text("The cat sat on the mat. \n" * 40)
+    task = CommonsenseTask()
+    where = replace(context(nano, data_dir, sets="boolq", train_sets="boolq"), base_model=nano[0])
+    splits = task.load(where).splits
+    with torch.no_grad():
+        test, validation = (task.evaluate(nano[0], where, splits[name]) for name in ("test", "validation"))
+    assert test.metrics["forgetting_excess"] == pytest.approx(0.0, abs=1e-6)  # nothing was trained
+    assert "forgetting" not in test.reasons
+    assert test.metrics["average"] == test.metrics["boolq"]
+    assert "test split only" in validation.reasons["forgetting"]
 
 
 def test_right_answers_score_and_sets_count_the_same(nano, data_dir):
@@ -126,7 +142,7 @@ def test_a_set_that_is_not_there_is_named_and_not_dropped(nano, data_dir):
         with pytest.raises(DataError, match=r"commonsense/hellaswag/test\.jsonl.*Rowan/hellaswag"):
             call()
     others = "+".join(name for name in SETS if name != "hellaswag")
-    assert "hellaswag" not in task.load(context(nano, data_dir, sets=others)).splits["test"]
+    assert "hellaswag" not in task.load(context(nano, data_dir, sets=others)).splits["test"].questions
 
 
 def test_unknown_sets_are_refused(nano, data_dir):

@@ -154,6 +154,7 @@ def test_every_metric_is_there_or_has_a_reason(model, tokenizer, data_dir):
     assert test.metrics["fpb"] == test.metrics["questions"] == sum(test.items["fpb"]) / 5
     assert "finance/eval/headline" in test.reasons["headline"]
     assert "test split only" in validation.reasons["fpb"]
+    assert "test split only" in validation.reasons["forgetting"]
 
 
 def test_held_out_documents_are_not_trained_on(tokenizer, data_dir):

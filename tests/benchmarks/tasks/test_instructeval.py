@@ -177,6 +177,19 @@ def test_an_untrained_model_is_scored_item_by_item(nano, data_dir):
     assert len(validation.items["mmlu"]) == 6
 
 
+def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
+    folder = data_dir / "wikitext/wikitext-2-raw"
+    folder.mkdir(parents=True)
+    (folder / "wiki.test.raw").write_text("The cat sat on the mat. \n" * 40)
+    task, where = InstructEvalTask(), replace(context(nano, data_dir, limit=1), base_model=nano[0])
+    splits = task.load(where).splits
+    with torch.no_grad():
+        test, validation = (task.evaluate(nano[0], where, splits[name]) for name in ("test", "validation"))
+    assert test.metrics["forgetting_excess"] == pytest.approx(0.0, abs=1e-6)  # nothing was trained
+    assert "forgetting" not in test.reasons
+    assert "test split only" in validation.reasons["forgetting"]
+
+
 def test_evaluating_leaves_the_random_generators_alone(nano, data_dir):
     task, where = InstructEvalTask(), context(nano, data_dir, limit=1)
     split = task.load(where).splits["validation"]

@@ -94,7 +94,7 @@ def text(tokenizer, example):
 def test_training_validation_and_test_share_no_question(nano, data_dir):
     data = MathTask().load(context(nano, data_dir))
     train = "\n".join(text(nano[1], example) for example in data.train)
-    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"]["gsm8k"]]
+    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"].questions["gsm8k"]]
     assert len(held_out) == 6
     questions = [prompt.split("Instruction:\n")[1].split("\n")[0] for prompt in held_out]
     assert not [question for question in questions if question in train]
@@ -105,7 +105,7 @@ def test_training_validation_and_test_share_no_question(nano, data_dir):
 
 def test_metamath_rows_made_from_held_out_questions_are_not_trained_on(nano, data_dir):
     data = MathTask().load(context(nano, data_dir, training_set="metamath"))
-    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"]["gsm8k"]]
+    held_out = [nano[1].decode(each.prompt) for each in data.splits["validation"].questions["gsm8k"]]
     numbers = {int(prompt.split("What is ")[1].split()[0]) for prompt in held_out} | {3}
     trained = {int(text(nano[1], example).split("more than ")[1].split("?")[0]) for example in data.train}
     assert trained == set(range(30)) - numbers
@@ -120,7 +120,7 @@ def test_the_loss_is_on_the_solution_only_without_calculator_notes(nano, data_di
 
 def test_the_held_out_slice_does_not_depend_on_seed_or_order_of_rows(nano, data_dir):
     def held_out():
-        found = MathTask().load(context(nano, data_dir)).splits["validation"]["gsm8k"]
+        found = MathTask().load(context(nano, data_dir)).splits["validation"].questions["gsm8k"]
         return {each.answer for each in found}
 
     before = held_out()
@@ -142,6 +142,24 @@ def test_an_untrained_model_is_scored_item_by_item(nano, data_dir):
         assert test.metrics[name] == sum(values) / len(values)
     assert validation.metrics["math"] is None
     assert "test only" in validation.reasons["math"]
+    assert set(test.metrics) == set(validation.metrics) == set(task.metrics)
+
+
+def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
+    folder = data_dir / "wikitext/wikitext-2-raw"
+    folder.mkdir(parents=True)
+    (folder / "wiki.test.raw").write_text("The cat sat on the mat. \n" * 40)
+    task, where = MathTask(), replace(context(nano, data_dir, forgetting_windows=3, limit=1), base_model=nano[0])
+    splits = task.load(where).splits
+    with torch.no_grad():
+        test, validation = (task.evaluate(nano[0], where, splits[name]) for name in ("test", "validation"))
+    assert test.metrics["forgetting"] > 0
+    assert test.metrics["forgetting_excess"] == pytest.approx(0.0, abs=1e-6)  # nothing was trained
+    assert "forgetting" not in test.reasons
+    assert set(test.items) == {"gsm8k", "math", "forgetting", "forgetting_excess"}
+    assert validation.metrics["forgetting"] is None
+    assert "test split only" in validation.reasons["forgetting"]
+    assert set(validation.items) == {"gsm8k"}
 
 
 class Oracle:
@@ -170,7 +188,7 @@ def test_a_right_final_answer_scores(nano, data_dir):
 def test_the_limit_shows_fewer_items_and_a_larger_one_contains_a_smaller(nano, data_dir):
     def answers(limit):
         split = MathTask().load(context(nano, data_dir, limit=limit)).splits["test"]
-        return {each.answer for each in split["math"]}
+        return {each.answer for each in split.questions["math"]}
 
     assert len(answers(2)) == 2
     assert answers(2) < answers(3) < answers(0)

@@ -23,15 +23,16 @@ from harness import (
     Metric,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
     hookimpl,
-    identify,
     negative_log_likelihoods,
     read_rows,
     setting,
 )
+from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, require_lm_eval, score
 from harness_benchmarks.tasks.instructeval.sandbox import refusal
 from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, same, split_off, subsample, text_of
@@ -40,17 +41,25 @@ Row = Mapping[str, Any]
 Turns = Sequence[tuple[str, str]]
 
 ALPACA = Source(
-    "tatsu-lab/alpaca", "", "dce01c9b08f87459cf36a430d809084718273017", "CC BY-NC 4.0", "instructeval/alpaca"
+    "tatsu-lab/alpaca", "", "dce01c9b08f87459cf36a430d809084718273017", "CC BY-NC 4.0", "instructeval/alpaca", REVISION
 )
 TULU = Source(
-    "allenai/tulu-v2-sft-mixture", "", "6248b175d2ccb5ec7c4aeb22e6d8ee3b21b2c752", "ODC-By", "instructeval/tulu-v2"
+    "allenai/tulu-v2-sft-mixture",
+    "",
+    "6248b175d2ccb5ec7c4aeb22e6d8ee3b21b2c752",
+    "ODC-By",
+    "instructeval/tulu-v2",
+    REVISION,
 )
-MMLU = Source("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe", "MIT", "instructeval/mmlu")
-BBH = Source("SaylorTwift/bbh", "", "b5306be6f827cfafbb545ff5a51f96916029b0fd", "MIT", "instructeval/bbh")
-DROP = Source("ucinlp/drop", "", "95cda593fae71b60b5b19f82de3fcf3298c1239c", "CC BY-SA 4.0", "instructeval/drop")
+MMLU = Source("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe", "MIT", "instructeval/mmlu", REVISION)
+BBH = Source("SaylorTwift/bbh", "", "b5306be6f827cfafbb545ff5a51f96916029b0fd", "MIT", "instructeval/bbh", REVISION)
+DROP = Source(
+    "ucinlp/drop", "", "95cda593fae71b60b5b19f82de3fcf3298c1239c", "CC BY-SA 4.0", "instructeval/drop", REVISION
+)
 HUMANEVAL = Source(
-    "openai/openai_humaneval", "", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544", "MIT", "instructeval/humaneval"
-)
+    "openai/openai_humaneval", "", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544", "MIT", "instructeval/humaneval",
+    REVISION,
+)  # fmt: skip
 BBH_TASKS = (
     "boolean_expressions", "causal_judgement", "date_understanding", "disambiguation_qa", "dyck_languages",
     "formal_fallacies", "geometric_shapes", "hyperbaton", "logical_deduction_five_objects",
@@ -74,14 +83,16 @@ class InstructEvalRecipe(Recipe):
     drop_shots: int = setting(3, "worked examples before a DROP question", minimum=0)
     max_new_tokens: int = setting(0, "longest output in tokens; 0: 32 for BBH and DROP, 512 for HumanEval", minimum=0)
     evaluation_batch_size: int = setting(8, "prompts per batch when evaluating", minimum=1)
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a split scores: responses held out of training, and parts of each set for lm-eval."""
+    """What a split scores: responses held out of training, parts of each set for lm-eval, and forgetting."""
 
     responses: Sequence[Example]
     parts: Mapping[str, Sequence[Part]]
+    forgetting_windows: int = 0
 
 
 class InstructEvalTask(Task):
@@ -95,9 +106,8 @@ class InstructEvalTask(Task):
         note="Validation is MMLU's validation split, and a slice of the training set fixed by a hash and not trained "
         "on. Test: MMLU test, BBH without the rows that are shots, DROP's validation split (its test answers are "
         "hidden), only questions with one answer and no passage of a shot, HumanEval. Other sources: "
-        + "; ".join(
-            f"{each.hub_id} at {each.revision} ({each.licence})" for each in (TULU, MMLU, BBH, DROP, HUMANEVAL)
-        ),
+        + "; ".join(f"{each.hub_id} at {each.revision} ({each.licence})" for each in (TULU, MMLU, BBH, DROP, HUMANEVAL))
+        + f". {REVISION}",
     )
     main_metric = "mmlu"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -109,6 +119,7 @@ class InstructEvalTask(Task):
         "response_nll": Metric(
             "Response NLL", "nats", False, "Mean negative log-likelihood per token of held-out responses."
         ),
+        **forgetting.METRICS,
     }
     recipes: ClassVar[Mapping[str, Recipe]] = {
         "smoke": InstructEvalRecipe(
@@ -122,6 +133,7 @@ class InstructEvalTask(Task):
             bbh_shots=1,
             drop_shots=0,
             max_new_tokens=16,
+            forgetting_windows=4,
         ),
         "small": InstructEvalRecipe(
             epochs=1,
@@ -142,16 +154,18 @@ class InstructEvalTask(Task):
         ),
     }
 
-    def data_identity(self, recipe: Any, data_dir: Path | None) -> str:
-        """Return what identifies all tables in use."""
-        tables = {
-            recipe.training_set: (_training_source(recipe), ["train"]),
-            "mmlu": (MMLU, ["dev", "val", "test"]),
-            "bbh": (BBH, ["test"]),
-            "drop": (DROP, ["validation"]),
-            "humaneval": (HUMANEVAL, ["test"]),
-        }
-        return "; ".join(f"{name} {identify(source, splits, data_dir)}" for name, (source, splits) in tables.items())
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the tables in use."""
+        return [
+            Table(_training_source(recipe), "train"),
+            Table(MMLU, "dev"),
+            Table(MMLU, "val", hub_split="validation"),
+            Table(MMLU, "test"),
+            Table(BBH, "test"),
+            Table(DROP, "validation"),
+            Table(HUMANEVAL, "test"),
+            forgetting.TABLE,
+        ]
 
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables, hold validation out, and put shots and questions together."""
@@ -175,12 +189,12 @@ class InstructEvalTask(Task):
             train=encode(train),
             splits={
                 "validation": Scored(encode(held_out), {"mmlu": mmlu_parts(validation, dev, recipe)}),
-                "test": Scored([], tests),
+                "test": Scored([], tests, recipe.forgetting_windows),
             },
         )
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
-        """Score every part with lm-eval, and held-out responses by their likelihood."""
+        """Score every part with lm-eval, held-out responses by their likelihood, and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
         metrics: dict[str, float | None] = dict.fromkeys(self.metrics)
         items: dict[str, list[float]] = {}
@@ -229,7 +243,8 @@ class InstructEvalTask(Task):
             metrics["response_nll"] = sum(losses) / sum(counts)
         else:
             reasons["response_nll"] = "the responses held out of training are validation data"
-        return Evaluation(metrics, reasons, items)
+        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
+        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
 
 
 def _training_source(recipe: Any) -> Source:

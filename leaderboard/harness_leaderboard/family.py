@@ -1,0 +1,105 @@
+"""Families of tasks: the average over ``glue/rte``, ``glue/mrpc``, ... for one model, scale and budget.
+
+An average is only honest over tasks that every method has finished with every seed; the others are left out and named.
+It gets no interval and no rank: its tasks have metrics of their own, and comparisons belong to the boards.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness_leaderboard.board import Board, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyLine:
+    """One method: its average, its score on each task that counts, and the tasks that it lacks."""
+
+    method: str
+    is_reference: bool
+    average: float | None
+    scores: tuple[float, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The average over one family of tasks.
+
+    Attributes:
+        name: What the tasks' names share, e.g. ``glue``.
+        scale: Of the recipes.
+        model: The base model.
+        budget: As the user wrote it.
+        tasks: Those that count.
+        left_out: Those that not every method has.
+        higher_is_better: Direction of every task's main metric.
+        lines: The methods, best average first.
+    """
+
+    name: str
+    scale: str
+    model: str
+    budget: str
+    tasks: tuple[str, ...]
+    left_out: tuple[str, ...]
+    higher_is_better: bool
+    lines: tuple[FamilyLine, ...]
+
+    @property
+    def task_count(self) -> int:
+        """Return how many tasks of the family there are records of."""
+        return len(self.tasks) + len(self.left_out)
+
+
+def build_families(boards: Sequence[Board]) -> list[Family]:
+    """Return the families of which at least two tasks have a board with the same scale, model, budget and direction."""
+    groups: dict[tuple[str, str, str, str, bool], list[Board]] = defaultdict(list)
+    for board in boards:
+        family, slash, _ = board.task.partition("/")
+        if slash:
+            groups[family, board.scale, board.model, board.budget, board.higher_is_better].append(board)
+    return [
+        _family(group, *key)
+        for key, group in sorted(groups.items())
+        if len({board.task for board in group}) == len(group) > 1
+    ]
+
+
+def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: str, higher_is_better: bool) -> Family:
+    scores: dict[tuple[bool, str], dict[str, float]] = defaultdict(dict)
+    for board in boards:
+        for row in board.all_rows:
+            scores[row.is_reference, row.method].update({board.task: row.score.value} if _counts(row, board) else {})
+    tasks = sorted(board.task for board in boards)
+    common = [task for task in tasks if all(task in each for each in scores.values())]
+    lines = [
+        FamilyLine(
+            method=method,
+            is_reference=is_reference,
+            average=statistics.fmean(own[task] for task in common) if common else None,
+            scores=tuple(own[task] for task in common),
+            missing=tuple(task for task in tasks if task not in own),
+        )
+        for (is_reference, method), own in scores.items()
+    ]
+    sign = -1 if higher_is_better else 1
+    return Family(
+        name=name,
+        scale=scale,
+        model=model,
+        budget=budget,
+        tasks=tuple(common),
+        left_out=tuple(task for task in tasks if task not in common),
+        higher_is_better=higher_is_better,
+        lines=tuple(sorted(lines, key=lambda each: (each.is_reference, sign * (each.average or 0.0), each.method))),
+    )
+
+
+def _counts(row: Row, board: Board) -> bool:
+    """Return whether a row is its method's result on a task: the only one, with a score for every seed."""
+    is_only = sum(each.method == row.method for each in board.all_rows) == 1
+    return is_only and len(row.seed_scores) == len(row.records)
