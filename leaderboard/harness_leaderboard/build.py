@@ -17,6 +17,7 @@ from tabulate import tabulate
 from harness.record import Record, State
 from harness_leaderboard import table
 from harness_leaderboard.board import Board, Row, build_boards
+from harness_leaderboard.family import build_families
 from harness_leaderboard.page import render
 
 LATEX_COLUMNS = (
@@ -29,8 +30,9 @@ LATEX_COLUMNS = (
     "parameters",
     "deviation",
     "train",
-    "memory",
     "step",
+    "memory",
+    "published",
 )
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -89,7 +91,7 @@ def markdown(boards: Sequence[Board]) -> str:
         if board.notes:
             parts.append("\n".join(["Before you compare:", "", *(f"- {_markdown(note)}" for note in board.notes)]))
         if board.all_rows:
-            parts.append(_pipes(board))
+            parts += [_pipes(board), table.COST_NOTE]
         if board.references:
             parts.append("ref.: reference, outside the budget.")
         missing = _footnotes(board)
@@ -100,6 +102,17 @@ def markdown(boards: Sequence[Board]) -> str:
         if board.failures:
             listed = [f"- {_markdown(table.failure_text(each))}" for each in board.failures]
             parts.append("\n".join(["Did not finish:", "", *listed]))
+    for family in build_families(boards):
+        parts += [
+            f"## {_markdown(table.family_title(family))}",
+            _markdown(table.family_sentence(family)),
+            tabulate(
+                [[_markdown(cell.text) for cell in line] for line in table.family_cells(family)],
+                headers=[_markdown(each) for each in table.family_heads(family)],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,7 +124,7 @@ def latex(boards: Sequence[Board]) -> str:
             continue
         caption = _latex(f"{table.board_title(board)}. {' '.join(table.summary_sentences(board))}")
         body = _booktabs(board)
-        notes = [f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, *_footnotes(board))]
+        notes = [f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, table.COST_NOTE, *_footnotes(board))]
         failures = [f"\\par\\footnotesize {_latex(table.failure_text(each))}" for each in board.failures]
         lines = [
             "\\begin{table}",
@@ -135,7 +148,7 @@ def csv(boards: Sequence[Board]) -> str:
 
 
 def _csv_line(board: Board, row: Row) -> dict[str, Any]:
-    trial, interval = row.first.trial, row.score.interval
+    trial, interval, published = row.first.trial, row.score.interval, row.published_score
     versus = next((each for each in row.versus if each.other == board.rows[0].label), None)
     return {
         "task": board.task,
@@ -154,6 +167,10 @@ def _csv_line(board: Board, row: Row) -> dict[str, Any]:
         "score_low": interval.low if interval else None,
         "score_high": interval.high if interval else None,
         "score_interquartile_mean": row.robust_score,
+        "published": published.value if published else None,
+        "published_step": str(published.step) if published and published.step is not None else None,
+        "published_source": published.source if published else None,
+        "items_per_set": str(trial.recipe["limit"]) if trial.recipe.get("limit") else None,
         "seeds_finished": len(row.seed_scores),
         "seeds_started": len(row.records),
         "learning_rate": trial.learning_rate,

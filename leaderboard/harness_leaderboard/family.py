@@ -73,7 +73,9 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
     scores: dict[tuple[bool, str], dict[str, float]] = defaultdict(dict)
     for board in boards:
         for row in board.all_rows:
-            scores[row.is_reference, row.method].update({board.task: row.score.value} if _counts(row, board) else {})
+            own = scores[row.is_reference, row.method]  # there from now on, even if nothing counts
+            if row.score.value is not None and _counts(row, board):
+                own[board.task] = row.score.value
     tasks = sorted(board.task for board in boards)
     common = [task for task in tasks if all(task in each for each in scores.values())]
     lines = [
@@ -100,6 +102,6 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
 
 
 def _counts(row: Row, board: Board) -> bool:
-    """Return whether a row is its method's result on a task: the only one, with a score for every seed."""
+    """Return whether a row is its method's result on a task: its only row, with a score for every seed."""
     is_only = sum(each.method == row.method for each in board.all_rows) == 1
     return is_only and len(row.seed_scores) == len(row.records)

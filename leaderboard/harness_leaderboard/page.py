@@ -17,6 +17,7 @@ from harness import __version__
 from harness.record import Record
 from harness_leaderboard import curves, table
 from harness_leaderboard.board import Board, Row, build_boards, distinct_values, is_finished
+from harness_leaderboard.family import Family, build_families
 from harness_leaderboard.table import MISSING, Cell
 
 TRAIN_LOSS = "train/loss"
@@ -76,6 +77,7 @@ class Line:
     method: Cell
     layer_settings: str
     score: Pair
+    published: Cell | None
     plot: Plot | None
     others: tuple[Pair, ...]
     has_failures: bool
@@ -104,6 +106,9 @@ class Section:
     score_title: str
     lines: tuple[Line, ...]
     references: tuple[Line, ...]
+    badge: str
+    cost_note: str
+    published: Grid | None
     charts: tuple[Markup, ...]
     charts_note: str
     metrics: Grid
@@ -126,9 +131,11 @@ def render(records: Sequence[Record]) -> str:
     script = Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [_section(board, f"board-{index}") for index, board in enumerate(build_boards(records), start=1)]
+    boards = build_boards(records)
+    sections = [_section(board, f"board-{index}") for index, board in enumerate(boards, start=1)]
     page = environment.get_template("page.html.j2").render(
         sections=sections,
+        families=[(table.family_title(each), _family(each)) for each in build_families(boards)],
         style=Markup(style),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_digest=digest,
@@ -165,13 +172,17 @@ def _section(board: Board, slug: str) -> Section:
                 is_number=True,
             ),
             Head(title="Training", help="Optimizer steps only; mean over seeds", is_number=True),
-            Head(title="Memory", help="Peak; mean over seeds", is_number=True),
-            Head(title="Step", help="Median step of a probe that runs alone", is_number=True),
+            Head(title="Step, solo", help="Milliseconds and billions of operations per update, alone", is_number=True),
+            Head(title="Tokens/s, solo", help="Training tokens per second, alone", is_number=True),
+            Head(title="Memory, solo", help="Most in use during an update, alone", is_number=True),
         ),
         scale=scale,
         score_title=table.metric_title(board, board.main_metric),
         lines=tuple(_line(board, row, scale) for row in board.rows),
         references=tuple(_line(board, row, scale) for row in board.references),
+        badge=table.limit_text(board),
+        cost_note=table.COST_NOTE,
+        published=_published(board),
         charts=charts,
         charts_note=charts_note,
         metrics=_final_metrics(board),
@@ -192,17 +203,32 @@ def _line(board: Board, row: Row, scale: Scale | None) -> Line:
         method=cells["method"],
         layer_settings=table.layer_settings_text(row),
         score=Pair(main=cells["score"], below=None if cells["score"].is_missing else cells["interval"]),
+        published=cells["published"] if row.published_score else None,
         plot=_plot(board, row, scale),
         others=(
             Pair(main=cells["seeds"], below=cells["states"]),
             Pair(main=cells["learning_rate"], below=Cell(text=effort, sort=None, note=cells["tuning"].note)),
             Pair(main=cells["parameters"], below=cells["deviation"]),
-            Pair(main=cells["train"]),
+            Pair(main=cells["train"], below=_together(row)),
+            Pair(main=cells["step"], below=_operations(cells["flops"])),
+            Pair(main=cells["tokens"]),
             Pair(main=cells["memory"]),
-            Pair(main=cells["step"]),
         ),
         has_failures=any(not is_finished(record) for record in row.records),
     )
+
+
+def _together(row: Row) -> Cell | None:
+    """Return how many trials trained at once, since that is what the training time depends on."""
+    finished = [record for record in row.records if is_finished(record)]
+    lanes = sorted({int(lanes) for record in finished if (lanes := record.cost.get("pack_lanes"))})
+    parts = [f"{' or '.join(map(str, lanes))} at once"] if lanes and lanes != [1] else []
+    parts += ["compiled"] if any(record.cost.get("compiled") for record in finished) else []
+    return Cell(text=", ".join(parts), sort=None) if parts else None
+
+
+def _operations(flops: Cell) -> Cell | None:
+    return None if flops.is_missing else Cell(text=f"{flops.text} GFLOPs", sort=flops.sort, note=flops.note)
 
 
 def _scale(board: Board) -> Scale | None:
@@ -258,6 +284,40 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
         charts.append(Markup(svg))  # noqa: S704 - made by matplotlib, which escapes its text
     note = "Lines are means over finished seeds, bands run from the lowest to the highest seed."
     return tuple(charts), note + (" A cross marks where a seed that did not finish ended." if has_stopped else "")
+
+
+def _published(board: Board) -> Grid | None:
+    """Return every number that papers report for the rows, beside ours."""
+    rows = []
+    for row in board.all_rows:
+        for each in row.published:
+            nothing = Cell(text=MISSING, sort=None, note="no finished seed has this metric")
+            mine = nothing
+            if each.ours is not None:
+                at = "at that step" if each.our_step is not None else "at the end"
+                mine = Cell(text=f"{table.value_text(each.ours)} {at}", sort=each.ours)
+            rows.append(
+                (
+                    Cell(text=row.label, sort=row.label),
+                    Cell(text=table.metric_title(board, each.metric), sort=each.metric),
+                    Cell(text="end", sort=None)
+                    if each.step is None
+                    else Cell(text=f"step {each.step:,}", sort=each.step),
+                    Cell(text=table.value_text(each.value), sort=each.value),
+                    mine,
+                    Cell(text="; ".join(part for part in (each.source, each.confidence) if part), sort=each.source),
+                    Cell(text="not comparable: " + "; ".join(each.differences) if each.differences else "", sort=None),
+                )
+            )
+    if not rows:
+        return None
+    heads = ("Method", "Metric", "Scored at", "Published", "Ours", "Source", "Comparable")
+    return Grid(caption="What papers report for the same method and budget", heads=heads, rows=tuple(rows))
+
+
+def _family(family: Family) -> Grid:
+    rows = tuple(tuple(line) for line in table.family_cells(family))
+    return Grid(caption=table.family_sentence(family), heads=tuple(table.family_heads(family)), rows=rows)
 
 
 def _final_metrics(board: Board) -> Grid:
@@ -435,9 +495,10 @@ def _settings(board: Board) -> Grid:
                 if besides is not None
                 else Cell(text=MISSING, sort=None, note="not in the record"),
                 Cell(text=plugin, sort=plugin) if plugin else Cell(text=MISSING, sort=None, note="not in the record"),
+                Cell(text=table.recipe_text(row), sort=None),
             )
         )
-    heads = ("Method", "Settings", "On single layers", "Parameters besides the adapter", "Plugin")
+    heads = ("Method", "Settings", "On single layers", "Parameters besides the adapter", "Plugin", "Recipe")
     return Grid(caption="Settings of each method after solving the budget", heads=heads, rows=tuple(rows))
 
 

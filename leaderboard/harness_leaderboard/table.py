@@ -224,6 +224,12 @@ def layer_settings_text(row: Row) -> str:
     return "; ".join(parts)
 
 
+def recipe_text(row: Row) -> str:
+    """Return the task's recipe that a row trained with; settings that are off (0 or empty) are left out."""
+    recipe = row.first.trial.recipe
+    return ", ".join(f"{key}={recipe[key]}" for key in sorted(recipe) if recipe[key] not in (0, "", None, [], ()))
+
+
 def metric_title(board: Board, name: str) -> str:
     """Return a metric's title with its unit."""
     details = board.metric_details.get(name, {})
@@ -331,9 +337,8 @@ def family_title(family: Family) -> str:
 def family_sentence(family: Family) -> str:
     """Return what is averaged and what is left out."""
     left = ", ".join(family.left_out)
-    return (
-        "Mean of each task's main metric, in order of the mean, which is no ranking. "
-        + (f"Left out, since not every method has all seeds of it: {left}." if left else "Every task counts.")
+    return "Mean of each task's main metric, in order of the mean, which is no ranking. " + (
+        f"Left out, since not every method has all seeds of it: {left}." if left else "Every task counts."
     )
 
 

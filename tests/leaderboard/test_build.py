@@ -133,7 +133,6 @@ def test_the_page_shows_failures_ties_references_reasons_and_effort(site):
         "Reference, outside the budget",
         "not ranked: 2 of 5 seeds did not finish",
         "1 seed: no interval",
-        "not measured",
         "per-layer settings",
         "3 tried",
         "Tuning effort is not equal",
@@ -283,3 +282,107 @@ def test_durations(seconds, text):
 )
 def test_sizes(count, text):
     assert bytes_text(count) == text
+
+
+QUOTED = {
+    "method": "lora",
+    "budget": "lora:r=8",
+    "metric": "accuracy",
+    "value": 0.542,
+    "source": "MoRA table 2",
+    "confidence": "read from the published table",
+}
+
+
+def test_a_published_number_is_beside_ours_with_its_source_and_why_it_is_not_comparable(make_record, tmp_path):
+    entries = [{**QUOTED, "step": 900}, {**QUOTED, "step": 250, "value": 0.101}, {**QUOTED, "method": "vera"}]
+    records = [make_record("lora", seed, 0.5, published=entries) for seed in (0, 1)]
+    records += [make_record("mora", seed, 0.4) for seed in (0, 1)]
+    found = texts(records, tmp_path)
+    text = " ".join(Elements(found["index.html"]).text.split())
+    assert "published 0.542 at step 900" in text
+    assert "MoRA table 2; read from the published table" in text
+    assert "step 250 0.101 0.25 at that step" in text  # the curve of these records is at 0.5 * 250 / 500 there
+    assert "step 900 0.542 0.5 at the end" in text
+    note = (
+        "The published numbers and ours are not comparable: ours is the smoke scale, not the paper's; "
+        "ours is of nano; which model the paper's is of, the record does not say."
+    )
+    assert note in text
+    assert "vera" not in text  # a method that did not run
+    assert "Published" in found["leaderboard.md"]
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(found["leaderboard.csv"]))}
+    assert (lines["lora"]["published"], lines["lora"]["published_step"]) == ("0.542", "900")
+    assert lines["mora"]["published"] == ""
+    assert "0.542 at step 900" in terminal_table(records)
+
+
+def test_a_published_number_of_our_model_at_the_paper_scale_has_no_reservation(make_record, tmp_path):
+    quoted = [{**QUOTED, "model": "nano"}, {**QUOTED, "budget": "lora:r=256", "value": 0.9}]
+    text = Elements(
+        texts([make_record("lora", published=quoted, trial={"scale": "paper"})], tmp_path)["index.html"]
+    ).text
+    assert "published 0.542" in text
+    assert "comparable:" not in text
+    assert "0.9" not in text  # of another budget
+
+
+def test_no_published_number_no_column(site):
+    assert "published" not in Elements(site["index.html"]).text.lower()
+    assert "Published" not in site["leaderboard.md"]
+
+
+def test_costs_are_of_a_solo_run_and_the_page_says_so(make_record, tmp_path):
+    cost = {
+        "train_seconds": 75.0, "step_seconds_solo": 0.0125, "tokens_per_second_solo": 81_920.0, "step_flops": 3.21e9,
+        "peak_memory_bytes": 2**29, "pack_lanes": 4, "compiled": True,
+    }  # fmt: skip
+    found = texts([make_record(cost=cost)], tmp_path)
+    text = " ".join(Elements(found["index.html"]).text.split())
+    for part in ("12.5 ms", "81,900", "3.21 GFLOPs", "512 MiB", "4 at once, compiled"):
+        assert part in text, part
+    for name in ("index.html", "leaderboard.md", "leaderboard.tex"):
+        assert "run alone, without data preparation and evaluation; never of a pack" in found[name]
+    (line,) = csv.DictReader(io.StringIO(found["leaderboard.csv"]))
+    assert (float(line["tokens_per_second_solo"]), float(line["step_flops"])) == (81_920, 3.21e9)
+
+
+def test_a_score_on_a_part_of_the_data_is_marked(make_record, tmp_path):
+    recipe = {"steps": 500, "limit": 8}
+    records = [make_record(name, seed, 0.5, trial={"recipe": recipe}) for name in ("lora", "mora") for seed in (0, 1)]
+    found = texts(records, tmp_path)
+    page = Elements(found["index.html"])
+    assert ("span", {"class": "badge"}) in page.tags
+    assert page.text.count("Evaluated on 8 items per set") == 2  # beside the heading and in the summary
+    assert "Evaluated on 8 items per set" in found["leaderboard.md"]
+    assert "Evaluated on 8 items per set" in terminal_table(records)
+    assert "limit=8, steps=500" in page.text  # the recipe itself
+
+
+def test_a_family_is_averaged_over_the_tasks_that_every_method_finished(make_record, tmp_path):
+    scores = {"glue/rte": (0.6, 0.8), "glue/mrpc": (0.9, 0.5), "glue/cola": (0.3, None)}
+    records = [
+        make_record(name, seed, score, trial={"task": task})
+        for task, pair in scores.items()
+        for name, score in zip(("lora", "mora"), pair, strict=True)
+        for seed in (0, 1)
+        if score is not None
+    ]
+    records.append(make_record("mora", 0, state=State.FAILED, trial={"task": "glue/cola"}))
+    text = " ".join(Elements(texts(records, tmp_path)["index.html"]).text.split())
+    assert "glue, average over 2 of 3 tasks · smoke · nano · budget lora:r=8" in text
+    assert "Left out, since not every method has all seeds of it: glue/cola." in text
+    # mrpc, then rte: (0.9 + 0.6) / 2 and (0.5 + 0.8) / 2
+    assert "lora 0.75 0.9 0.6 none" in text
+    assert "mora 0.65 0.5 0.8 cola" in text
+    assert "glue, average over 2 of 3 tasks" in terminal_table(records)
+    alone = [each for each in records if each.trial.task == "glue/rte"]
+    assert "average over" not in terminal_table(alone)
+
+
+def test_places_on_somebodys_machine_are_not_printed(make_record, tmp_path):
+    places = {"command": "/home/ann/worker.py", "results_root": "/home/ann/results", "sweep": "uuid"}
+    records = [make_record("a", environment=places), make_record("b", environment={**places, "command": "other"})]
+    found = texts(records, tmp_path)
+    assert not [name for name in FILES if "/home/ann" in found[name] or "worker.py" in found[name]]
+    assert "command" not in Elements(found["index.html"]).text
