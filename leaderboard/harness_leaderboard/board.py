@@ -80,8 +80,7 @@ class Published:
         metric: Name of the metric.
         step: Updates after which it was scored; ``None``: at the end.
         value: The paper's, in the metric's unit.
-        ours: Ours at that step if we scored there, else at the end.
-        our_step: The step of ``ours``; ``None``: at the end.
+        ours: Ours at that step, or at the end where the paper's is; ``None``: not scored there.
         source: Paper and table.
         confidence: How the number was obtained.
         differences: Why the two cannot be compared; empty: nothing known.
@@ -91,7 +90,6 @@ class Published:
     step: int | None
     value: float
     ours: float | None
-    our_step: int | None
     source: str
     confidence: str
     differences: tuple[str, ...]
@@ -393,7 +391,7 @@ def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Publish
         if step is not None and point.get("step") == step and point.get("metrics", {}).get(metric) is not None
     ]
     at_end = [float(value) for each in finished if (value := each.metrics.get(metric)) is not None]
-    ours = at_step or at_end
+    ours = at_end if step is None else at_step
     differences = [f"ours is the {trial.scale} scale, not the paper's"] if trial.scale != "paper" else []
     if "model" not in entry:
         differences.append(f"ours is of {trial.model}; which model the paper's is of, the record does not say")
@@ -406,7 +404,6 @@ def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Publish
         step=step,
         value=float(entry["value"]),
         ours=statistics.fmean(ours) if ours else None,
-        our_step=step if at_step else None,
         source=str(entry.get("source") or "source not given"),
         confidence=str(entry.get("confidence") or ""),
         differences=tuple(differences),
@@ -556,10 +553,6 @@ def _notes(
 ) -> list[str]:
     """Return what would otherwise mislead a reader."""
     notes = []
-    limits = {int(each.trial.recipe.get("limit") or 0) for each in everything if each.trial.purpose == "report"}
-    if any(limits):
-        listed = " or ".join(f"{limit:,}" if limit else "all" for limit in sorted(limits))
-        notes.append(f"Scored on a part of the data: {listed} items per set.")
     differences = dict.fromkeys(text for row in rows for each in row.published for text in each.differences)
     if differences:
         notes.append(f"The published numbers and ours are not comparable: {'; '.join(differences)}.")
@@ -588,9 +581,9 @@ def _notes(
     if silent:
         notes.append(f"{silent} of {len(everything)} records do not say on what hardware and versions they ran.")
     several = sorted(method for method, count in Counter(row.method for row in rows).items() if count > 1)
-    for method in several:
+    if several:
         notes.append(
-            f"{method} has several rows with different settings: taking the best of them by this score "
+            f"{', '.join(several)}: several rows with different settings. Taking a method's best of them by this score "
             "is a choice made on the test data."
         )
     unreported = {each.trial.method for each in everything} - {

@@ -132,15 +132,17 @@ def render(records: Sequence[Record]) -> str:
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     boards = build_boards(records)
+    families = build_families(boards)
     sections = [_section(board, f"board-{index}") for index, board in enumerate(boards, start=1)]
     page = environment.get_template("page.html.j2").render(
         sections=sections,
-        families=[(table.family_title(each), _family(each)) for each in build_families(boards)],
+        families=[(each, _family(each)) for each in families],
+        family_context=table.family_context,
         style=Markup(style),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_digest=digest,
         record_count=len(records),
-        overview=_overview(sections),
+        overview=_overview(sections, families),
         provenance=_provenance(records),
         versions=distinct_values(records),
         harness_version=__version__,
@@ -290,28 +292,36 @@ def _published(board: Board) -> Grid | None:
     """Return every number that papers report for the rows, beside ours."""
     rows = []
     for row in board.all_rows:
-        for each in row.published:
-            nothing = Cell(text=MISSING, sort=None, note="no finished seed has this metric")
-            mine = nothing
-            if each.ours is not None:
-                at = "at that step" if each.our_step is not None else "at the end"
-                mine = Cell(text=f"{table.value_text(each.ours)} {at}", sort=each.ours)
+        for metric, source, confidence, differences in dict.fromkeys(
+            (each.metric, each.source, each.confidence, each.differences) for each in row.published
+        ):
+            theirs, ours = [], []
+            for each in row.published:
+                if (each.metric, each.source, each.confidence) == (metric, source, confidence):
+                    at = "" if each.step is None else f" at step {each.step:,}"
+                    theirs.append(table.value_text(each.value) + at)
+                    if each.step is not None and each.ours is not None:
+                        ours.append(table.value_text(each.ours) + at)
+            final = row.metrics.get(metric)
+            if final is not None and final.value is not None:
+                ours.append(f"{table.value_text(final.value)} at the end")
             rows.append(
                 (
                     Cell(text=row.label, sort=row.label),
-                    Cell(text=table.metric_title(board, each.metric), sort=each.metric),
-                    Cell(text="end", sort=None)
-                    if each.step is None
-                    else Cell(text=f"step {each.step:,}", sort=each.step),
-                    Cell(text=table.value_text(each.value), sort=each.value),
-                    mine,
-                    Cell(text="; ".join(part for part in (each.source, each.confidence) if part), sort=each.source),
-                    Cell(text="not comparable: " + "; ".join(each.differences) if each.differences else "", sort=None),
+                    Cell(text=table.metric_title(board, metric), sort=metric),
+                    Cell(text=", ".join(theirs), sort=None),
+                    Cell(text=", ".join(ours), sort=None)
+                    if ours
+                    else Cell(text=MISSING, sort=None, note="no finished seed has this metric"),
+                    Cell(text="; ".join(part for part in (source, confidence) if part), sort=source),
+                    Cell(text="no", sort=None, note="; ".join(differences))
+                    if differences
+                    else Cell(text="nothing known against it", sort=None),
                 )
             )
     if not rows:
         return None
-    heads = ("Method", "Metric", "Scored at", "Published", "Ours", "Source", "Comparable")
+    heads = ("Method", "Metric", "Published", "Ours", "Source", "Comparable")
     return Grid(caption="What papers report for the same method and budget", heads=heads, rows=tuple(rows))
 
 
@@ -502,7 +512,7 @@ def _settings(board: Board) -> Grid:
     return Grid(caption="Settings of each method after solving the budget", heads=heads, rows=tuple(rows))
 
 
-def _overview(sections: Sequence[Section]) -> Grid:
+def _overview(sections: Sequence[Section], families: Sequence[Family]) -> Grid:
     rows = []
     for section in sections:
         board = section.board
@@ -517,6 +527,20 @@ def _overview(sections: Sequence[Section]) -> Grid:
                 Cell(text=f"{detectable:.2g}", sort=detectable)
                 if detectable is not None
                 else Cell(text=MISSING, sort=None, note="needs two ranked methods with two common seeds"),
+            )
+        )
+    for number, family in enumerate(families, start=1):
+        inside = [line for line in family.lines if not line.is_reference]
+        best = inside[0].method if inside and inside[0].average is not None else ""
+        rows.append(
+            (
+                Cell(text=table.family_title(family), sort=family.name, link=f"family-{number}"),
+                Cell(text=f"{best} has the best average", sort=best)
+                if best
+                else Cell(text=MISSING, sort=None, note="no task that every method within the budget has"),
+                Cell(text=f"{len(inside)}", sort=len(inside)),
+                Cell(text=MISSING, sort=None, note="see the boards of its tasks"),
+                Cell(text=MISSING, sort=None, note="averages are not tested"),
             )
         )
     heads = ("Board", "Best", "Methods", "Seeds", "Smallest difference it can resolve")

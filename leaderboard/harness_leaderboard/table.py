@@ -319,8 +319,8 @@ def family_cells(family: Family) -> list[list[Cell]]:
             Cell(text=f"{line.method} (reference)" if line.is_reference else line.method, sort=line.method),
             Cell(text=MISSING, sort=None, note="no task that every method has")
             if line.average is None
-            else Cell(text=value_text(line.average), sort=line.average),
-            *(Cell(text=value_text(value), sort=value) for value in line.scores),
+            else Cell(text=f"{line.average:#.4g}", sort=line.average),
+            *(Cell(text=f"{value:#.4g}", sort=value) for value in line.scores),
             Cell(text=", ".join(task.removeprefix(f"{family.name}/") for task in line.missing) or "none", sort=None),
         ]
         for line in family.lines
@@ -329,9 +329,14 @@ def family_cells(family: Family) -> list[list[Cell]]:
 
 def family_title(family: Family) -> str:
     """Return a family's heading."""
+    return f"{family.name}, {family_context(family)}"
+
+
+def family_context(family: Family) -> str:
+    """Return what a family's heading says besides its name."""
     budget = f"budget {family.budget}" if family.budget else "references only"
     tasks = f"average over {len(family.tasks)} of {_many(family.task_count, 'task')}"
-    return f"{family.name}, {tasks} · {family.scale} · {family.model} · {budget}"
+    return f"{tasks} · {family.scale} · {family.model} · {budget}"
 
 
 def family_sentence(family: Family) -> str:

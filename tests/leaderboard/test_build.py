@@ -40,6 +40,7 @@ class Elements(HTMLParser):
 
     def handle_endtag(self, tag):
         self._hidden = False
+        self.text += " " * (tag in ("td", "th"))
 
     def handle_data(self, data):
         if not self._hidden:
@@ -302,8 +303,8 @@ def test_a_published_number_is_beside_ours_with_its_source_and_why_it_is_not_com
     text = " ".join(Elements(found["index.html"]).text.split())
     assert "published 0.542 at step 900" in text
     assert "MoRA table 2; read from the published table" in text
-    assert "step 250 0.101 0.25 at that step" in text  # the curve of these records is at 0.5 * 250 / 500 there
-    assert "step 900 0.542 0.5 at the end" in text
+    # The curve of these records is at 0.5 * 250 / 500 at step 250; at step 900 there is nothing of ours.
+    assert "0.101 at step 250, 0.542 at step 900 0.25 at step 250, 0.5 at the end MoRA table 2;" in text
     note = (
         "The published numbers and ours are not comparable: ours is the smoke scale, not the paper's; "
         "ours is of nano; which model the paper's is of, the record does not say."
@@ -323,7 +324,7 @@ def test_a_published_number_of_our_model_at_the_paper_scale_has_no_reservation(m
         texts([make_record("lora", published=quoted, trial={"scale": "paper"})], tmp_path)["index.html"]
     ).text
     assert "published 0.542" in text
-    assert "comparable:" not in text
+    assert "not comparable" not in text
     assert "0.9" not in text  # of another budget
 
 
@@ -370,11 +371,12 @@ def test_a_family_is_averaged_over_the_tasks_that_every_method_finished(make_rec
     ]
     records.append(make_record("mora", 0, state=State.FAILED, trial={"task": "glue/cola"}))
     text = " ".join(Elements(texts(records, tmp_path)["index.html"]).text.split())
-    assert "glue, average over 2 of 3 tasks · smoke · nano · budget lora:r=8" in text
+    assert "glue average over 2 of 3 tasks · smoke · nano · budget lora:r=8" in text
+    assert "lora has the best average" in text
     assert "Left out, since not every method has all seeds of it: glue/cola." in text
     # mrpc, then rte: (0.9 + 0.6) / 2 and (0.5 + 0.8) / 2
-    assert "lora 0.75 0.9 0.6 none" in text
-    assert "mora 0.65 0.5 0.8 cola" in text
+    assert "lora 0.7500 0.9000 0.6000 none" in text
+    assert "mora 0.6500 0.5000 0.8000 cola" in text
     assert "glue, average over 2 of 3 tasks" in terminal_table(records)
     alone = [each for each in records if each.trial.task == "glue/rte"]
     assert "average over" not in terminal_table(alone)
