@@ -108,7 +108,7 @@ def encode(example: Example, kind: ModelKind) -> Row:
 
 
 def collate(
-    lanes: Sequence[Sequence[Row]], pad_token: int, micro_batch_size: int = 0, multiple: int = 1
+    lanes: Sequence[Sequence[Row]], pad_token: int, micro_batch_size: int = 0, multiple: int = 1, causal: bool = False
 ) -> list[Batch]:
     """Return the micro-batches of one optimizer step.
 
@@ -117,14 +117,18 @@ def collate(
         pad_token: Fills ``input_ids``.
         micro_batch_size: Examples per lane and forward pass; 0: all.
         multiple: T, and N per example, are rounded up to a multiple of this, so that batches of few forms occur.
+        causal: No token of the model sees the padding behind it, so no mask is needed.
     """
     size = micro_batch_size or len(lanes[0])
     totals = [sum(len(row.targets) for row in rows) for rows in lanes]
     starts = range(0, len(lanes[0]), size)
-    return [_collate([rows[start : start + size] for rows in lanes], totals, pad_token, multiple) for start in starts]
+    groups = [[rows[start : start + size] for rows in lanes] for start in starts]
+    return [_collate(group, totals, pad_token, multiple, causal) for group in groups]
 
 
-def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, multiple: int) -> Batch:
+def _collate(
+    lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, multiple: int, causal: bool
+) -> Batch:
     flat = [row for rows in lanes for row in rows]
     lengths = np.asarray([len(row.ids) for row in flat])
     width = _round_up(int(lengths.max()), multiple)
@@ -147,7 +151,8 @@ def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: i
             )
         targets[lane, : counts[lane]] = np.concatenate([row.targets for row in rows])
         weights[lane, : counts[lane]] = 1.0 / max(1, totals[lane])
-    mask = None if per_position or (lengths == width).all() else (np.arange(width) < lengths[:, None]).astype(np.int64)
+    is_hidden = not (causal or per_position or (lengths == width).all())
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int64) if is_hidden else None
     return Batch(
         torch.from_numpy(ids),
         None if mask is None else torch.from_numpy(mask),

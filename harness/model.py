@@ -146,6 +146,12 @@ def load_model(
     return model.eval(), fresh
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Return whether no attention of the model looks ahead, so that padding behind a text needs no mask."""
+    flags = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flag is True for flag in flags)
+
+
 CAPTURABLE = "sdpa_without_a_look"
 _unmasked: ContextVar[bool] = ContextVar("_unmasked", default=False)
 

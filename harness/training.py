@@ -37,6 +37,7 @@ from harness.method import Adapter, Calibration, Method, StepInfo, attaches
 from harness.model import (
     DTYPES,
     count_parameters,
+    is_causal,
     linear_layers,
     select_layers,
     trained_modules,
@@ -66,6 +67,7 @@ class Base:
         self.device = next(model.parameters()).device
         use_capturable_attention(model)
         self.parameters = count_parameters(model)
+        self.is_causal = is_causal(model)
         self.layers = linear_layers(model, task.trains)
         whole = trained_modules(model, task.trains)
         self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
@@ -215,7 +217,7 @@ class Lane:
     def collate(self, rows: Sequence[Sequence[Row]], multiple: int = 1) -> list[Batch]:
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
-        return collate(rows, pad, self.recipe.micro_batch_size, multiple)
+        return collate(rows, pad, self.recipe.micro_batch_size, multiple, self.base.is_causal)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""
@@ -401,6 +403,9 @@ class Pack:
         generator = torch.cuda.default_generators[self.base.device.index or 0]
         try:
             return _Graph(self._step, batches, self.base.device, self._stream)
+        except torch.OutOfMemoryError:
+            generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())
+            raise
         except RuntimeError as error:
             generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())  # still "capturing"
             names = ", ".join(dict.fromkeys(lane.trial.method for lane in self.lanes))

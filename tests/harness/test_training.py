@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from harness.budget import budget_parameters, solve
 from harness.errors import TrialDivergedError
 from harness.registry import build_registry
-from harness.task import Evaluation, Example, Metric, Recipe, Task, TaskContext, TaskData
-from harness.training import Base, Lane, Pack, train
+from harness.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
+from harness.training import Base, Lane, Pack, evaluating, train
 from harness.trial import Trial
 
 REGISTRY = build_registry()
@@ -263,3 +269,46 @@ def test_half_precision_packing_moves_scores_less_than_a_seed_does(name: str) ->
     together = {trial: losses[-1] for trial, losses in packed.losses.items()}
     moved = [abs(together[trial] - alone[trial]) for trial in alone]
     assert max(moved) < max(alone.values()) - min(alone.values())
+
+
+class ToyClassification(ToyTask):
+    """Which of two tokens a text of any length begins with."""
+
+    model_kind = ModelKind.CLASSIFICATION
+    trains = ("score", "classifier")
+
+    def load(self, context: TaskContext) -> TaskData:
+        generator = torch.Generator().manual_seed(context.seed)
+        rows = [torch.randint(3, 40, (n,), generator=generator).tolist() for n in range(4, 14)]
+        return TaskData([Example(row, row[0] % 2) for row in rows], {"validation": rows, "test": rows})
+
+
+def make_classifier(kind: str) -> Base:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "pad_token_id": 0}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if kind == "decoder":
+        model: Any = LlamaForSequenceClassification(LlamaConfig(**shape, **depth))
+    else:
+        model = RobertaForSequenceClassification(RobertaConfig(**shape, **depth, **no_dropout))
+    return Base(model.requires_grad_(False), ToyClassification(), "float32")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_classifiers_of_padded_texts_lose_as_they_do_alone_and_row_by_row(kind: str) -> None:
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    solo = [run(base := make_classifier(kind), [make_lane(base, *each)]) for each in settings]
+    base = make_classifier(kind)
+    lanes = [make_lane(base, *each) for each in settings]
+    heads = [lane.modules["score" if kind == "decoder" else "classifier"] for lane in lanes]
+    expected = []
+    for lane, head in zip(lanes, heads, strict=True):  # each row alone, without padding, through the lane's own head
+        with evaluating(base, lane) as model:
+            logits = torch.cat([model(input_ids=torch.from_numpy(row.ids)[None]).logits for row in lane.rows()])
+        targets = torch.tensor([int(row.targets[0]) for row in lane.rows()])
+        expected.append(float(torch.nn.functional.cross_entropy(logits, targets)))
+        assert head.training is False
+    packed = run(base, lanes)
+    assert_same_as_solo(packed, solo)
+    assert [packed.losses[lane.trial.id][0] for lane in lanes] == pytest.approx(expected, rel=1e-5)
