@@ -148,7 +148,7 @@ def load_model(
 
 def is_causal(model: nn.Module) -> bool:
     """Return whether no attention of the model looks ahead, so that padding behind a text needs no mask."""
-    flags = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    flags: list[object] = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return bool(flags) and all(flag is True for flag in flags)
 
 

@@ -43,6 +43,7 @@ class Settings:
         threads: CPU threads per worker; 0: PyTorch's choice.
         pack: Most trials to train together; 0: the worker measures what fits.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
+        recomputes: Whether the backward pass computes activations again instead of keeping them.
         data_dir: Local tables, or ``None``.
         block: Plugins left out.
         trial_seconds: Time limit of one trial; 0: none.
@@ -55,6 +56,7 @@ class Settings:
     threads: int = 0
     pack: int = 0
     compiled: str = "auto"
+    recomputes: bool = False
     data_dir: Path | None = None
     block: tuple[str, ...] = ()
     trial_seconds: float = 0.0
@@ -119,6 +121,7 @@ class _Process:
                 "environment": dict(settings.environment),
                 "allow_code_execution": settings.allow_code_execution,
                 "compiled": settings.compiled,
+                "recomputes": settings.recomputes,
             }
         )
 

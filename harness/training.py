@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Protocol, cast
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from harness.batch import Batch, Row, collate, draw
 from harness.decomposition import announce
@@ -60,9 +61,13 @@ class Base:
         task: Says what the model's output means.
         precision: Of activations and frozen weights.
         fresh: Parameters that the checkpoint did not have: each trial draws them from its own seed.
+        recomputes: Whether the backward pass computes each block's activations again instead of keeping them: less
+            memory, a third more time, the same result.
     """
 
-    def __init__(self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False
+    ) -> None:
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
         self.device = next(model.parameters()).device
         use_capturable_attention(model)
@@ -75,6 +80,9 @@ class Base:
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
             set_submodule(model, name, slot)
+        if recomputes:
+            for block in self.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
 
     @cached_property
@@ -537,16 +545,58 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
             stack.enter_context(unmasked())
             # A mask of ones keeps transformers from searching the positions for packed sequences.
             arguments["attention_mask"] = torch.ones_like(batch.input_ids)
-        if batch.index is not None:
-            arguments["use_cache"] = False
-            stack.enter_context(only_at(module.get_output_embeddings(), batch.index))
-        logits = call(**arguments).logits
+        if batch.index is None:
+            logits = call(**arguments).logits
+        else:
+            head = module.get_output_embeddings()
+            size = len(batch.index) * int(getattr(head, "out_features", 0))
+            if size > MOST_LOGITS and not _changes_logits(module):
+                return _chunked_losses(call, head, arguments, batch, -(-size // MOST_LOGITS))
+            stack.enter_context(only_at(head, batch.index))
+            logits = call(**arguments, use_cache=False).logits
     if kind is ModelKind.REGRESSION:
         each = (logits.squeeze(-1).float() - batch.targets).square()
     else:
         each = token_losses(logits, batch.targets)
     weighted: Tensor = (each * batch.weights).view(batch.lanes, -1).sum(1)
     return weighted
+
+
+MOST_LOGITS = 2**29  # at once; beyond, logits are computed in pieces, and again in the backward pass
+
+
+def _changes_logits(model: Any) -> bool:
+    """Return whether the model does something to its head's output, e.g. cap or scale it."""
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap", "lm_head_multiplier")
+    return any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in names)
+
+
+def _chunked_losses(
+    call: Callable[..., Any], head: nn.Module, arguments: Mapping[str, Any], batch: Batch, chunks: int
+) -> Tensor:
+    """Return each lane's mean loss, shape (K,), never holding more than a chunk of logits."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        caught.append(inputs[0].flatten(0, -2)[batch.index])
+        return (inputs[0][:, :1], *inputs[1:])  # the model's own logits are not used
+
+    hook = head.register_forward_pre_hook(catch)
+    try:
+        call(**arguments, use_cache=False)
+    finally:
+        hook.remove()
+
+    def losses(hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        # Lanes stay in order within a chunk, for heads that each lane trains itself.
+        each = token_losses(head(hidden.flatten(0, 1)), targets.flatten()) * weights.flatten()
+        return each.view(batch.lanes, -1).sum(1)
+
+    hidden = caught[0].view(batch.lanes, -1, caught[0].shape[-1])
+    targets, weights = (each.view(batch.lanes, -1) for each in (batch.targets, batch.weights))
+    pieces = zip(*(each.chunk(chunks, dim=1) for each in (hidden, targets, weights)), strict=True)
+    parts = [checkpoint(losses, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.stack(parts).sum(0)
 
 
 @contextmanager

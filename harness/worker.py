@@ -51,15 +51,18 @@ class Worker:
         emit: Sends an event to the scheduler.
         allow_code_execution: Whether model-written code may run.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
+        recomputes: Whether the backward pass computes activations again instead of keeping them.
     """
 
     def __init__(
         self, registry: Registry, store: Store, device: torch.device, data_dir: Path | None,
         environment: Mapping[str, Any], emit: Emit, allow_code_execution: bool = False, compiled: str = "off",
+        recomputes: bool = False,
     ) -> None:  # fmt: skip
         self.registry, self.store, self.device, self.data_dir = registry, store, device, data_dir
         self.environment = {**environment, **describe_environment(device)}
         self.emit, self.allow_code_execution, self.compiled = emit, allow_code_execution, compiled
+        self.recomputes = recomputes
         self._costs: dict[str, SoloCost] = {}
         self._base: tuple[tuple[Any, ...], Base, Any] | None = None
         self._data: dict[tuple[Any, ...], TaskData] = {}
@@ -177,7 +180,7 @@ class Worker:
             model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
             tokenizer = load_tokenizer(choice, task, recipe)
             cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
-            self._base = (key, Base(model, task, trial.precision, fresh), tokenizer)
+            self._base = (key, Base(model, task, trial.precision, fresh, self.recomputes), tokenizer)
         return self._base[1], self._base[2]
 
     def record(self, lane: Lane, started: str) -> Record:
@@ -375,6 +378,7 @@ def main() -> None:
         emit,
         setup["allow_code_execution"],
         setup["compiled"],
+        setup["recomputes"],
     )
     emit({"event": "idle", "environment": worker.environment})
     for job in _jobs():

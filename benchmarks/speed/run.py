@@ -197,7 +197,7 @@ def grow(report: Report, dtype: torch.dtype) -> None:
 
 
 def growth(report: Report, base: Workload, dtype: torch.dtype) -> None:
-    """Time against lanes, rank and sequence length."""
+    """Time against lanes, rank, sequence length and model size."""
     from dataclasses import replace
 
     device = report.device
@@ -205,9 +205,32 @@ def growth(report: Report, base: Workload, dtype: torch.dtype) -> None:
         report.time("lanes", str(lanes), lambda n=lanes: harness(base, device, dtype, ["lora"] * n), 5, lanes=lanes)  # type: ignore[misc]
     for rank in (1, 8, 32):
         report.time("rank", str(rank), lambda r=rank: harness(base, device, dtype, ["lora"], budget=f"lora:r={r}"), 5)  # type: ignore[misc]
+    for layers in (2, 4, 8):
+        deeper = replace(base, layers=layers)
+        report.time("size", str(layers), lambda w=deeper: harness(w, device, dtype, ["lora"]), 5)  # type: ignore[misc]
     for length in (base.length // 2, base.length, 2 * base.length):
         longer = replace(base, length=length)
         report.time("length", str(length), lambda w=longer: harness(w, device, dtype, ["lora"]), 5)  # type: ignore[misc]
+
+
+def plot(report: Report, path: Path) -> None:
+    """Draw how cost grows: one panel per quantity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [name for name in ("lanes", "rank", "length", "size") if name in report.timings]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], panels, strict=True):
+        points = sorted((float(key), timing.per_trial()) for key, timing in report.timings[name].items())
+        axis.plot(*zip(*points, strict=True), marker="o")
+        axis.set(
+            xlabel=name, ylabel="ms per trial and step", ylim=(0, None), xscale="log", xticks=[x for x, _ in points]
+        )
+        axis.set_xticklabels([f"{x:g}" for x, _ in points])
+        axis.minorticks_off()
+    figure.savefig(path, dpi=110)
 
 
 SECTIONS = {"sweep": sweep, "250m": one_at_a_time, "58m": small, "svd": decomposition, "cpu": cpu, "grow": grow}
@@ -219,6 +242,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--sections", default="58m,250m,sweep,svd" if on_gpu else "cpu", help=", ".join(SECTIONS))
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--plot", type=Path, help="where to draw how cost grows (sections cpu and grow)")
     options = parser.parse_args()
     device = torch.device("cuda" if on_gpu and options.sections != "cpu" else "cpu")
     report = Report(device)
@@ -238,6 +262,8 @@ def main() -> None:
                     "claims": report.claims,
                 }
                 options.json.write_text(json.dumps(body, indent=1))
+    if options.plot:
+        plot(report, options.plot)
     met = sum(claim["met"] for claim in report.claims)
     print(f"{met} of {len(report.claims)} targets met")
 

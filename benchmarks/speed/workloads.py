@@ -22,6 +22,7 @@ class Workload:
         length: Tokens per example.
         targets: Layers that get adapters; empty: every linear layer.
         classifies: Whether it is an encoder with a classification head.
+        layers: Blocks of the model; 0: as the paper's.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Workload:
     length: int
     targets: tuple[str, ...] = ()
     classifies: bool = False
+    layers: int = 0
 
 
 ROBERTA = Workload("RoBERTa-base 16x128 q+v", 16, 128, ("query", "value"), classifies=True)
@@ -53,6 +55,8 @@ def build_model(workload: Workload, device: torch.device, dtype: torch.dtype) ->
         LLAMA_250M: {"hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 24, "num_attention_heads": 16},
         NANO: {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     }[next(each for each in (LLAMA_58M, LLAMA_250M, NANO) if each.name == workload.name)]
+    if workload.layers:
+        sizes["num_hidden_layers"] = workload.layers
     vocabulary = 259 if workload.name == NANO.name else 32000
     config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=1024, pad_token_id=0, **sizes)
     return LlamaForCausalLM(config).to(device, dtype)

@@ -66,7 +66,9 @@ class Recorder:
         self.finished_lanes.append(lane)
 
 
-def make_base(trains: tuple[str, ...] = (), precision: str = "float32", device: str = "cpu") -> Base:
+def make_base(
+    trains: tuple[str, ...] = (), precision: str = "float32", device: str = "cpu", recomputes: bool = False
+) -> Base:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=40, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=2,
@@ -76,7 +78,7 @@ def make_base(trains: tuple[str, ...] = (), precision: str = "float32", device: 
     if precision == "bfloat16":
         model = model.to(torch.bfloat16)
     task = type("Toy", (ToyTask,), {"trains": trains})()
-    return Base(model.to(device), task, precision)
+    return Base(model.to(device), task, precision, recomputes=recomputes)
 
 
 def make_lane(base: Base, method_name: str, learning_rate: float = 1e-2, seed: int = 0, **recipe: Any) -> Lane:
@@ -312,3 +314,25 @@ def test_classifiers_of_padded_texts_lose_as_they_do_alone_and_row_by_row(kind: 
     packed = run(base, lanes)
     assert_same_as_solo(packed, solo)
     assert [packed.losses[lane.trial.id][0] for lane in lanes] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("trains", [(), ("lm_head",)])
+def test_logits_in_pieces_give_the_same_losses(trains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    base = make_base(trains)
+    whole = run(base, [make_lane(base, *each) for each in settings])
+    monkeypatch.setattr("harness.training.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
+    base = make_base(trains)
+    pieces = run(base, [make_lane(base, *each) for each in settings])
+    assert pieces.losses.keys() == whole.losses.keys()
+    for trial_id, expected in whole.losses.items():
+        assert pieces.losses[trial_id] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", list(REGISTRY.methods))
+def test_recomputing_activations_changes_no_result(name: str) -> None:
+    kept = run(base := make_base(), [make_lane(base, name)])
+    base = make_base(recomputes=True)
+    again = run(base, [make_lane(base, name)])
+    (expected,), (found,) = kept.losses.values(), again.losses.values()
+    assert found == pytest.approx(expected, rel=1e-6)
