@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -317,8 +317,3 @@ def attaches(method: type[Method] | Method) -> bool:
     """Return whether a method overrides ``attach``, that is, does not live on linear layers."""
     kind = method if isinstance(method, type) else type(method)
     return kind.attach is not Method.attach
-
-
-def total_parameters(method: Method, shapes: Iterable[tuple[int, int]]) -> int:
-    """Return the trainable parameters a method puts on layers of these (in, out) shapes."""
-    return sum(method.trainable_parameters(i, o) for i, o in shapes)

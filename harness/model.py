@@ -257,8 +257,3 @@ def matches(name: str, pattern: str) -> bool:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def shapes_of(layers: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the (in, out) shapes in order."""
-    return list(layers.values())
