@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.data import read_rows as read_rows
     from harness.data import read_table as read_table
     from harness.data import require as require
+    from harness.decoding import generate as generate
     from harness.decomposition import svd as svd
     from harness.dropout import Dropout as Dropout
     from harness.errors import BudgetError as BudgetError
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
     from harness.errors import DataError as DataError
     from harness.errors import HarnessError as HarnessError
     from harness.errors import UsageError as UsageError
-    from harness.evaluation import generate as generate
     from harness.evaluation import negative_log_likelihoods as negative_log_likelihoods
     from harness.hookspecs import hookimpl as hookimpl
-    from harness.lanes import delta_weights as delta_weights
-    from harness.lanes import pretrained as pretrained
     from harness.method import Adapter as Adapter
     from harness.method import Calibration as Calibration
     from harness.method import Method as Method
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
     from harness.method import StepInfo as StepInfo
     from harness.method import setting as setting
     from harness.record import Record as Record
+    from harness.slots import delta_weights as delta_weights
+    from harness.slots import pretrained as pretrained
     from harness.task import IGNORE as IGNORE
     from harness.task import Evaluation as Evaluation
     from harness.task import Example as Example
@@ -76,15 +76,15 @@ _HOMES = {
     "StepInfo": "harness.method",
     "Trial": "harness.trial",
     "UsageError": "harness.errors",
-    "generate": "harness.evaluation",
+    "generate": "harness.decoding",
     "negative_log_likelihoods": "harness.evaluation",
     "identify": "harness.data",
     "local_files": "harness.data",
     "read_rows": "harness.data",
     "read_table": "harness.data",
     "require": "harness.data",
-    "delta_weights": "harness.lanes",
-    "pretrained": "harness.lanes",
+    "delta_weights": "harness.slots",
+    "pretrained": "harness.slots",
     "hookimpl": "harness.hookspecs",
     "setting": "harness.method",
     "svd": "harness.decomposition",

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from harness.task import IGNORE, Example, ModelKind, TaskData
 
+GPU_MULTIPLE = 16  # tokens: on a GPU batches are padded to few different forms, since each is captured apart
+
 
 class Row(NamedTuple):
     """An example as arrays.
@@ -27,11 +29,13 @@ class Row(NamedTuple):
         places: Positions whose logits are wanted: one before each labelled token, (N,); ``None``: one output
             per row.
         targets: What they must predict, (N,) token ids; (1,) class index or number.
+        types: Token types, (T,), of models that want them.
     """
 
     ids: np.ndarray[Any, Any]
     places: np.ndarray[Any, Any] | None
     targets: np.ndarray[Any, Any]
+    types: np.ndarray[Any, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Batch:
         input_ids: (K B, T).
         attention_mask: (K B, T) where padding must be hidden; ``None`` where there is none, and for a causal model, in
             which no token sees the padding behind it.
+        token_type_ids: (K B, T), of models that want them.
         index: (K N,) rows of the flattened (K B T) positions whose logits are wanted; ``None``: one output per example.
         targets: (K N,) token ids, class indices or numbers.
         weights: (K N,) share of each position in its lane's mean loss over the whole optimizer step.
@@ -50,6 +55,7 @@ class Batch:
 
     input_ids: Tensor
     attention_mask: Tensor | None
+    token_type_ids: Tensor | None
     index: Tensor | None
     targets: Tensor
     weights: Tensor
@@ -68,7 +74,7 @@ class Batch:
 
     def shape(self) -> tuple[Any, ...]:
         """Return a key that batches of the same form share."""
-        tensors = (self.input_ids, self.attention_mask, self.index, self.targets)
+        tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.index, self.targets)
         return (self.lanes, *(None if tensor is None else tuple(tensor.shape) for tensor in tensors))
 
 
@@ -104,7 +110,8 @@ def encode(example: Example, kind: ModelKind) -> Row:
         labelled = np.flatnonzero(labels[1:] != IGNORE)
         return Row(ids, labelled, labels[labelled + 1])
     dtype = np.int64 if kind is ModelKind.CLASSIFICATION else np.float32
-    return Row(ids, None, np.asarray([example.labels], dtype=dtype))
+    types = None if example.token_type_ids is None else np.asarray(example.token_type_ids, dtype=np.int64)
+    return Row(ids, None, np.asarray([example.labels], dtype=dtype), types)
 
 
 def collate(
@@ -132,9 +139,8 @@ def _collate(
     flat = [row for rows in lanes for row in rows]
     lengths = np.asarray([len(row.ids) for row in flat])
     width = _round_up(int(lengths.max()), multiple)
-    ids = np.full((len(flat), width), pad_token, dtype=np.int64)
-    for place, row in enumerate(flat):
-        ids[place, : len(row.ids)] = row.ids
+    ids = _padded([row.ids for row in flat], width, pad_token)
+    types = [row.types for row in flat if row.types is not None]
     counts = [sum(len(row.targets) for row in rows) for rows in lanes]
     per_position = flat[0].places is not None
     # Loss positions are as many in every lane; the filling ones point into the lane's own rows.
@@ -156,11 +162,20 @@ def _collate(
     return Batch(
         torch.from_numpy(ids),
         None if mask is None else torch.from_numpy(mask),
+        torch.from_numpy(_padded(types, width, 0)) if types else None,
         torch.from_numpy(index.ravel()) if per_position else None,
         torch.from_numpy(targets.ravel()),
         torch.from_numpy(weights.ravel()),
         len(lanes),
     )
+
+
+def _padded(rows: Sequence[np.ndarray[Any, Any]], width: int, fill: int) -> np.ndarray[Any, Any]:
+    """Return rows of token numbers as one array (rows, width)."""
+    array = np.full((len(rows), width), fill, dtype=np.int64)
+    for place, row in enumerate(rows):
+        array[place, : len(row)] = row
+    return array
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -15,7 +15,9 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.training import Base, Lane, Pack
+from harness.lane import Lane
+from harness.pack import Pack
+from harness.resident import Base
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class SoloCost:
 
 
 def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
-    """Run a few steps of a trial by itself.
+    """Run a few steps of a trial by itself, all on the same rows: others may have another form, to be captured anew.
 
     Args:
         base: The resident model.
@@ -51,6 +53,7 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
         reserved_before = torch.cuda.memory_reserved(base.device)
     peak = PeakMemory(base.device)
     lane = build()
+    lane.hold_rows()
     pack = Pack(base, [lane])
     with FlopCounterMode(display=False) as counter:
         pack.step()

@@ -6,9 +6,8 @@ The cache is keyed by the weight's content, so a reloaded model finds what an ea
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.dropout import GOLDEN, splitmix64
+from harness.eigen import symmetric_eigen
 
 CACHE_BYTES = 8 << 30  # a 250M LLaMA needs about 2 GiB
-GPU_STREAMS = 8  # decompositions at once: one alone leaves most of a GPU idle
+AT_ONCE_BYTES = 4 << 30  # of Gram matrices that are decomposed together; the work on them takes several times that
 
 
 class Svd(NamedTuple):
@@ -39,15 +39,18 @@ class Svd(NamedTuple):
 
 
 _cache: OrderedDict[tuple[object, ...], Svd] = OrderedDict()
-_announced: list[weakref.ref[Tensor]] = []
+_announced: dict[int, weakref.ref[Tensor]] = {}  # by address
+_keys: dict[int, tuple[int, tuple[object, ...]]] = {}  # of announced weights, by address: version and key
 
 
 def announce(weights: Iterable[Tensor]) -> None:
-    """Say which weights belong together: on a GPU, asking for the first then decomposes all of them at once.
+    """Say which frozen weights belong together: on a GPU, asking for the first then decomposes all of them at once.
 
     Nothing is computed before one is asked for. The weights of an earlier call are forgotten.
     """
-    _announced[:] = [weakref.ref(weight) for weight in weights]
+    _keys.clear()
+    _announced.clear()
+    _announced.update((weight.data_ptr(), weakref.ref(weight)) for weight in weights)
 
 
 def svd(weight: Tensor, *, cache: bool = True) -> Svd:
@@ -63,12 +66,12 @@ def svd(weight: Tensor, *, cache: bool = True) -> Svd:
     """
     weight = weight.detach()
     if not cache:
-        return _decompose(weight)
-    key = _content_key(weight)
+        return _decompose([weight])[0]
+    key = _key(weight)
     if key not in _cache:
-        _decompose_announced(weight)
-    if key not in _cache:
-        _keep(key, _decompose(weight))
+        together = _announced_with(weight)
+        for each, factors in zip(together, _decompose(together), strict=True):
+            _keep(_key(each), factors)
     _cache.move_to_end(key)
     return _cache[key]
 
@@ -79,56 +82,71 @@ def _keep(key: tuple[object, ...], factors: Svd) -> None:
         _cache.popitem(last=False)
 
 
-def _decompose_announced(asked: Tensor) -> None:
-    """Decompose all announced weights on the GPU of the one asked for, if it is among them and the cache holds them."""
-    weights = [w.detach() for ref in _announced if (w := ref()) is not None and w.device == asked.device]
+def _announced_with(asked: Tensor) -> list[Tensor]:
+    """Return what to decompose: on a GPU all announced weights, if this is one and the cache holds them; else this."""
+    alive = [weight.detach() for reference in _announced.values() if (weight := reference()) is not None]
+    weights = [weight for weight in alive if weight.device == asked.device]
     bytes_needed = sum(4 * min(w.shape) * (sum(w.shape) + 1) for w in weights)
-    is_among = any(w.data_ptr() == asked.data_ptr() for w in weights)
-    if asked.is_cuda and is_among and bytes_needed < CACHE_BYTES:
-        for weight, factors in zip(weights, _decompose_at_once(weights), strict=True):
-            _keep(_content_key(weight), factors)
+    is_among = any(_is_same(weight, asked) for weight in weights)
+    return weights if asked.is_cuda and is_among and bytes_needed < CACHE_BYTES else [asked]
 
 
-def _decompose_at_once(weights: Sequence[Tensor]) -> list[Svd]:
-    """Return the SVDs of weights on one GPU, computed on several streams."""
-    main = torch.cuda.current_stream(weights[0].device)
-    main.synchronize()
-
-    def work(weight: Tensor) -> Svd:
-        stream = torch.cuda.Stream(weight.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            factors = _decompose(weight)
-            stream.synchronize()
-        for each in factors:
-            each.record_stream(main)
-        return factors
-
-    with ThreadPoolExecutor(GPU_STREAMS) as pool:
-        return list(pool.map(work, weights))
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same memory, read the same way."""
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
 
 
-def _decompose(weight: Tensor) -> Svd:
-    """Return the SVD, signs fixed, of any floating matrix."""
-    keep = torch.promote_types(weight.dtype, torch.float32)
-    direct = keep is torch.float64
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False) if direct else _through_gram_matrix(weight.double())
-    largest = u.gather(0, u.abs().argmax(0, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    return Svd((u * sign).to(keep), s.to(keep), (vh * sign.mT).to(keep))
+def _key(weight: Tensor) -> tuple[object, ...]:
+    """Return the content key; that of an announced weight is computed once, as long as nothing is written to it."""
+    reference = _announced.get(weight.data_ptr())
+    announced = reference() if reference is not None else None
+    if announced is None or not _is_same(announced, weight):
+        return _content_key(weight)
+    version, key = _keys.get(weight.data_ptr(), (None, ()))
+    if version != weight._version:
+        key = _content_key(weight)
+        _keys[weight.data_ptr()] = (weight._version, key)
+    return key
 
 
-def _through_gram_matrix(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (u, s, vh) of a float64 (O, I) by ``eigh`` of the smaller of its two Gram matrices."""
-    is_wide = weight.shape[0] <= weight.shape[1]
-    wide = weight if is_wide else weight.mT
-    squares, u = torch.linalg.eigh(wide @ wide.mT)
+def _decompose(weights: Sequence[Tensor]) -> list[Svd]:
+    """Return the SVDs, signs fixed, of any floating matrices on one device; those of one shape are done together."""
+    results: dict[int, Svd] = {}
+    for places in _batches(weights):
+        batch = torch.stack([weights[place] for place in places])
+        keep = torch.promote_types(batch.dtype, torch.float32)
+        direct = keep is torch.float64
+        u, s, vh = torch.linalg.svd(batch, full_matrices=False) if direct else _through_gram_matrix(batch.double())
+        largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
+        sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+        factors = ((u * sign).to(keep), s.to(keep), (vh * sign.mT).to(keep))
+        for place, *one in zip(places, *factors, strict=True):
+            results[place] = Svd(*(each.clone() for each in one))  # each in memory of its own, to be freed by itself
+    return [results[place] for place in range(len(weights))]
+
+
+def _batches(weights: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield the places of matrices of one shape and dtype, as many as are worth doing at once."""
+    alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for place, weight in enumerate(weights):
+        alike[weight.shape, weight.dtype].append(place)
+    for places in alike.values():
+        count = max(1, AT_ONCE_BYTES // (8 * min(weights[places[0]].shape) ** 2))
+        yield from (places[start : start + count] for start in range(0, len(places), count))
+
+
+def _through_gram_matrix(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (u, s, vh) of float64 matrices (N, O, I) by the eigenvectors of the smaller of their two Gram matrices."""
+    is_wide = weights.shape[-2] <= weights.shape[-1]
+    wide = weights if is_wide else weights.mT
+    squares, u = symmetric_eigen(wide @ wide.mT)
     u, s = u.flip(-1), squares.flip(-1).clamp_min(0).sqrt()
-    if s[-1] > 1e-4 * s[0]:
-        v = (wide.mT @ u) / s
-        return (u, s, v.mT) if is_wide else (v, s, u.mT)
-    # By QR instead: dividing by a tiny s amplifies rounding, and s = 0 leaves no direction.
-    v, triangle = torch.linalg.qr(wide.mT @ u)
-    v = v * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    product = wide.mT @ u
+    v = product / s.unsqueeze(-2)
+    # By QR instead where s is tiny: dividing by it amplifies rounding, and s = 0 leaves no direction.
+    for place in (s[:, -1] <= 1e-4 * s[:, 0]).nonzero().flatten().tolist():
+        q, triangle = torch.linalg.qr(product[place])
+        v[place] = q * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
     return (u, s, v.mT) if is_wide else (v, s, u.mT)
 
 

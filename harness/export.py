@@ -23,7 +23,6 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from harness.errors import DataError, RecordError, UsageError
-from harness.lanes import present_as_linear
 from harness.method import Adapter, Method, attaches
 from harness.model import (
     ModelChoice,
@@ -36,6 +35,7 @@ from harness.model import (
 )
 from harness.record import Record, State
 from harness.registry import Registry
+from harness.slots import present_as_linear
 from harness.store import Store
 from harness.task import ModelKind, Task
 from harness.trial import Trial

@@ -169,9 +169,22 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
     if suite.scale not in task.recipes:
         raise UsageError(f"task {task.name!r} has no scale {suite.scale!r}; it has {', '.join(task.recipes)}")
     recipe = task.recipes[suite.scale]
+    scales = {name: table for name, table in suite.recipe.items() if isinstance(table, Mapping)}
+    if strange := sorted(set(scales) - set(task.recipes)):
+        raise UsageError(f"task {task.name!r}: recipe.{strange[0]} names no scale; it has {', '.join(task.recipes)}")
+    plain = {name: value for name, value in suite.recipe.items() if name not in scales}
+    for given in (scales.get(suite.scale, {}), plain):  # what is said of every scale, and --set, come last and win
+        recipe = replace(recipe, **_read_changes(given, recipe, task))
+    if not recipe.steps and not recipe.epochs:
+        raise UsageError(f"task {task.name!r}: steps and epochs are both 0; give --steps N or --set epochs=N")
+    # A shorter run than the recipe's keeps those of its evaluations that come before the end.
+    return replace(recipe, evaluate_at=tuple(s for s in recipe.evaluate_at if not recipe.steps or s < recipe.steps))
+
+
+def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str, Any]:
     known = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
     changes: dict[str, Any] = {}
-    for name, value in suite.recipe.items():
+    for name, value in given.items():
         if name not in known:
             raise UsageError(f"task {task.name!r}: the recipe has no {name!r}; it has {', '.join(known)}")
         if isinstance(value, str):
@@ -183,11 +196,7 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         changes[name] = value
     if "epochs" in changes and "steps" not in changes:
         changes["steps"] = 0
-    recipe = replace(recipe, **changes)
-    if not recipe.steps and not recipe.epochs:
-        raise UsageError(f"task {task.name!r}: steps and epochs are both 0; give --steps N or --set epochs=N")
-    # A shorter run than the recipe's keeps those of its evaluations that come before the end.
-    return replace(recipe, evaluate_at=tuple(s for s in recipe.evaluate_at if not recipe.steps or s < recipe.steps))
+    return changes
 
 
 def pending(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Trial]:

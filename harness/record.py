@@ -58,8 +58,11 @@ class Record:
         started_at: ISO 8601, UTC.
         finished_at: ISO 8601, UTC.
         artifacts: ``{"adapter": file name beside the record}``.
-        published: What the suite quotes for this task and method, to be shown beside it: ``method``, ``budget`` (empty:
-            a reference), ``metric``, ``value`` (in the metric's unit), ``source``, ``confidence``, maybe ``step``.
+        published: Numbers that the suite quotes for this task, method with these settings, and budget, to be shown
+            beside ours: ``method``, ``budget`` (empty: a reference), ``metric``, ``value`` in ``unit``, the paper's
+            ``model``, ``source``, maybe ``step``, ``confidence``, ``caveat``.
+        paper_recipe: The recipe that ``published`` belongs to, as ``trial.recipe``: the task's at the paper scale, with
+            what the suite sets there; empty where the task has no such scale.
         schema_version: Of this JSON.
     """
 
@@ -80,6 +83,7 @@ class Record:
     finished_at: str
     artifacts: Mapping[str, str] = field(default_factory=dict)
     published: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    paper_recipe: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property

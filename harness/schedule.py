@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from harness.errors import HarnessError, RecordError
 from harness.method import attaches
+from harness.published import Published
 from harness.record import Record, State
 from harness.registry import Registry
 from harness.store import Store
@@ -49,7 +50,7 @@ class Settings:
         trial_seconds: Time limit of one trial; 0: none.
         allow_code_execution: Whether model-written code may run.
         environment: Goes into every record.
-        published: Numbers that the suite quotes, by task; each record gets those of its method.
+        published: What the suite says of a paper; each record gets what belongs beside it.
     """
 
     devices: tuple[str, ...]
@@ -62,7 +63,7 @@ class Settings:
     trial_seconds: float = 0.0
     allow_code_execution: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
-    published: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    published: Published = field(default_factory=Published)
 
 
 class Observers:
@@ -291,8 +292,8 @@ class Scheduler:
 
     def _keep(self, record: Record) -> None:
         """Put a record on disk, then tell everyone."""
-        quoted = self.settings.published.get(record.trial.task, ())
-        record = replace(record, published=[each for each in quoted if each.get("method") == record.trial.method])
+        published, trial = self.settings.published, record.trial
+        record = replace(record, published=published.beside(trial), paper_recipe=published.recipes.get(trial.task, {}))
         try:
             self.store.write(record)
         except RecordError:

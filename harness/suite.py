@@ -11,9 +11,13 @@ learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent:
 tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
 targets = []                      # name patterns of the adapted layers
 precision = "auto"
-[recipe]                          # overrides of the tasks' recipes
+[recipe]                          # overrides of the tasks' recipes at every scale
 steps = 200
-[published]                       # numbers to show beside ours: task -> method -> value
+[recipe.paper]                    # at this scale only, where nothing is said of every scale
+epochs = 3
+[published]                       # a paper's numbers to show beside ours, see ``published``
+uuid = [{method = "lora", budget = "lora:r=8", metric = "character_accuracy", value = 0.542, unit = "fraction",
+         model = "meta-llama/Llama-2-7b-hf", source = "MoRA table 2"}]
 """
 
 from __future__ import annotations

@@ -36,10 +36,13 @@ class Example(NamedTuple):
         input_ids: Token ids.
         labels: See ``ModelKind``. For language models ``labels[t]`` is the token to be predicted *at* position t
             (the harness shifts): usually ``input_ids`` with the prompt replaced by ``IGNORE``.
+        token_type_ids: Which of a pair of texts each token is of, for encoders that were pretrained with it. All
+            examples of a task have it or none has.
     """
 
     input_ids: Sequence[int]
     labels: Sequence[int] | int | float
+    token_type_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

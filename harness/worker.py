@@ -25,13 +25,15 @@ from safetensors.torch import save
 from harness.cost import SoloCost, lanes_that_fit, measure_solo
 from harness.environment import describe_environment
 from harness.errors import TrialDivergedError
+from harness.lane import Lane
 from harness.method import Method
 from harness.model import ModelChoice, load_model, load_tokenizer
 from harness.record import Record, State
 from harness.registry import Registry, build_registry
+from harness.resident import Base
 from harness.store import Store
 from harness.task import Metric, Task, TaskContext, TaskData
-from harness.training import Base, Lane, train
+from harness.training import train
 from harness.trial import Trial
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -132,13 +134,13 @@ class Worker:
     def _pays_to_compile(self, lanes: Sequence[Lane]) -> bool:
         """Return whether compiling the model's block saves more time than it takes.
 
-        It takes about 15 seconds per method and saves about a third of a step (docs/performance.md).
+        It takes about 15 seconds per method and form of batch, and saves about a third of a step (docs/performance.md).
         """
         if self.compiled != "auto":
             return self.compiled == "on"
         seconds = sum((self._solo_cost(lane.trial).step_seconds or 0.0) * lane.steps for lane in lanes)
         kinds = len({(lane.trial.method, json.dumps(lane.trial.to_json()["config"])) for lane in lanes})
-        return self.device.type == "cuda" and 0.3 * seconds > 15 * kinds
+        return self.device.type == "cuda" and 0.3 * seconds > 15 * kinds * lanes[0].forms(10)
 
     def _lane(self, trial: Trial) -> Lane:
         task, recipe = self._task(trial)
@@ -361,6 +363,7 @@ def main() -> None:
     if setup["threads"]:
         torch.set_num_threads(setup["threads"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers.models.auto.modeling_auto  # noqa: F401 - takes seconds, and the scheduler is still planning
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -7,9 +7,9 @@ excess over that (a Kullback-Leibler divergence, 0 for an unchanged model) is gi
 Source: Wang et al., "MiLoRA", arXiv:2406.09044, section 5.4, after Kalajdzievski, "Scaling laws for forgetting when
 fine-tuning large language models", arXiv:2401.05605. Both use the WikiText-103 test split, whose text is WikiText-2's.
 
-A task merges ``METRICS`` into its own, ``TABLE`` into its tables, and the result of ``measure_forgetting`` into its
-evaluation of the test split; validation splits ask for no windows. It is a side metric: without the text it is ``null``
-with a reason, and nothing fails.
+A task merges ``METRICS`` into its own, ``TABLE`` into its tables, and ends its evaluation with ``with_forgetting``;
+validation splits ask for no windows. It is a side metric: without the text it is ``null`` with a reason, and nothing
+fails.
 """
 
 from __future__ import annotations
@@ -87,6 +87,14 @@ def measure_forgetting(model: Any, context: TaskContext, windows: int = 64, leng
         excesses += (probability * (base - tuned)).sum(-1).double().mean(1).tolist()
     items = {"forgetting": crosses, "forgetting_excess": excesses}
     return Evaluation(metrics={name: sum(each) / len(each) for name, each in items.items()}, items=items)
+
+
+def with_forgetting(found: Evaluation, model: Any, context: TaskContext, windows: int, length: int = 512) -> Evaluation:
+    """Return an evaluation with what ``measure_forgetting`` finds besides."""
+    side = measure_forgetting(model, context, windows, length)
+    return Evaluation(
+        {**found.metrics, **side.metrics}, {**found.reasons, **side.reasons}, {**found.items, **side.items}
+    )
 
 
 def _absent(reason: str) -> Evaluation:

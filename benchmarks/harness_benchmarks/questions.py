@@ -2,15 +2,19 @@
 
 A model chooses the answer whose tokens it finds likeliest *on average*: the summed log-likelihood over the number of
 tokens, so that long answers are not at a disadvantage. (Brown et al., "Language models are few-shot learners",
-arXiv:2005.14165, section 2.4, and AdaptLLM score so.) A set that asks for a number is answered by greedy decoding.
+arXiv:2005.14165, section 2.4, and AdaptLLM score so.) A set without options is answered by greedy decoding.
 
-Each set is read either in its original columns or, where its folder holds rows with ``input``, ``options`` and
-``gold_index``, in AdaptLLM's filled-in form (Cheng et al., "Adapting large language models via reading comprehension",
-arXiv:2309.09530). The prompts for original columns are this project's own.
+Each set is read either in its original columns or, where its folder holds rows with ``input`` and either ``options``
+and ``gold_index`` or ``label``, in AdaptLLM's filled-in form (Cheng et al., "Adapting large language models via reading
+comprehension", arXiv:2309.09530). The prompts for original columns are this project's own. A set's score is the
+measure that AdaptLLM's authors report for it: accuracy (which is their micro F1, one answer per question), weighted F1,
+or, of generated answers, the mean of what each is worth.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +24,81 @@ from harness import IGNORE, DataError, Example, Source, generate, negative_log_l
 
 Row = Mapping[str, Any]
 NEUTRAL = 0.1  # sentiment scores up to this size, in -1..1, count as neutral
-NEW_TOKENS = 16  # of a generated answer
+NEW_TOKENS = 100  # of a generated answer, whose first line counts
+TOLERANCE = 0.01  # of a generated number
 
 
 class Question(NamedTuple):
-    """A prompt, the answers to choose from, and the place of the right one. One option only: to be generated."""
+    """A prompt, the answers to choose from, and the place of the right one. One option only: to be generated.
+
+    ``group`` says which of a set's questions it asks, where F1 is averaged over them.
+    """
 
     prompt: str
     options: tuple[str, ...]
     right: int
+    group: str = ""
+
+    @property
+    def answer(self) -> str:
+        """Return the right answer."""
+        return self.options[self.right]
+
+
+def same_text(given: str, right: str) -> float:
+    """Return whether two answers are the same but for case and white space around them."""
+    return float(given.strip().lower() == right.strip().lower())
+
+
+def same_number(given: str, right: str) -> float:
+    """Return whether any number in the answer is the right answer's first to 0.01, as AdaptLLM scores ConvFinQA."""
+    return float(any(abs(number - first) <= TOLERANCE for first in numbers(right)[:1] for number in numbers(given)))
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers in a text; ``5%`` is 0.05."""
+    found = re.findall(r"([-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)(%?)", text)
+    return [float(number.replace(",", "")) / (100 if percent else 1) for number, percent in found]
+
+
+def entity_f1(given: str, right: str) -> float:
+    """Return the F1 of entities written as ``name (KIND)``: a name and a kind that are found count one each.
+
+    A right entity is held against the first given one that shares its name or its kind, as AdaptLLM scores NER.
+    Source: Nadeau and Sekine, "A survey of named entity recognition and classification", 2007 (MUC's F1).
+    """
+    found, wanted = (list(dict.fromkeys(re.findall(r"(\S+)\s+\((\S+)\)", text))) for text in (given, right))
+    hits = 0
+    for name, kind in wanted:
+        shared = ((name == other_name) + (kind == other_kind) for other_name, other_kind in found)
+        hits += next((count for count in shared if count), 0)
+    return hits / (len(found) + len(wanted)) if wanted else 0.0
+
+
+def weighted_f1(questions: Sequence[Question], given: Sequence[str]) -> float:
+    """Return the F1 of the classes, each weighted by its share of the right answers; the mean over groups."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for question, answer in zip(questions, given, strict=True):
+        groups.setdefault(question.group, []).append((question.answer, answer))
+    scores = []
+    for pairs in groups.values():
+        rights, answers = Counter(right for right, _ in pairs), Counter(answer for _, answer in pairs)
+        hits = Counter(right for right, answer in pairs if right == answer)
+        weighted = (count * 2 * hits[kind] / (count + answers[kind]) for kind, count in rights.items())
+        scores.append(sum(weighted) / len(pairs))
+    return sum(scores) / len(scores)
+
+
+class Measure(NamedTuple):
+    """What a set's score is, in a word or two and in a sentence."""
+
+    name: str
+    help: str
+
+
+CHOSEN = "zero-shot; the likeliest answer per token."
+ACCURACY = Measure("accuracy", f"Share of questions answered right, {CHOSEN}")
+WEIGHTED_F1 = Measure("weighted F1", f"F1 of the classes, each weighted by its share of the right answers; {CHOSEN}")
 
 
 @dataclass(frozen=True)
@@ -40,12 +110,18 @@ class QuestionSet:
         source: Folder below the data folder; these sets are read locally only.
         tables: File names without ending, read one after the other.
         ask: Turns a row of original columns into questions; ``None``: only AdaptLLM's form is known.
+        measure: What the score is.
+        is_weighted: Whether the score of chosen answers is ``weighted_f1`` and not accuracy.
+        grade: What a generated answer is worth beside the right one, in 0..1.
     """
 
     title: str
     source: Source
     tables: tuple[str, ...] = ("test",)
     ask: Callable[[Row], Iterator[Question]] | None = None
+    measure: Measure = ACCURACY
+    is_weighted: bool = False
+    grade: Callable[[str, str], float] = same_text
 
     def load(self, data_dir: Path | None, limit: int = 0) -> list[Question]:
         """Return the questions, or ``limit`` of them spread evenly over the set.
@@ -62,22 +138,31 @@ class QuestionSet:
         step = len(questions) / limit if limit and limit < len(questions) else 1.0
         return [questions[int(number * step)] for number in range(int(len(questions) / step + 1e-9))]
 
+    def score(self, questions: Sequence[Question], given: Sequence[str]) -> tuple[float, list[float]]:
+        """Return the set's score, and per question what its answer is worth: 1 where it is the right one."""
+        if len(questions[0].options) == 1:
+            worth = [self.grade(text, question.answer) for text, question in zip(given, questions, strict=True)]
+            return sum(worth) / len(worth), worth
+        worth = [float(text == question.answer) for text, question in zip(given, questions, strict=True)]
+        return weighted_f1(questions, given) if self.is_weighted else sum(worth) / len(worth), worth
+
     def _questions(self, row: Row) -> Iterator[Question]:
         if "gold_index" in row:
-            yield Question(row["input"], tuple(row["options"]), int(row["gold_index"]))
+            yield Question(row["input"], tuple(row["options"]), int(row["gold_index"]), str(row.get("class_id", "")))
+        elif "input" in row and "label" in row:
+            label = row["label"]
+            yield Question(row["input"], (label if isinstance(label, str) else str(label[0]),), 0)
         elif self.ask is not None:
             yield from self.ask(row)
-        elif "input" in row and "label" in row:
-            yield Question(row["input"], (str(row["label"]),), 0)
         else:
             raise DataError(
                 f"data: {self.source.folder} has columns {', '.join(row)}; "
-                f"{self.title} needs input, options and gold_index"
+                f"{self.title} needs input, options and gold_index, or input and label"
             )
 
 
-def answer(model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int) -> list[float]:
-    """Return 1.0 per question answered rightly, else 0.0.
+def answer(model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int) -> list[str]:
+    """Return the model's answer to each question: the likeliest of its options, or the first line that it writes.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -96,11 +181,11 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], max_length
         total / sum(label != IGNORE for label in example.labels)  # type: ignore[union-attr]
         for total, example in zip(sums, examples, strict=True)
     )
-    scores = []
+    answers = []
     for question in questions:
         each = [next(means) for _ in question.options]
-        scores.append(float(each.index(min(each)) == question.right))
-    return scores
+        answers.append(question.options[each.index(min(each))])
+    return answers
 
 
 def encode(tokenizer: Any, prompt: str, option: str, max_length: int) -> Example:
@@ -117,25 +202,11 @@ def encode_prompt(tokenizer: Any, prompt: str, length: int) -> list[int]:
     return [*start, *tokens[len(start) - length :]]
 
 
-def _generate(
-    model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int
-) -> list[float]:
-    """Compare the first line of the greedy answer with the right one, as numbers where both are."""
-    prompts = [encode_prompt(tokenizer, question.prompt, max_length - NEW_TOKENS) for question in questions]
-    outputs = generate(model, tokenizer, prompts, NEW_TOKENS, batch_size)
-    lines = [tokenizer.decode(tokens, skip_special_tokens=True).strip().partition("\n")[0] for tokens in outputs]
-    return [float(_same(line, question.options[0])) for line, question in zip(lines, questions, strict=True)]
-
-
-def _same(given: str, right: str) -> bool:
-    def number(text: str) -> float | str:
-        text = text.strip().rstrip(".").replace(",", "").replace("$", "").removesuffix("%").strip()
-        try:
-            return float(text)
-        except ValueError:
-            return text.lower()
-
-    return number(given) == number(right)
+def _generate(model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int, batch_size: int) -> list[str]:
+    new_tokens = min(NEW_TOKENS, max_length // 2)
+    prompts = [encode_prompt(tokenizer, question.prompt, max_length - new_tokens) for question in questions]
+    outputs = generate(model, tokenizer, prompts, new_tokens, batch_size)
+    return [tokenizer.decode(tokens, skip_special_tokens=True).strip().partition("\n")[0] for tokens in outputs]
 
 
 # --- the sets in their original columns ------------------------------------------------------------------------------
@@ -223,11 +294,34 @@ BIOMED: Mapping[str, QuestionSet] = {
     "mqp": QuestionSet("MQP", _local("biomed/eval/mqp", "see AdaptLLM/medicine-tasks")),
 }
 FINANCE: Mapping[str, QuestionSet] = {
-    "fpb": QuestionSet("FPB", _local("finance/eval/fpb", "CC BY-NC-SA 3.0"), ("sentences_50agree",), ask=_fpb),
-    "fiqa_sa": QuestionSet(
-        "FiQA SA", _local("finance/eval/fiqa_sa", "FiQA challenge"), ("headline_test", "post_test"), ask=_fiqa
+    "fpb": QuestionSet(
+        "FPB", _local("finance/eval/fpb", "CC BY-NC-SA 3.0"), ("sentences_50agree",), _fpb,
+        WEIGHTED_F1, is_weighted=True,
     ),
-    "ner": QuestionSet("NER", _local("finance/eval/ner_sec", "CC BY 3.0"), ask=_entities),
-    "headline": QuestionSet("Headline", _local("finance/eval/headline", "see AdaptLLM/finance-tasks")),
-    "convfinqa": QuestionSet("ConvFinQA", _local("finance/eval/convfinqa", "see AdaptLLM/finance-tasks")),
-}
+    "fiqa_sa": QuestionSet(
+        "FiQA SA", _local("finance/eval/fiqa_sa", "FiQA challenge"), ("headline_test", "post_test"), _fiqa,
+        WEIGHTED_F1, is_weighted=True,
+    ),
+    "ner": QuestionSet(
+        "NER", _local("finance/eval/ner_sec", "CC BY 3.0"), ask=_entities,
+        measure=Measure(
+            "F1",
+            f"Of the kind of each name: {WEIGHTED_F1.help} Of AdaptLLM's table, whose answers are generated: mean F1 "
+            "of a sentence's names and kinds.",
+        ),
+        is_weighted=True, grade=entity_f1,
+    ),
+    "headline": QuestionSet(
+        "Headline", _local("finance/eval/headline", "see AdaptLLM/finance-tasks"),
+        measure=Measure("weighted F1", f"Mean over the nine kinds of question (class_id) of: {WEIGHTED_F1.help}"),
+        is_weighted=True,
+    ),
+    "convfinqa": QuestionSet(
+        "ConvFinQA", _local("finance/eval/convfinqa", "see AdaptLLM/finance-tasks"),
+        measure=Measure(
+            "exact match",
+            "Share of generated answers whose first line has a number within 0.01 of the right one (5% is 0.05).",
+        ),
+        grade=same_number,
+    ),
+}  # fmt: skip

@@ -14,8 +14,10 @@ from workloads import SyntheticTask, Workload, build_model, plain_batches
 
 from harness import Recipe, TaskContext, Trial
 from harness.budget import budget_parameters, solve
+from harness.lane import Lane
+from harness.pack import Pack
 from harness.registry import Registry, build_registry
-from harness.training import Base, Lane, Pack
+from harness.resident import Base
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from harness_leaderboard.stats import (
 
 BOOTSTRAP_SEED = 20240601  # any fixed number: the same records always give the same page
 
+PAPER_SCALE = "paper"  # the one at which published numbers were obtained
+
 # Rows of a board may be ranked together only if these are equal in all of them.
 COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets", "budget_parameters")
 
@@ -81,18 +83,38 @@ class Published:
         step: Updates after which it was scored; ``None``: at the end.
         value: The paper's, in the metric's unit.
         ours: Ours at that step, or at the end where the paper's is; ``None``: not scored there.
+        model: The paper's base model; empty: the record does not say.
+        budget: The paper's, as a budget of its model; empty: everything trained.
         source: Paper and table.
         confidence: How the number was obtained.
         differences: Why the two cannot be compared; empty: nothing known.
+        caveat: What the suite adds about this number, e.g. that the paper quotes it from another.
     """
 
     metric: str
     step: int | None
     value: float
     ours: float | None
+    model: str
+    budget: str
     source: str
     confidence: str
     differences: tuple[str, ...]
+    caveat: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeField:
+    """One setting of a recipe: ours, and that of the recipe which the published numbers belong to."""
+
+    name: str
+    ours: Any
+    paper: Any
+
+    @property
+    def differs(self) -> bool:
+        """Whether they are not the same."""
+        return _canonical(self.ours) != _canonical(self.paper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +341,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         references=_by_score(references, first.higher_is_better),
         failures=tuple(_failure(each) for each in by_method if not is_finished(each)),
         tuning=tuple(_tuning_trial(each, chosen) for each in by_method if each.trial.purpose == "tune"),
-        notes=tuple(_notes(ranked, differing, reports, everything)),
+        notes=(*_notes_on_published([*ranked, *references]), *_notes(ranked, differing, reports, everything)),
         comparisons=comparisons,
         detectable_difference=detectable,
         versions=distinct_values(everything),
@@ -373,7 +395,7 @@ def _published(records: Sequence[Record]) -> tuple[Published, ...]:
     found = [
         _beside_ours(entry, records)
         for _, entry in sorted(entries.items())
-        if entry.get("method") == first.trial.method
+        if str(entry.get("method")).partition(":")[0] == first.trial.method
         and entry.get("budget", "") == first.trial.budget
         and entry.get("metric") in known
         and isinstance(entry.get("value"), int | float)
@@ -382,7 +404,7 @@ def _published(records: Sequence[Record]) -> tuple[Published, ...]:
 
 
 def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Published:
-    trial, metric, step = records[0].trial, str(entry["metric"]), entry.get("step")
+    metric, step = str(entry["metric"]), entry.get("step")
     finished = [each for each in records if is_finished(each)]
     at_step = [
         float(point["metrics"][metric])
@@ -392,22 +414,43 @@ def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Publish
     ]
     at_end = [float(value) for each in finished if (value := each.metrics.get(metric)) is not None]
     ours = at_end if step is None else at_step
-    differences = [f"ours is the {trial.scale} scale, not the paper's"] if trial.scale != "paper" else []
-    if "model" not in entry:
-        differences.append(f"ours is of {trial.model}; which model the paper's is of, the record does not say")
-    elif entry["model"] != trial.model:
-        differences.append(f"ours is of {trial.model}, the paper's of {entry['model']}")
-    if trial.recipe.get("limit"):
-        differences.append(f"ours was scored on {trial.recipe['limit']} items per set")
+    model = str(entry.get("model") or "")
     return Published(
         metric=metric,
         step=step,
         value=float(entry["value"]),
         ours=statistics.fmean(ours) if ours else None,
+        model=model,
+        budget=str(entry.get("budget") or ""),
         source=str(entry.get("source") or "source not given"),
         confidence=str(entry.get("confidence") or ""),
-        differences=tuple(differences),
+        differences=tuple(_differences(records[0], model)),
+        caveat=str(entry.get("caveat") or ""),
     )
+
+
+def _differences(record: Record, model: str) -> list[str]:
+    """Return why a record's numbers cannot be compared with those of a paper's model, in words."""
+    trial, paper = record.trial, record.paper_recipe
+    found = [f"ours is the {trial.scale} scale, not the paper's"] if trial.scale != PAPER_SCALE else []
+    if not model:
+        found.append(f"ours is of {trial.model}; which model the paper's is of, the record does not say")
+    elif model != trial.model:
+        found.append(f"ours is of {trial.model}, the paper's of {model}")
+    if not paper:
+        found.append("in what our recipe differs from the paper's, the record does not say")
+    elif count := sum(each.differs for each in recipe_fields(record)):
+        found.append(f"{count} of the recipe's fields are not the paper's")
+    if trial.recipe.get("limit"):
+        found.append(f"ours was scored on {trial.recipe['limit']} items per set")
+    return found
+
+
+def recipe_fields(record: Record) -> list[RecipeField]:
+    """Return a record's recipe beside the paper's, by name; empty: the record does not hold the paper's."""
+    ours, paper = record.trial.recipe, record.paper_recipe
+    names = sorted({*ours, *paper}) if paper else []
+    return [RecipeField(name=name, ours=ours.get(name), paper=paper.get(name)) for name in names]
 
 
 def _summary(finished: Sequence[Record], name: str, values: Sequence[float | int | None]) -> Summary:
@@ -553,9 +596,6 @@ def _notes(
 ) -> list[str]:
     """Return what would otherwise mislead a reader."""
     notes = []
-    differences = dict.fromkeys(text for row in rows for each in row.published for text in each.differences)
-    if differences:
-        notes.append(f"The published numbers and ours are not comparable: {'; '.join(differences)}.")
     for name in differing:
         values: dict[str, list[str]] = defaultdict(list)
         for each in reports:
@@ -601,6 +641,40 @@ def _notes(
     if len(seed_sets) > 1:
         notes.append("The methods did not run the same seeds; pairs are compared on the seeds they share.")
     return notes
+
+
+def _notes_on_published(rows: Sequence[Row]) -> list[str]:
+    """Return why published numbers are not ours to compare, and where the recipe is not the paper's."""
+    notes = []
+    differences = dict.fromkeys(text for row in rows for each in row.published for text in each.differences)
+    if differences:
+        notes.append(f"The published numbers and ours are not comparable: {'; '.join(differences)}.")
+    caveats: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for caveat in dict.fromkeys(each.caveat for each in row.published if each.caveat):
+            caveats[caveat].append(row.label)
+    notes += [f"Published for {', '.join(labels)}: {caveat}." for caveat, labels in caveats.items()]
+    recipes: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        fields = [each for each in recipe_fields(row.first) if each.differs] if row.published else []
+        if fields:
+            listed = ", ".join(f"{each.name} {setting_text(each.ours)} ({setting_text(each.paper)})" for each in fields)
+            recipes[listed].append(row.label)
+    for listed, labels in recipes.items():
+        who = "" if len(recipes) == 1 else f" of {', '.join(labels)}"
+        notes.append(f"Recipe{who}, ours with the paper's in brackets where they differ: {listed}.")
+    return notes
+
+
+def setting_text(value: Any) -> str:
+    """Return a setting's value for people."""
+    if isinstance(value, str):
+        return value or "none"
+    if isinstance(value, list | tuple):
+        return " ".join(setting_text(each) for each in value) or "none"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.10g}"
+    return "absent" if value is None else _canonical(value)
 
 
 def _who(values: Mapping[str, Sequence[str]]) -> str:

@@ -16,7 +16,18 @@ from matplotlib.ticker import MaxNLocator
 from harness import __version__
 from harness.record import Record
 from harness_leaderboard import curves, table
-from harness_leaderboard.board import Board, Row, build_boards, distinct_values, is_finished
+from harness_leaderboard.board import (
+    PAPER_SCALE,
+    Board,
+    Published,
+    RecipeField,
+    Row,
+    build_boards,
+    distinct_values,
+    is_finished,
+    recipe_fields,
+    setting_text,
+)
 from harness_leaderboard.family import Family, build_families
 from harness_leaderboard.table import MISSING, Cell
 
@@ -78,6 +89,7 @@ class Line:
     layer_settings: str
     score: Pair
     published: Cell | None
+    published_of: str
     plot: Plot | None
     others: tuple[Pair, ...]
     has_failures: bool
@@ -117,6 +129,7 @@ class Section:
     tuning: Grid | None
     failures: Grid | None
     settings: Grid
+    recipes: tuple[Grid, ...]
 
 
 def render(records: Sequence[Record]) -> str:
@@ -193,6 +206,7 @@ def _section(board: Board, slug: str) -> Section:
         tuning=_tuning(board),
         failures=_failures(board),
         settings=_settings(board),
+        recipes=_recipes(board),
     )
 
 
@@ -206,6 +220,9 @@ def _line(board: Board, row: Row, scale: Scale | None) -> Line:
         layer_settings=table.layer_settings_text(row),
         score=Pair(main=cells["score"], below=None if cells["score"].is_missing else cells["interval"]),
         published=cells["published"] if row.published_score else None,
+        published_of=f"{table.model_text(row.published_score.model)}, {PAPER_SCALE} scale"
+        if row.published_score
+        else "",
         plot=_plot(board, row, scale),
         others=(
             Pair(main=cells["seeds"], below=cells["states"]),
@@ -289,40 +306,66 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
 
 
 def _published(board: Board) -> Grid | None:
-    """Return every number that papers report for the rows, beside ours."""
+    """Return every number that papers report for the rows, beside ours, and what each is of."""
     rows = []
     for row in board.all_rows:
-        for metric, source, confidence, differences in dict.fromkeys(
-            (each.metric, each.source, each.confidence, each.differences) for each in row.published
-        ):
-            theirs, ours = [], []
-            for each in row.published:
-                if (each.metric, each.source, each.confidence) == (metric, source, confidence):
-                    at = "" if each.step is None else f" at step {each.step:,}"
-                    theirs.append(table.value_text(each.value) + at)
-                    if each.step is not None and each.ours is not None:
-                        ours.append(table.value_text(each.ours) + at)
+        groups: dict[tuple[str, ...], list[Published]] = {}
+        for each in row.published:
+            groups.setdefault((each.metric, each.model, each.source, each.confidence, each.caveat), []).append(each)
+        for (metric, _, *about), found in groups.items():
+            ours = [_at(each.ours, each.step) for each in found if each.step is not None and each.ours is not None]
             final = row.metrics.get(metric)
             if final is not None and final.value is not None:
                 ours.append(f"{table.value_text(final.value)} at the end")
+            differences = "; ".join(found[0].differences)
             rows.append(
                 (
                     Cell(text=row.label, sort=row.label),
                     Cell(text=table.metric_title(board, metric), sort=metric),
-                    Cell(text=", ".join(theirs), sort=None),
+                    Cell(text=", ".join(_at(each.value, each.step) for each in found), sort=None),
+                    Cell(text=table.paper_text(found[0]), sort=found[0].model),
                     Cell(text=", ".join(ours), sort=None)
                     if ours
                     else Cell(text=MISSING, sort=None, note="no finished seed has this metric"),
-                    Cell(text="; ".join(part for part in (source, confidence) if part), sort=source),
-                    Cell(text="no", sort=None, note="; ".join(differences))
-                    if differences
-                    else Cell(text="nothing known against it", sort=None),
+                    Cell(text=table.ours_text(row), sort=row.first.trial.model),
+                    Cell(text=f"no: {differences}" if differences else "nothing known against it", sort=None),
+                    Cell(text="; ".join(part for part in about if part), sort=about[0]),
                 )
             )
     if not rows:
         return None
-    heads = ("Method", "Metric", "Published", "Ours", "Source", "Comparable")
+    heads = ("Method", "Metric", "Published", "… with", "Ours", "… with", "Comparable", "Source")
     return Grid(caption="What papers report for the same method and budget", heads=heads, rows=tuple(rows))
+
+
+def _at(value: float, step: int | None) -> str:
+    return table.value_text(value) + ("" if step is None else f" at step {step:,}")
+
+
+def _recipes(board: Board) -> tuple[Grid, ...]:
+    """Return each recipe of the board beside the paper's, field by field, the differing ones first."""
+    groups: dict[str, tuple[list[RecipeField], list[str]]] = {}
+    for row in board.all_rows:
+        fields = sorted(recipe_fields(row.first), key=lambda each: (not each.differs, each.name))
+        groups.setdefault(repr(fields), (fields, []))[1].append(row.label)
+    return tuple(
+        Grid(
+            caption=f"{', '.join(labels)}: {sum(each.differs for each in fields)} of {len(fields)} fields are not the "
+            "paper scale's",
+            heads=("Field", f"Ours, {board.scale} scale", f"{PAPER_SCALE.capitalize()} scale", "Differs"),
+            rows=tuple(
+                (
+                    Cell(text=each.name, sort=each.name),
+                    Cell(text=setting_text(each.ours), sort=None),
+                    Cell(text=setting_text(each.paper), sort=None),
+                    Cell(text="differs" if each.differs else "", sort=float(each.differs)),
+                )
+                for each in fields
+            ),
+        )
+        for fields, labels in groups.values()
+        if fields
+    )
 
 
 def _family(family: Family) -> Grid:
@@ -501,6 +544,7 @@ def _settings(board: Board) -> Grid:
                 if config
                 else Cell(text=MISSING, sort=None, note="the method has no settings"),
                 Cell(text=table.layer_settings_text(row) or "none", sort=len(trial.layer_settings)),
+                Cell(text=", ".join(trial.targets) or "all linear layers but the head", sort=", ".join(trial.targets)),
                 Cell(text=f"{besides:,}", sort=besides)
                 if besides is not None
                 else Cell(text=MISSING, sort=None, note="not in the record"),
@@ -508,7 +552,15 @@ def _settings(board: Board) -> Grid:
                 Cell(text=table.recipe_text(row), sort=None),
             )
         )
-    heads = ("Method", "Settings", "On single layers", "Parameters besides the adapter", "Plugin", "Recipe")
+    heads = (
+        "Method",
+        "Settings",
+        "On single layers",
+        "Adapted layers",
+        "Parameters besides the adapter",
+        "Plugin",
+        "Recipe",
+    )
     return Grid(caption="Settings of each method after solving the budget", heads=heads, rows=tuple(rows))
 
 

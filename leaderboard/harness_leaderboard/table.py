@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.record import Record
-from harness_leaderboard.board import Board, Failure, Published, Row, Summary, build_boards
+from harness_leaderboard.board import PAPER_SCALE, Board, Failure, Published, Row, Summary, build_boards
 from harness_leaderboard.family import Family, build_families
 
 MISSING = "—"
@@ -50,7 +50,11 @@ class Cell:
 def columns(board: Board) -> tuple[Column, ...]:
     """Return the columns of a board's table, in order."""
     arrow = "higher is better" if board.higher_is_better else "lower is better"
-    published = Column(key="published", title="Published", help="What a paper reports for this method and budget")
+    published = Column(
+        key="published",
+        title=", ".join(["Published", *published_models(board)]),
+        help="What a paper reports for this method and budget, with this base model",
+    )
     return (
         Column(key="rank", title="Rank", help="Rows with the same rank cannot be told apart (=)"),
         Column(key="method", title="Method", help="The fine-tuning method", is_number=False),
@@ -135,12 +139,44 @@ def has_published(board: Board) -> bool:
     return any(row.published_score is not None for row in board.all_rows)
 
 
+def published_models(board: Board) -> list[str]:
+    """Return the base models of the published main metrics, without their owners."""
+    found = [row.published_score.model for row in board.all_rows if row.published_score]
+    return list(dict.fromkeys(model_text(each) for each in found))
+
+
+def model_text(model: str) -> str:
+    """Return a model's name without its owner or folder; what is trained from scratch keeps its task."""
+    if not model:
+        return "model not recorded"
+    return model if model.startswith("from-scratch/") else model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def published_of(row: Row) -> str:
+    """Return what the published main metric of a row is of, in few words; nothing where there is none."""
+    return f"{model_text(row.published_score.model)}, {PAPER_SCALE} scale" if row.published_score else ""
+
+
+def paper_text(published: Published) -> str:
+    """Return what a published number is of: the paper's model, what it trained, and that it is at the paper's scale."""
+    trained = f"budget {published.budget}" if published.budget else "all parameters"
+    return f"{published.model or 'model not recorded'}, {trained}, {PAPER_SCALE} scale"
+
+
+def ours_text(row: Row) -> str:
+    """Return the same of ours."""
+    trial = row.first.trial
+    return f"{trial.model}, {trial.adapter_parameters:,} parameters, {trial.scale} scale"
+
+
 def published_cell(published: Published | None) -> Cell:
     """Return a paper's number, with its source and why it is not ours to compare."""
     if published is None:
         return Cell(text=MISSING, sort=None, note="the suite quotes no number for this method and budget")
     at = f" at step {published.step:,}" if published.step is not None else ""
-    note = "; ".join(each for each in (published.source, published.confidence) if each)
+    note = "; ".join(
+        each for each in (published.source, paper_text(published), published.confidence, published.caveat) if each
+    )
     if published.differences:
         note += f". Not comparable: {'; '.join(published.differences)}"
     return Cell(text=value_text(published.value) + at, sort=published.value, note=note)

@@ -1,9 +1,12 @@
-"""The built-in suites: every one expands to trials, and its published numbers are of things that exist."""
+"""The built-in suites: every one expands to trials with its paper's settings, and its published numbers are whole.
+
+Expected settings are typed here from the papers and their authors' repositories, as the comment of each suite says.
+"""
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import pytest
 import transformers
 
 import harness_benchmarks.suites
-from harness.plan import plan_cells, resolve_methods, wanted
+from harness.plan import plan_cells, resolve_methods, resolve_recipe, wanted
+from harness.published import read_published
 from harness.registry import build_registry
 from harness.suite import read_suite
 from harness.task import ModelKind
@@ -20,7 +24,7 @@ FILES = sorted(Path(harness_benchmarks.suites.__file__).parent.glob("*.toml"))
 CONFIDENCE = {
     "read from the published table",
     "quoted in an issue thread",
-    "third-party copy, which does not say at what size or n",
+    "third-party copy",
     "recalled, not checked",
 }
 # The real widths with two layers: what a plan needs of a model that is not here.
@@ -56,48 +60,252 @@ def test_there_are_suites_and_they_are_registered():
     assert {"mora-table2", "mora-table3", "melora-table2", "melora-table3", "milora-table8"} <= set(registry().suites)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_suite_expands(path, no_data, tmp_path):
-    suite = read_suite(path)
+def plan(suite, folder, layers=2):
+    """Return the cells of a suite, with the shapes of its model but ``layers`` of them, and none of its weights."""
     if suite.model is not None:
-        CONFIGS[suite.model].save_pretrained(tmp_path)
-        suite = replace(suite, model=str(tmp_path))
+        config = CONFIGS[suite.model]
+        config.num_hidden_layers = layers
+        config.save_pretrained(folder)
+        suite = replace(suite, model=str(folder))
     if any(registry().task(name).model_kind is ModelKind.FROM_SCRATCH for name in suite.tasks):
         # The papers' tokenizer is not here; it decides nothing about the adapted layers.
         suite = replace(suite, recipe={**suite.recipe, "tokenizer": "nano", "vocabulary": 259})
-    cells = plan_cells(suite, registry(), None, "bfloat16")
+    return plan_cells(suite, registry(), None, "bfloat16")
+
+
+def check_cells(cells, suite):
     budgets = {(cell.template.task, cell.template.budget) for cell in cells if cell.template.budget}
     assert budgets == {(task, budget) for task in suite.tasks for budget in suite.budgets}
-    methods = {(cell.template.method, repr(sorted(cell.template.config.items()))) for cell in cells}
-    assert {method for method, _ in methods} == {kind.name for kind, _ in resolve_methods(suite.methods, registry())}
+    methods = {cell.template.method for cell in cells}
+    assert methods == {kind.name for kind, _ in resolve_methods(suite.methods, registry())}
     for cell in cells:
         trials = wanted(cell, lambda trial: None)
         assert len(trials) == (suite.tune or len(suite.seeds) * max(1, len(suite.learning_rates)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_suite_expands_on_the_shapes_of_its_own_model(path, no_data, tmp_path):
+    suite = read_suite(path)
+    check_cells(plan(suite, tmp_path), suite)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_suite_expands_at_smoke_scale_on_the_shipped_model(path, no_data):
+    suite = replace(read_suite(path), scale="smoke", model="nano")
+    cells = plan_cells(suite, registry(), None, "float32")
+    check_cells(cells, suite)
+    if path.stem.startswith("c4"):
+        return  # says what to train on at every scale
+    for cell in cells:  # what a paper's recipe says holds at the paper scale only
+        smoke = resolve_recipe(registry().task(cell.template.task)(), replace(suite, recipe={}))
+        assert cell.template.recipe == asdict(smoke)
+
+
+# --- what the papers did ----------------------------------------------------------------------------------------------
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MILORA = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+MORA_MATH = {
+    "training_set": "metamath", "epochs": 3.0, "steps": 0, "batch_size": 128, "max_length": 512, "learning_rate": 3e-4,
+    "schedule": "cosine", "warmup_steps": 0, "warmup_fraction": 0.03,
+}  # fmt: skip
+MORA_DEFAULTS = {"max_length": 2_048, "schedule": "linear", "warmup_steps": 100}
+MELORA_INSTRUCTIONS = {
+    "training_set": "alpaca", "epochs": 3.0, "batch_size": 128, "max_length": 256, "learning_rate": 3e-4,
+    "schedule": "linear", "warmup_steps": 100, "held_out": 2_000,
+}  # fmt: skip
+MILORA_MATH = {
+    "training_set": "metamath", "epochs": 3.0, "steps": 0, "batch_size": 16, "max_length": 2_048,
+    "learning_rate": 3e-4, "schedule": "linear", "warmup_steps": 100,
+}  # fmt: skip
+MILORA_COMMONSENSE = {name: MILORA_MATH[name] for name in MILORA_MATH if name not in ("training_set", "max_length")}
+EXPECTED = {  # targets, budgets, recipe
+    "mora-table1-math": (ALL, (8, 256), MORA_MATH),
+    "mora-table1-instructions": (ALL, (8, 256), {**MORA_DEFAULTS, "training_set": "tulu-v2", "mmlu_shots": 5}),
+    "mora-table1-instructions-zero-shot": (
+        ALL, (8, 256), {**MORA_DEFAULTS, "training_set": "tulu-v2", "mmlu_shots": 0},
+    ),
+    "mora-table1-domains": (ALL, (8, 256), MORA_DEFAULTS),
+    "mora-table2": (
+        ALL, (8, 256), {"pairs": 10_000, "batch_size": 1_000, "epochs": 100.0, "steps": 0,
+                        "evaluate_at": (300, 500, 700, 900)},
+    ),
+    "mora-table3": (
+        ALL, (128,), {"steps": 10_000, "batch_size": 1_024, "max_length": 512, "learning_rate": 5e-4,
+                      "schedule": "cosine", "warmup_steps": 1_000},
+    ),
+    "mora-table4": (ALL, (8, 256), MORA_MATH),
+    "melora-table2": (("q*", "v*"), (8, 1), {"weight_decay": 0.1, "warmup_fraction": 0.06, "schedule": "linear"}),
+    "melora-table3": (("q_proj", "v_proj"), (1,), MELORA_INSTRUCTIONS),
+    "melora-table3-lora": (("q_proj", "v_proj"), (8, 16, 32, 64, 128, 256), MELORA_INSTRUCTIONS),
+    "milora-table1-llama2": (MILORA, (32,), MILORA_COMMONSENSE),
+    "milora-table1-llama3": (MILORA, (32,), MILORA_COMMONSENSE),
+    "milora-table2": (MILORA, (64,), MILORA_MATH),
+    "milora-table5": (MILORA, (8,), {**MILORA_MATH, "steps": 100_000 // 16}),
+    "milora-table8": (MILORA, (64,), MILORA_MATH),
+    "pissa-table1": (
+        ALL, (128,), {**MORA_MATH, "learning_rate": 2e-5, "steps": 100_000 // 128, "weight_decay": 0.0},
+    ),
+    "pissa-table2-roberta-large": (("q*", "v*"), (8,), {}),  # not known: the suite says so of every number
+    "pissa-table2-deberta-v3-base": (("q*", "v*"), (8,), {}),
+}  # fmt: skip
+
+
+def test_every_suite_of_a_paper_is_expected_here():
+    assert set(EXPECTED) == {path.stem for path in FILES} - {"c4-small"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_layers_ranks_and_recipe_are_the_papers(name):
+    targets, ranks, recipe = EXPECTED[name]
+    suite = read_suite(registry().suite(name))
+    assert (suite.scale, suite.targets) == ("paper", targets)
+    assert suite.budgets == tuple(f"lora:r={rank}" for rank in ranks)
+    for task in suite.tasks:
+        found = asdict(resolve_recipe(registry().task(task)(), suite))
+        assert {field: found[field] for field in recipe} == recipe
+
+
+def settings_of(name):
+    """Return a suite's settings by method, the solved rank left out."""
+    found: dict[str, list[dict]] = {}
+    for method, config in resolve_methods(read_suite(registry().suite(name)).methods, registry()):
+        found.setdefault(method.name, []).append(asdict(config))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.startswith("mora-table1")])
+def test_mora_table_1_runs_what_was_searched_with_the_repositorys_settings(name):
+    found, dropout = settings_of(name), 0.05 if name.endswith("math") else 0.0
+    assert {each["alpha"] for method in ("lora", "lora+", "dora", "relora") for each in found[method]} == {16}
+    assert {each["dropout"] for method in found if method != "full" for each in found[method]} == {dropout}
+    assert [each["operator"] for each in found["mora"]] == ["rotation", "sharing"]
+    assert [each["ratio"] for each in found["lora+"]] == [2, 4]
+    assert [each["merge_every"] for each in found["relora"]] == [1_000, 2_000]
+    assert {(each["restart_warmup"], each["timing"], each["reset"]) for each in found["relora"]} == {
+        (50, "mora_repo", "delete")
+    }
+
+
+def test_mora_tables_2_to_4_use_their_operators_and_restarts():
+    (mora,) = settings_of("mora-table2")["mora"]
+    assert (mora["operator"], mora["sharing"]) == ("sharing", 1)
+    table3 = settings_of("mora-table3")
+    (remora,), (relora,) = table3["remora"], table3["relora"]
+    assert (remora["groups"], remora["merge_every"], remora["restart_warmup"]) == ("official", 2_000, 50)
+    assert remora["reset"] == relora["reset"] == "delete"
+    assert table3["mora"][0]["operator"] == "sharing"
+    assert table3["lora"][0]["alpha"] == relora["alpha"] == 32
+    operators = settings_of("mora-table4")["mora"]
+    assert {each["operator"] for each in operators} == {"truncation", "sharing", "decoupling", "rotation"}
+    assert {each["dropout"] for each in operators} == {0.05}
+
+
+@pytest.mark.parametrize(("name", "n"), [("melora-table2", (2, 4, 8)), ("melora-table3", (8, 16, 32, 64))])
+def test_melora_searches_n_with_alpha_16_for_every_mini(name, n):
+    found = settings_of(name)
+    assert tuple(each["n"] for each in found["melora"]) == n
+    every = [*found["melora"], *found["lora"]]
+    assert {(each["alpha"], each["dropout"]) for each in every} == {(16, 0.05)}
+    assert {each["rank_convention"] for each in found["melora"]} == {"mini"}
+    assert len(read_suite(registry().suite("melora-table2")).seeds) == 5
+
+
+def test_melora_trains_each_glue_task_as_long_as_its_scripts():
+    suite = read_suite(registry().suite("melora-table2"))
+    epochs = {"mnli": 30, "mrpc": 30, "qnli": 25, "qqp": 25, "rte": 80, "sst2": 60, "stsb": 40, "cola": 8}
+    assert set(suite.tasks) == {f"glue/{task}" for task in epochs}
+    for task, count in epochs.items():
+        recipe = resolve_recipe(registry().task(f"glue/{task}")(), suite)
+        assert (recipe.epochs, recipe.batch_size) == (count, 64 if task == "cola" else 128)
+        assert recipe.max_length == (512 if task == "rte" else 256)
+        assert recipe.learning_rate == (5e-4 if task in ("mnli", "sst2") else 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("milora-table1-llama2", 32), ("milora-table1-llama3", 32), ("milora-table2", 64), ("milora-table8", 64)],
+)
+def test_milora_compares_alpha_r_with_a_lora_of_alpha_2r(name, rank):
+    found = settings_of(name)
+    assert [(each["alpha"], each["dropout"]) for each in found["lora"]] == [(2 * rank, 0.05)]
+    assert [(each["alpha"], each["dropout"]) for each in found["milora"]] == [(0, 0.05)]  # alpha 0: r
+    assert [each["alpha"] for each in found["pissa"]] == [0]
+
+
+def test_milora_and_melora_rates_are_the_papers_for_every_adapter(no_data, tmp_path):
+    for name in ("milora-table2", "melora-table3"):
+        cells = plan(read_suite(registry().suite(name)), tmp_path)
+        assert {cell.rates for cell in cells if cell.template.budget} == {(3e-4,)}
+
+
+def test_pissa_table_1_is_in_float32_with_alpha_r_and_the_scripts_fast_svd():
+    suite, found = read_suite(registry().suite("pissa-table1")), settings_of("pissa-table1")
+    assert suite.precision == "float32"
+    assert suite.learning_rates == (2e-5,)
+    assert (found["lora"][0]["alpha"], found["lora"][0]["dropout"]) == (128, 0)
+    assert (found["pissa"][0]["alpha"], found["pissa"][0]["niter"]) == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "counts"),
+    [  # adapter parameters by method and budget, on the whole model's shapes
+        ("mora-table2", 32, {("lora", "lora:r=8"): 19_988_480, ("lora", "lora:r=256"): 639_631_360,
+                             ("mora", "lora:r=8"): 20_014_592, ("mora", "lora:r=256"): 639_433_088}),
+        ("pissa-table1", 32, {("lora", "lora:r=128"): 319_815_680, ("pissa", "lora:r=128"): 319_815_680}),
+        # 32 (3 (4096 + 4096) + 2 (4096 + 11008)) r
+        ("milora-table2", 32, {("lora", "lora:r=64"): 112_197_632, ("milora", "lora:r=64"): 112_197_632}),
+        ("melora-table2", 12, {("lora", "lora:r=8"): 294_912, ("lora", "lora:r=1"): 36_864,
+                               ("melora", "lora:r=8"): 294_912, ("melora", "lora:r=1"): 36_864}),
+    ],
+)  # fmt: skip
+def test_adapters_are_as_large_as_in_the_papers(name, layers, counts, no_data, tmp_path):
+    suite = read_suite(registry().suite(name))
+    found = plan(replace(suite, tasks=suite.tasks[:1]), tmp_path, layers)
+    sizes = {(each.template.method, each.template.budget): each.template.adapter_parameters for each in found}
+    assert {key: sizes[key] for key in counts} == counts
 
 
 def test_the_table_of_forgetting_measures_forgetting_on_all_of_the_text():
     suite = read_suite(registry().suite("milora-table8"))
     for name in suite.tasks:
         assert {"forgetting", "forgetting_excess"} <= set(registry().task(name).metrics)
-    assert suite.recipe["forgetting_windows"] * 512 > 341_000  # tokens of WikiText-2's test split for Llama 2
+    assert suite.recipe["paper"]["forgetting_windows"] * 512 > 341_000  # tokens of WikiText-2's test split for Llama 2
+
+
+# --- published numbers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_published_numbers_name_their_method_budget_metric_and_source(path):
+def test_published_numbers_name_their_method_budget_metric_model_unit_and_table(path):
     data = tomllib.loads(path.read_text(encoding="utf-8"))
+    read_published(read_suite(path), registry())  # and so they can be read
     seen = set()
     for task_name, entries in data.get("published", {}).items():
         assert task_name in data["tasks"]
         task = registry().task(task_name)
+        is_from_scratch = task.model_kind is ModelKind.FROM_SCRATCH
         for entry in entries:
-            assert set(entry) - {"step"} == {"method", "budget", "metric", "value", "source", "confidence"}
+            needed = {"method", "budget", "metric", "value", "unit", "model", "source", "confidence"}
+            assert set(entry) - {"step", "caveat"} == needed
             assert entry["method"] in data["methods"]
             is_reference = registry().method(entry["method"].partition(":")[0]).traits.reference
             assert entry["budget"] in ([""] if is_reference else data["budgets"])
-            unit = task.metrics[entry["metric"]].unit
-            assert 0 < entry["value"] <= (1 if unit in ("fraction", "correlation") else 1_000)
-            assert entry["source"].split()[0] in ("MoRA", "MELoRA", "MiLoRA", "PiSSA")
+            assert entry["model"] == (f"from-scratch/{task_name}" if is_from_scratch else data["model"])
+            assert entry["unit"] == task.metrics[entry["metric"]].unit
+            assert 0 < entry["value"] <= (1 if entry["unit"] in ("fraction", "correlation") else 1_000)
+            paper, word, number = entry["source"].split()
+            assert (paper in ("MoRA", "MELoRA", "MiLoRA", "PiSSA"), word) == (True, "table")
+            assert path.stem.startswith(f"{paper.lower()}-table{number}")
             assert entry["confidence"] in CONFIDENCE
             key = (task_name, entry["method"], entry["budget"], entry["metric"], entry.get("step"))
             assert key not in seen
             seen.add(key)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_published_number_stands_beside_a_trial_of_its_suite(path, no_data, tmp_path):
+    suite = read_suite(path)
+    published = read_published(suite, registry())
+    beside = [id(entry) for cell in plan(suite, tmp_path) for entry in published.beside(cell.template)]
+    assert sorted(beside) == sorted(id(quote.entry) for quote in published.quotes)  # each beside exactly one

@@ -96,6 +96,34 @@ def test_any_change_of_content_is_seen(change):
     assert svd(weight) is not svd(changed)
 
 
+@pytest.mark.parametrize("change", [one_bit, complement, swap, negate])
+def test_a_change_of_an_announced_weight_is_seen(change):
+    weight = draw((30, 20), seed=11)
+    import_module("harness.decomposition").announce([weight])
+    before = svd(weight)
+    assert svd(weight) is before
+    assert svd(weight.clone()) is before, "an announced weight's content is looked up like any other's"
+    change(weight)
+    assert svd(weight) is not before
+
+
+def test_part_of_an_announced_weight_is_not_taken_for_it():
+    weight = draw((30, 20), seed=12)
+    import_module("harness.decomposition").announce([weight])
+    assert svd(weight).u.shape == (30, 20)
+    assert svd(weight[:10]).u.shape == (10, 10)
+
+
+def test_matrices_of_a_batch_are_decomposed_as_alone():
+    """Several shapes and dtypes, one of them of low rank, in one call."""
+    weights = [draw((24, 16), torch.float32, seed) for seed in range(3)]
+    weights += [draw((16, 24), torch.float32), draw((24, 16)), torch.zeros(24, 16)]
+    module = import_module("harness.decomposition")
+    for weight, together in zip(weights, module._decompose(weights), strict=True):
+        for one, other in zip(together, svd(weight, cache=False), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_shape_and_dtype_are_part_of_the_content():
     flat = torch.zeros(6, 4)
     assert svd(flat).u.shape != svd(flat.reshape(4, 6)).u.shape

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from harness.bases import resolve
-from harness.evaluation import generate, negative_log_likelihoods
+from harness.evaluation import negative_log_likelihoods
 from harness.task import IGNORE, Example
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
@@ -51,36 +51,6 @@ def test_likelihoods_equal_those_of_a_plain_loop(model, batch_size):
     found = negative_log_likelihoods(model, examples, TOKENIZER.pad_token_id, batch_size)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert found[-1] == 0.0
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_greedy_decoding_equals_one_prompt_at_a_time(model, batch_size):
-    prompts = draw(LENGTHS, seed=1)
-    expected = []
-    for prompt in prompts:
-        output = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=8,
-            do_sample=False, pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id,
-        )[0, len(prompt) :].tolist()  # fmt: skip
-        end = output.index(TOKENIZER.eos_token_id) if TOKENIZER.eos_token_id in output else len(output)
-        expected.append(output[:end])
-    assert generate(model, TOKENIZER, prompts, 8, batch_size) == expected
-    assert len({tuple(each) for each in expected}) > 1
-
-
-def test_continuations_are_cut_before_the_end_of_text(model):
-    """Every token of this output is the end of text, so nothing is left, unless a least number is asked for."""
-
-    class Eager:
-        pad_token_id = TOKENIZER.pad_token_id
-
-    prompts = draw([4, 6], seed=2)
-    first = generate(model, TOKENIZER, prompts[:1], 1)[0]
-    Eager.eos_token_id = first[0]
-    assert generate(model, Eager, prompts[:1], 5) == [[]]
-    longer = generate(model, Eager, prompts[:1], 5, min_new_tokens=3)[0]
-    assert len(longer) >= 3
-    assert Eager.eos_token_id not in longer
 
 
 def test_nothing_is_left_behind_in_the_model(model):

@@ -18,12 +18,14 @@ from harness.bases import resolve
 from harness.budget import budget_parameters, solve
 from harness.errors import DataError, RecordError, UsageError
 from harness.export import TrainedTrial, export_merged, export_peft, factorise
+from harness.lane import Lane
 from harness.model import choose_model, load_model, load_tokenizer
 from harness.record import Record, State
 from harness.registry import build_registry
+from harness.resident import Base
 from harness.store import Store
 from harness.task import TaskContext
-from harness.training import Base, Lane, evaluating, train
+from harness.training import evaluating, train
 from harness.trial import Trial
 
 REGISTRY = build_registry()

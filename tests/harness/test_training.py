@@ -18,9 +18,12 @@ from transformers import (
 
 from harness.budget import budget_parameters, solve
 from harness.errors import TrialDivergedError
+from harness.lane import Lane
+from harness.pack import Pack
 from harness.registry import build_registry
+from harness.resident import Base
 from harness.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
-from harness.training import Base, Lane, Pack, evaluating, train
+from harness.training import evaluating, train
 from harness.trial import Trial
 
 REGISTRY = build_registry()
@@ -251,7 +254,7 @@ def test_full_fine_tuning_matches_a_plain_loop() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list(REGISTRY.methods))
-def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(name: str) -> None:
+def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(name: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = [(1e-3, 0), (3e-4, 1)] if name != "full" else [(1e-3, 0)]
     solo = [run(base := make_base(), [make_lane(base, name, *each)]) for each in settings]
     base = make_base(device="cuda")
@@ -259,6 +262,7 @@ def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(name: str) -> No
     for recorder in solo:
         ((trial_id, expected),) = recorder.losses.items()
         assert packed.losses[trial_id] == pytest.approx(expected, rel=1e-3)
+    assert not caplog.records, "no warning that a step could not be captured"
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "mora", "pissa"])
@@ -285,7 +289,7 @@ class ToyClassification(ToyTask):
         return TaskData([Example(row, row[0] % 2) for row in rows], {"validation": rows, "test": rows})
 
 
-def make_classifier(kind: str) -> Base:
+def make_classifier(kind: str, device: str = "cpu") -> Base:
     torch.manual_seed(0)
     shape = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "pad_token_id": 0}
     depth = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40}
@@ -294,7 +298,7 @@ def make_classifier(kind: str) -> Base:
         model: Any = LlamaForSequenceClassification(LlamaConfig(**shape, **depth))
     else:
         model = RobertaForSequenceClassification(RobertaConfig(**shape, **depth, **no_dropout))
-    return Base(model.requires_grad_(False), ToyClassification(), "float32")
+    return Base(model.requires_grad_(False).to(device), ToyClassification(), "float32")
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -321,7 +325,7 @@ def test_logits_in_pieces_give_the_same_losses(trains: tuple[str, ...], monkeypa
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     base = make_base(trains)
     whole = run(base, [make_lane(base, *each) for each in settings])
-    monkeypatch.setattr("harness.training.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
     base = make_base(trains)
     pieces = run(base, [make_lane(base, *each) for each in settings])
     assert pieces.losses.keys() == whole.losses.keys()
@@ -336,3 +340,29 @@ def test_recomputing_activations_changes_no_result(name: str) -> None:
     again = run(base, [make_lane(base, name)])
     (expected,), (found,) = kept.losses.values(), again.losses.values()
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_steps_of_padded_texts_are_captured(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    expected = run(base := make_classifier(kind), [make_lane(base, *each) for each in settings])
+    found = run(base := make_classifier(kind, "cuda"), [make_lane(base, *each) for each in settings])
+    for trial_id, losses in expected.losses.items():
+        assert found.losses[trial_id] == pytest.approx(losses, rel=1e-3)
+    assert not caplog.records, "no warning that a step could not be captured"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trains", [(), ("lm_head",)])
+def test_logits_in_pieces_and_recomputing_are_captured(
+    trains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    expected = run(base := make_base(trains), [make_lane(base, *each) for each in settings])
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    base = make_base(trains, device="cuda", recomputes=True)
+    found = run(base, [make_lane(base, *each) for each in settings])
+    for trial_id, losses in expected.losses.items():
+        assert found.losses[trial_id] == pytest.approx(losses, rel=1e-3)
+    assert not caplog.records, "no warning that a step could not be captured"

@@ -304,10 +304,15 @@ def test_a_published_number_is_beside_ours_with_its_source_and_why_it_is_not_com
     assert "published 0.542 at step 900" in text
     assert "MoRA table 2; read from the published table" in text
     # The curve of these records is at 0.5 * 250 / 500 at step 250; at step 900 there is nothing of ours.
-    assert "0.101 at step 250, 0.542 at step 900 0.25 at step 250, 0.5 at the end MoRA table 2;" in text
+    line = (
+        "0.101 at step 250, 0.542 at step 900 model not recorded, budget lora:r=8, paper scale "
+        "0.25 at step 250, 0.5 at the end nano, 98,304 parameters, smoke scale no: ours is the smoke scale"
+    )
+    assert line in text
     note = (
         "The published numbers and ours are not comparable: ours is the smoke scale, not the paper's; "
-        "ours is of nano; which model the paper's is of, the record does not say."
+        "ours is of nano; which model the paper's is of, the record does not say; "
+        "in what our recipe differs from the paper's, the record does not say."
     )
     assert note in text
     assert "vera" not in text  # a method that did not run
@@ -318,14 +323,74 @@ def test_a_published_number_is_beside_ours_with_its_source_and_why_it_is_not_com
     assert "0.542 at step 900" in terminal_table(records)
 
 
-def test_a_published_number_of_our_model_at_the_paper_scale_has_no_reservation(make_record, tmp_path):
+RECIPE = {"steps": 500, "batch_size": 16}  # of the records
+
+
+def test_a_published_number_of_our_model_scale_and_recipe_has_no_reservation(make_record, tmp_path):
     quoted = [{**QUOTED, "model": "nano"}, {**QUOTED, "budget": "lora:r=256", "value": 0.9}]
-    text = Elements(
-        texts([make_record("lora", published=quoted, trial={"scale": "paper"})], tmp_path)["index.html"]
-    ).text
+    record = make_record("lora", published=quoted, paper_recipe=RECIPE, trial={"scale": "paper"})
+    text = Elements(texts([record], tmp_path)["index.html"]).text
     assert "published 0.542" in text
+    assert "nothing known against it" in text
     assert "not comparable" not in text
+    assert "0 of 2 fields are not the paper scale's" in text
     assert "0.9" not in text  # of another budget
+
+
+def test_the_papers_model_and_scale_stand_beside_each_published_number(make_record, tmp_path):
+    quoted = [{**QUOTED, "method": "lora:alpha=16", "model": "meta-llama/Llama-2-7b-hf"}]
+    records = [make_record("lora", seed, 0.5, published=quoted, paper_recipe=RECIPE) for seed in (0, 1)]
+    records.append(
+        make_record("full", trial={"budget": "", "budget_parameters": None}, paper_recipe=RECIPE,
+                    published=[{**quoted[0], "method": "full", "budget": "", "value": 0.77}])
+    )  # fmt: skip
+    found = texts(records, tmp_path)
+    text = " ".join(Elements(found["index.html"]).text.split())
+    assert "published 0.542 Llama-2-7b-hf, paper scale" in text
+    assert "meta-llama/Llama-2-7b-hf, budget lora:r=8, paper scale" in text
+    assert "meta-llama/Llama-2-7b-hf, all parameters, paper scale" in text
+    assert "ours is of nano, the paper's of meta-llama/Llama-2-7b-hf" in text
+    for shown in (found["leaderboard.md"], found["leaderboard.tex"], terminal_table(records)):
+        assert "Published, Llama-2-7b-hf" in shown.replace("\\", "")
+    (line,) = [each for each in csv.DictReader(io.StringIO(found["leaderboard.csv"])) if each["method"] == "lora"]
+    assert line["published_model"] == "meta-llama/Llama-2-7b-hf"
+    assert line["published_caveat"].startswith("ours is the smoke scale, not the paper's; ours is of nano")
+
+
+def test_every_field_in_which_the_recipe_is_not_the_papers_is_named_with_both_values(make_record, tmp_path):
+    ours = {"steps": 500, "batch_size": 16, "evaluate_at": [50], "schedule": "linear", "limit": 0}
+    paper = {"steps": 0, "batch_size": 1_000, "evaluate_at": [300, 500], "schedule": "linear", "epochs": 100.0}
+    quoted = [{**QUOTED, "model": "nano"}]
+    record = make_record("lora", published=quoted, paper_recipe=paper, trial={"scale": "paper", "recipe": ours})
+    found = texts([record], tmp_path)
+    text = " ".join(Elements(found["index.html"]).text.split())
+    note = "batch_size 16 (1,000), epochs absent (100), evaluate_at 50 (300 500), limit 0 (absent), steps 500 (0)."
+    assert "5 of the recipe's fields are not the paper's" in text
+    assert note in text
+    assert note in terminal_table([record])
+    assert "5 of 6 fields are not the paper scale's" in text
+    assert "batch_size 16 1,000 differs" in text
+    assert "schedule linear linear differs" not in text
+    # Without a published number there is nothing to warn of; the recipes can still be compared.
+    plain = texts([make_record("lora", paper_recipe=paper, trial={"recipe": ours})], tmp_path / "plain")["index.html"]
+    assert "5 of 6 fields" in plain
+    assert "in brackets" not in plain
+
+
+def test_a_caveat_of_a_published_number_is_shown_with_whose_it_is(make_record, tmp_path):
+    quoted = [{**QUOTED, "model": "nano", "caveat": "quoted there from another paper"}]
+    record = make_record("lora", published=quoted, paper_recipe=RECIPE, trial={"scale": "paper"})
+    found = texts([record], tmp_path)
+    assert "Published for lora: quoted there from another paper." in Elements(found["index.html"]).text
+    assert "quoted there from another paper" in found["leaderboard.md"]
+    assert "quoted there from another paper" in found["leaderboard.csv"]
+
+
+def test_the_adapted_layers_are_shown(make_record, tmp_path):
+    records = [make_record("lora", trial={"targets": ("q_proj", "v_proj")}), make_record("mora")]
+    text = Elements(texts(records, tmp_path)["index.html"]).text
+    assert "q_proj, v_proj" in text
+    assert "all linear layers but the head" in text
 
 
 def test_no_published_number_no_column(site):

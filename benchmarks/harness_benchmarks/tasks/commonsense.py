@@ -24,7 +24,6 @@ from harness import (
     TaskContext,
     TaskData,
     UsageError,
-    generate,
     hookimpl,
     read_rows,
     setting,
@@ -40,6 +39,7 @@ from harness_benchmarks.tasks.instructions import (
     split_off,
     subsample,
     text_of,
+    write_answers,
 )
 
 Row = Mapping[str, Any]
@@ -265,12 +265,9 @@ class CommonsenseTask(Task):
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Generate answers, take the first word in each that can be an answer; measure forgetting."""
-        recipe, tokenizer = context.recipe, context.tokenizer
         items: dict[str, list[float]] = {}
         for name, questions in split.questions.items():
-            prompts = [each.prompt for each in questions]
-            outputs = generate(model, tokenizer, prompts, recipe.max_new_tokens, recipe.evaluation_batch_size)
-            texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
+            texts = write_answers(model, context, questions)
             items[name] = [
                 float(extract_answer(name, text) == each.answer) for text, each in zip(texts, questions, strict=True)
             ]
@@ -280,8 +277,8 @@ class CommonsenseTask(Task):
         reasons = {
             name: f"the recipe evaluates on {', '.join(items)}" for name, value in metrics.items() if value is None
         }
-        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
-        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
+        found = Evaluation(metrics, reasons, items)
+        return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
 
 
 def chosen_sets(text: str) -> list[str]:

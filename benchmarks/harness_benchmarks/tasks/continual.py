@@ -1,7 +1,8 @@
 """Continual pretraining on a domain: PubMed abstracts, or financial news; then what the model knows of the domain.
 
-Scored are the perplexity on unseen text of the domain, question sets (see ``questions``), and forgetting (see
-``forgetting``). A question set whose table is absent is ``null`` with a reason; the average is over the others.
+Scored are the perplexity on unseen text of the domain, question sets (see ``questions``), each by the measure that the
+papers report for it, and forgetting (see ``forgetting``). A question set whose table is absent is ``null`` with a
+reason; the average is over the others.
 
 Source: Jiang et al., "MoRA", arXiv:2405.12130, section 5.2 and table 1 (BioMed, Finance), which follows AdaptLLM,
 arXiv:2309.09530. The corpora are read from a local folder: MoRA's are not published in a form that can be pinned.
@@ -54,12 +55,14 @@ class Split(NamedTuple):
 
 def metrics_of(sets: Mapping[str, QuestionSet]) -> Mapping[str, Metric]:
     """Return a domain's metrics."""
-    scoring = "zero-shot; the likeliest answer per token"
     return {
         "perplexity": Metric("Perplexity", "perplexity", False, "On unseen text of the domain, per token."),
         "loss": Metric("Loss", "nats", False, "Its logarithm: mean negative log-likelihood of a token."),
-        "questions": Metric("Questions", "fraction", True, f"Mean accuracy over the sets that are there, {scoring}."),
-        **{name: Metric(each.title, "fraction", True, f"Accuracy, {scoring}.") for name, each in sets.items()},
+        "questions": Metric("Questions", "fraction", True, "Mean score over the sets that are there, zero-shot."),
+        **{
+            name: Metric(f"{each.title}, {each.measure.name}", "fraction", True, each.measure.help)
+            for name, each in sets.items()
+        },
         **forgetting.METRICS,
     }
 
@@ -117,28 +120,29 @@ class ContinualTask(Task):
         )
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
-        """Return perplexity, question accuracies and forgetting."""
+        """Return perplexity, the question sets' scores and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
         size = recipe.micro_batch_size or recipe.batch_size
         sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split.windows, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long
-        side = forgetting.measure_forgetting(model, context, split.forgetting_windows, recipe.max_length)
-        metrics: dict[str, float | None] = {"perplexity": math.exp(loss), "loss": loss, **side.metrics}
-        reasons, items = dict(side.reasons), {"loss": losses, **side.items}
+        metrics: dict[str, float | None] = {"perplexity": math.exp(loss), "loss": loss}
+        reasons: dict[str, str] = {}
+        items = {"loss": losses}
         present: list[float] = []
         for name, questions in split.questions.items():
             if isinstance(questions, str):
                 metrics[name], reasons[name] = None, questions
             else:
-                right = answer(model, tokenizer, questions, recipe.max_length, size)
-                items[name] = right
-                metrics[name] = sum(right) / len(right)
-                present.append(sum(right) / len(right))
+                given = answer(model, tokenizer, questions, recipe.max_length, size)
+                score, items[name] = self.sets[name].score(questions, given)
+                metrics[name] = score
+                present.append(score)
         metrics["questions"] = sum(present) / len(present) if present else None
         if not present:
             reasons["questions"] = next(iter(reasons[name] for name in self.sets))
-        return Evaluation(metrics=metrics, reasons=reasons, items=items)
+        found = Evaluation(metrics, reasons, items)
+        return forgetting.with_forgetting(found, model, context, split.forgetting_windows, recipe.max_length)
 
 
 class Biomed(ContinualTask):

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from harness import (
     DataError,
@@ -126,30 +127,43 @@ class GlueTask(Task):
 
     def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> list[Example]:
         texts = [[str(row[column]) for row in rows] for column in self.columns]
-        ids = encode(context.tokenizer, texts, context.recipe.max_length)
         number = float if self.model_kind is ModelKind.REGRESSION else int
-        return [Example(tokens, number(row["label"])) for tokens, row in zip(ids, rows, strict=True)]
+        labels = [number(row["label"]) for row in rows]
+        return encode(context.tokenizer, texts, labels, context.recipe.max_length)
 
 
-def encode(tokenizer: Any, texts: Sequence[Sequence[str]], length: int) -> list[Any]:
-    """Return token ids, int32, of texts or pairs of texts (one sequence per column), cut to ``length``.
+def encode(
+    tokenizer: Any, texts: Sequence[Sequence[str]], labels: Sequence[int] | Sequence[float], length: int
+) -> list[Example]:
+    """Return texts or pairs of texts (one sequence per column) as examples of at most ``length`` tokens, int32.
 
-    A tokenizer with a separator (an encoder's) joins a pair its own way. Any other gets a line break between the two.
-    Of a pair that is too long, the longer text is cut.
+    A tokenizer with a separator (an encoder's) joins a pair its own way, and says which text each token is of where its
+    model was pretrained with that. Any other gets a line break between the two. Of a pair that is too long, the longer
+    text is cut.
     """
     if tokenizer.sep_token is not None:
-        lists = tokenizer(*texts, truncation=True, max_length=length)["input_ids"]
-        return [np.asarray(each, dtype=np.int32) for each in lists]
+        found = tokenizer(*texts, truncation=True, max_length=length)
+        types = found.get("token_type_ids") or ()
+        if not any(map(any, types)):  # single texts: what a model takes anyway
+            types = [None] * len(labels)
+        return [
+            Example(_array(ids), label, None if kinds is None else _array(kinds))
+            for ids, label, kinds in zip(found["input_ids"], labels, types, strict=True)
+        ]
     start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
     columns = [tokenizer(list(column), add_special_tokens=False)["input_ids"] for column in texts]
     between = tokenizer("\n", add_special_tokens=False)["input_ids"] if len(columns) == 2 else []
     room = length - len(start) - len(between)
     results = []
-    for first, *rest in zip(*columns, strict=True):
+    for label, first, *rest in zip(labels, *columns, strict=True):
         second = rest[0] if rest else []
         second = second[: max(room // 2, room - len(first))]
-        results.append(np.asarray([*start, *first[: room - len(second)], *between, *second], dtype=np.int32))
+        results.append(Example(_array([*start, *first[: room - len(second)], *between, *second]), label))
     return results
+
+
+def _array(numbers: Sequence[int]) -> Any:
+    return np.asarray(numbers, dtype=np.int32)
 
 
 def predict(model: Any, examples: Sequence[Example], pad_token: int, batch_size: int) -> Any:
@@ -157,17 +171,25 @@ def predict(model: Any, examples: Sequence[Example], pad_token: int, batch_size:
     device = next(model.parameters()).device
     results: list[Any] = [None] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
+
+    def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+        tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=fill).to(device)
+
     for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        width = len(examples[rows[0]].input_ids)
-        ids = torch.full((len(rows), width), pad_token, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            tokens = torch.as_tensor(examples[row].input_ids, dtype=torch.long)
-            ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        for row, output in zip(rows, logits.float().cpu().numpy(), strict=True):
-            results[row] = output
+        places = order[first : first + batch_size]
+        rows = [examples[place] for place in places]
+        ids = [row.input_ids for row in rows]
+        arguments = {
+            "input_ids": padded(ids, pad_token),
+            "attention_mask": padded([[1] * len(each) for each in ids], 0),
+        }
+        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+        if types:
+            arguments["token_type_ids"] = padded(types, 0)
+        logits = model(**arguments).logits
+        for place, output in zip(places, logits.float().cpu().numpy(), strict=True):
+            results[place] = output
     return np.stack(results)
 
 

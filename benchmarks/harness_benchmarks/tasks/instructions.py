@@ -1,4 +1,4 @@
-"""What the instruction-following tasks share: prompts, the loss on the response only, questions, slices by hash.
+"""What the instruction-following tasks share: prompts, the loss on the response only, written answers, slices by hash.
 
 No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters, MetaMath, PiSSA, MiLoRA and MELoRA use.
 """
@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from harness import IGNORE, DataError, Example
+from harness import IGNORE, DataError, Example, TaskContext, generate
 
 Row = TypeVar("Row")
 
@@ -91,6 +91,14 @@ def encode_all(conversations: Iterable[Sequence[tuple[str, str]]], tokenizer: An
             f"give a larger one, e.g. --set max_length={2 * max_length}"
         )
     return kept
+
+
+def write_answers(model: Any, context: TaskContext, questions: Sequence[Question]) -> list[str]:
+    """Return what a model writes after each prompt, greedily, as the recipe's sizes say."""
+    recipe, tokenizer = context.recipe, context.tokenizer
+    prompts = [question.prompt for question in questions]
+    outputs = generate(model, tokenizer, prompts, recipe.max_new_tokens, recipe.evaluation_batch_size)
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
 
 
 def same(text: str) -> str:

@@ -23,7 +23,6 @@ from harness import (
     Task,
     TaskContext,
     TaskData,
-    generate,
     hookimpl,
     read_rows,
     setting,
@@ -39,6 +38,7 @@ from harness_benchmarks.tasks.instructions import (
     split_off,
     subsample,
     text_of,
+    write_answers,
 )
 
 GSM8K = Source("openai/gsm8k", "main", "740312add88f781978c0658806c59bc2815b9866", "MIT", "math/gsm8k", REVISION)
@@ -161,18 +161,10 @@ class MathTask(Task):
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Generate a solution for every question and compare its final answer; measure forgetting."""
-        recipe, tokenizer = context.recipe, context.tokenizer
         metrics: dict[str, float | None] = dict.fromkeys(("gsm8k", "math"))
         items: dict[str, list[float]] = {}
         for name, questions in split.questions.items():
-            outputs = generate(
-                model,
-                tokenizer,
-                [each.prompt for each in questions],
-                recipe.max_new_tokens,
-                recipe.evaluation_batch_size,
-            )
-            answers = [extract_answer(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in outputs]
+            answers = [extract_answer(text) for text in write_answers(model, context, questions)]
             equal = same_number if name == "gsm8k" else same_expression
             items[name] = [float(equal(given, each.answer)) for given, each in zip(answers, questions, strict=True)]
             metrics[name] = sum(items[name]) / len(items[name])
@@ -181,8 +173,8 @@ class MathTask(Task):
             for name in metrics
             if name not in items
         }
-        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
-        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
+        found = Evaluation(metrics, reasons, items)
+        return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
 
 
 def read_math(folder: Path | None) -> list[Mapping[str, Any]]:

@@ -13,8 +13,8 @@ import transformers
 
 from harness import ConfigError, DataError, Example, Source, TaskContext
 from harness.bases import resolve
-from harness.lanes import LinearSlot, set_submodule
 from harness.model import trained_modules
+from harness.slots import LinearSlot, set_submodule
 from harness_benchmarks.corpus import (
     Corpus,
     Documents,

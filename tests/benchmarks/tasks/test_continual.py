@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from itertools import islice
 
 import pytest
+import sklearn.metrics
 import torch
 import transformers
 
@@ -14,7 +16,7 @@ from harness import IGNORE, DataError, TaskContext
 from harness.bases import resolve
 from harness_benchmarks import questions
 from harness_benchmarks.corpus import is_held_out
-from harness_benchmarks.questions import BIOMED, FINANCE, Question, answer, encode
+from harness_benchmarks.questions import BIOMED, FINANCE, Question, answer, encode, entity_f1, same_number
 from harness_benchmarks.tasks.continual import Biomed, Finance
 
 torch.set_num_threads(1)
@@ -105,10 +107,10 @@ def test_the_answer_with_the_likeliest_tokens_on_average_is_chosen(model, tokeni
             ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
             with torch.no_grad():
                 losses.append(model(input_ids=ids, labels=labels).loss.item())  # the mean over labelled tokens
-        expected.append(float(losses.index(min(losses)) == question.right))
+        expected.append(question.options[losses.index(min(losses))])
     with torch.no_grad():
         assert answer(model, tokenizer, asked, 64, batch_size=4) == expected
-    assert 0 < sum(expected) < len(expected)
+    assert len(set(expected)) > 1
 
 
 def test_the_loss_is_on_the_answer_and_a_long_prompt_loses_its_beginning(tokenizer):
@@ -117,18 +119,111 @@ def test_the_loss_is_on_the_answer_and_a_long_prompt_loses_its_beginning(tokeniz
     assert list(example.labels) == [IGNORE] * 8 + [32, *b"yes"]
 
 
-def test_generated_numbers_are_compared_as_numbers(tokenizer, monkeypatch):
-    outputs = [list(b"12.50%\nmore"), list(b" $1,200."), list(b"7"), list(b"no")]
-    monkeypatch.setattr(questions, "generate", lambda *_, **__: outputs)
-    asked = [Question("Q", (right,), 0) for right in ("12.5", "1200", "8", "No")]
-    assert answer(None, tokenizer, asked, 64, 4) == [1.0, 1.0, 0.0, 1.0]
+# Measures: AdaptLLM's, against scikit-learn or worked by hand
+
+
+def draw(seed, classes, count, groups=("",)):
+    """Return questions and given answers at random; the last class is never right, the first never given."""
+    source = random.Random(seed)
+    asked = [Question("Q", classes, source.randrange(len(classes) - 1), source.choice(groups)) for _ in range(count)]
+    return asked, [source.choice(classes[1:]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["fpb", "fiqa_sa", "ner"])
+@pytest.mark.parametrize("seed", range(5))
+def test_sentiment_and_entities_are_scored_by_sklearns_weighted_f1(name, seed):
+    asked, given = draw(seed, ("negative", "neutral", "positive", "mixed"), 40)
+    rights = [question.answer for question in asked]
+    score, items = FINANCE[name].score(asked, given)
+    assert score == pytest.approx(sklearn.metrics.f1_score(rights, given, average="weighted"), abs=1e-12)
+    assert items == [float(a == b) for a, b in zip(rights, given, strict=True)]
+    assert score != pytest.approx(sum(items) / len(items), abs=1e-3)
+    assert "F1" in Finance.metrics[name].title
+    assert "F1 of the classes, each weighted" in Finance.metrics[name].help
+
+
+def test_weighted_f1_by_hand():
+    asked = [Question("Q", ("a", "b"), place) for place in (0, 0, 0, 1)]
+    # a: precision 2/2, recall 2/3, F1 4/5; b: precision 1/2, recall 1, F1 2/3
+    assert FINANCE["fpb"].score(asked, ["a", "a", "b", "b"])[0] == pytest.approx(0.75 * 4 / 5 + 0.25 * 2 / 3)
+
+
+def test_headlines_f1_is_the_mean_over_kinds_of_question():
+    asked, given = draw(0, ("Yes", "No", "Maybe"), 60, groups=("0", "1", "2"))
+    each = []
+    for group in ("0", "1", "2"):
+        pairs = [(q.answer, answer) for q, answer in zip(asked, given, strict=True) if q.group == group]
+        each.append(sklearn.metrics.f1_score(*zip(*pairs, strict=True), average="weighted"))
+    assert FINANCE["headline"].score(asked, given)[0] == pytest.approx(sum(each) / 3, abs=1e-12)
+
+
+def test_headlines_kind_of_question_is_read(tmp_path):
+    row = {"input": "I", "options": ["Yes", "No"], "gold_index": 1, "class_id": 7}
+    (question,) = load_one("headline", FINANCE, tmp_path, row)
+    assert (question.answer, question.group) == ("No", "7")
+
+
+@pytest.mark.parametrize("name", BIOMED)
+def test_biomedical_sets_are_scored_by_accuracy_which_is_sklearns_micro_f1(name):
+    asked, given = draw(1, ("yes", "no", "maybe", "other"), 40)
+    rights = [question.answer for question in asked]
+    score, items = BIOMED[name].score(asked, given)
+    assert score == pytest.approx(sklearn.metrics.accuracy_score(rights, given), abs=1e-12)
+    assert score == pytest.approx(sklearn.metrics.f1_score(rights, given, average="micro"), abs=1e-12)
+    assert sum(items) / len(items) == score
+    assert "accuracy" in Biomed.metrics[name].title
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "same"),
+    [
+        ("12.5", "12.50", 1.0),
+        ("$1,200.", "1200", 1.0),
+        ("about 3 or 8", "8", 1.0),  # any of its numbers
+        ("8.009", "8", 1.0),
+        ("8.02", "8", 0.0),
+        ("12.5%", "0.125", 1.0),
+        ("12.5", "12.5%", 0.0),
+        ("-3", "3", 0.0),
+        ("no", "no", 0.0),  # no number
+    ],
+)
+def test_generated_numbers_are_compared_as_adaptllm_does(given, right, same):
+    assert same_number(given, right) == same
+    assert FINANCE["convfinqa"].score([Question("Q", (right,), 0)], [given]) == (same, [same])
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "f1"),
+    [
+        ("Ann (PER), Oslo (LOC)", "Ann (PER), Oslo (LOC)", 1.0),
+        ("Ann (PER)", "Ann (PER), Oslo (LOC)", 2 / 3),  # 2 of 2 given, 2 of 4 right
+        ("Ann (ORG)", "Ann (PER)", 0.5),  # the name, not the kind
+        ("Bob (PER)", "Ann (PER)", 0.5),  # the kind, not the name
+        ("Bob (ORG)", "Ann (PER)", 0.0),
+        ("Ann (PER), Ann (PER)", "Ann (PER)", 1.0),  # said twice counts once
+        ("none", "Ann (PER)", 0.0),
+        ("Ann (PER)", "none", 0.0),
+    ],
+)
+def test_generated_entities_are_compared_by_name_and_kind(given, right, f1):
+    assert entity_f1(given, right) == pytest.approx(f1)
+
+
+def test_adaptllms_entities_are_generated(tmp_path, model, tokenizer, monkeypatch):
+    (question,) = load_one("ner", FINANCE, tmp_path, {"input": "Name them:", "label": ["Ann (PER)"]})
+    assert question.options == ("Ann (PER)",)
+    monkeypatch.setattr(questions, "generate", lambda *_, **__: [list(b" Ann (ORG)\nmore (PER)")])
+    given = answer(model, tokenizer, [question], 64, 4)
+    assert given == ["Ann (ORG)"]  # its first line
+    assert FINANCE["ner"].score([question], given) == (0.5, [0.5])
 
 
 @pytest.fixture
 def data_dir(tmp_path):
     write(tmp_path / "text/finance", "train", [{"text": f"train document {i}."} for i in range(1_000)])
     write(tmp_path / "text/finance", "validation", [{"text": f"validation document {i}."} for i in range(20)])
-    rows = [{"sentence": f"Profit {i} rose", "label": 2} for i in range(5)]
+    rows = [{"sentence": f"Profit {i} rose", "label": i % 3} for i in range(5)]
     write(tmp_path / "text/finance/eval/fpb", "sentences_50agree", rows)
     return tmp_path
 
@@ -151,7 +246,13 @@ def test_every_metric_is_there_or_has_a_reason(model, tokenizer, data_dir):
         assert set(found.metrics) == set(Finance.metrics)
         assert set(found.reasons) == {name for name, value in found.metrics.items() if value is None}
     assert test.metrics["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert test.metrics["fpb"] == test.metrics["questions"] == sum(test.items["fpb"]) / 5
+    assert test.metrics["fpb"] == test.metrics["questions"]
+    with torch.no_grad():
+        given = answer(model, tokenizer, splits["test"].questions["fpb"], one.recipe.max_length, 4)
+    rights = [("negative", "neutral", "positive")[i % 3] for i in range(5)]
+    assert test.metrics["fpb"] == pytest.approx(sklearn.metrics.f1_score(rights, given, average="weighted"))
+    assert test.items["fpb"] == [float(a == b) for a, b in zip(rights, given, strict=True)]
+    assert 0 < sum(test.items["fpb"]) < 5
     assert "finance/eval/headline" in test.reasons["headline"]
     assert "test split only" in validation.reasons["fpb"]
     assert "test split only" in validation.reasons["forgetting"]

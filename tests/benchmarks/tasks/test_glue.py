@@ -17,6 +17,11 @@ import transformers
 from harness import DataError, Example, TaskContext
 from harness.bases import resolve
 from harness.model import linear_layers, select_layers, trained_modules
+from harness.plan import pending, plan_cells
+from harness.registry import build_registry
+from harness.store import Store
+from harness.suite import build_suite
+from harness.worker import Worker
 from harness_benchmarks.tasks import glue
 
 torch.set_num_threads(1)
@@ -108,9 +113,10 @@ def test_missing_rows_name_the_file_and_the_hub_id(tmp_path):
 
 
 def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
-    both, short = glue.encode(tokenizer, [["a" * 50, "ab"], ["b" * 50, "b" * 50]], 21)
-    assert tokenizer.decode(both) == "a" * 10 + "\n" + "b" * 10
-    assert tokenizer.decode(short) == "ab\n" + "b" * 18
+    both, short = glue.encode(tokenizer, [["a" * 50, "ab"], ["b" * 50, "b" * 50]], [0, 1], 21)
+    assert tokenizer.decode(both.input_ids) == "a" * 10 + "\n" + "b" * 10
+    assert tokenizer.decode(short.input_ids) == "ab\n" + "b" * 18
+    assert (both.labels, short.labels) == (0, 1)
 
 
 class FirstToken(torch.nn.Module):
@@ -179,3 +185,76 @@ def test_query_value_and_head_are_found_in_every_architecture(kind, adapted, tra
     assert whole == trained
     drops = [m.p for name in whole for m in model.get_submodule(name).modules() if isinstance(m, torch.nn.Dropout)]
     assert not any(drops)  # a head's dropout would draw from no trial's own generator
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def encoder(request, encoders, tmp_path_factory):
+    """A folder with a small encoder that has a head, its tokenizer, and the model as transformers loads it."""
+    folder = tmp_path_factory.mktemp("headed")
+    torch.manual_seed(1)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(encoders[request.param]).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith("classifier"):
+            torch.nn.init.normal_(parameter)  # its usual scale would hide what the encoder says
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoders[request.param])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return SimpleNamespace(name=request.param, folder=folder, model=model, tokenizer=tokenizer)
+
+
+def pairs_of(tables, split):
+    lines = (tables / f"glue/mrpc/{split}.jsonl").read_text().splitlines()
+    return [(row["sentence1"], row["sentence2"], row["label"]) for row in map(json.loads, lines)]
+
+
+def plain(encoder, pairs, **changes):
+    """Return what the model of transformers makes of its tokenizer's own output."""
+    first, second, labels = zip(*pairs, strict=True)
+    inputs = encoder.tokenizer(list(first), list(second), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return encoder.model(**{**inputs, "labels": torch.tensor(labels), **changes})
+
+
+def test_an_encoder_is_told_which_text_a_token_is_of_if_it_was_pretrained_so(encoder, tables):
+    data = glue.Mrpc().load(context(encoder.tokenizer, glue.Mrpc, tables))
+    pairs = pairs_of(tables, "validation")
+    examples = data.splits["test"]["validation"]
+    for example, (first, second, _) in zip(examples, pairs, strict=True):
+        assert list(example.input_ids) == encoder.tokenizer(first, second)["input_ids"]
+        if encoder.name == "bert":
+            first_tokens = len(encoder.tokenizer(first)["input_ids"])
+            assert list(example.token_type_ids) == [int(place >= first_tokens) for place in range(len(example[0]))]
+    all_examples = [*data.train, *data.splits["validation"]["held_out"], *examples]
+    assert {example.token_type_ids is None for example in all_examples} == {encoder.name == "roberta"}
+    alone = glue.Cola().load(context(encoder.tokenizer, glue.Cola, tables))
+    assert all(example.token_type_ids is None for example in alone.train)  # zeros, which a model takes anyway
+
+
+def test_predictions_on_pairs_are_those_of_transformers(encoder, tables):
+    examples = glue.Mrpc().load(context(encoder.tokenizer, glue.Mrpc, tables)).splits["test"]["validation"]
+    pairs = pairs_of(tables, "validation")
+    with torch.no_grad():
+        found = glue.predict(encoder.model, examples, encoder.tokenizer.pad_token_id, batch_size=4)
+        untyped = [example._replace(token_type_ids=None) for example in examples]
+        without = glue.predict(encoder.model, untyped, encoder.tokenizer.pad_token_id, batch_size=4)
+    assert found == pytest.approx(plain(encoder, pairs).logits.numpy(), abs=1e-5)
+    assert np.allclose(found, without, atol=1e-3) is (encoder.name == "roberta")
+
+
+def test_the_training_loss_on_pairs_is_that_of_transformers(encoder, tables, tmp_path):
+    registry, events = build_registry(block=["trackers:mlflow"]), []
+    recipe = {"steps": 1, "batch_size": 36, "train_rows": 0}  # all but the tenth held out, so their order is no matter
+    suite = {"tasks": ["glue/mrpc"], "methods": ["lora"], "model": str(encoder.folder), "recipe": recipe}
+    trials = pending(plan_cells(build_suite(suite), registry, tables, "float32"), lambda trial: None)
+    Worker(registry, Store(str(tmp_path)), torch.device("cpu"), tables, {}, events.append).run(trials, 1)
+    (record,) = (event["record"] for event in events if event["event"] == "record")
+    train = glue.Mrpc().load(context(encoder.tokenizer, glue.Mrpc, tables, train_rows=0)).train
+    trained = {tuple(example.input_ids) for example in train}
+    pairs = [each for each in pairs_of(tables, "train") if tuple(encoder.tokenizer(*each[:2])["input_ids"]) in trained]
+    assert len(pairs) == len(train) == 36
+    # LoRA starts as no change at all, so the first loss is the plain model's.
+    expected = float(plain(encoder, pairs).loss)
+    assert record["history"][0]["metrics"]["train/loss"] == pytest.approx(expected, rel=1e-5)
+    zeros = torch.zeros(36, max(map(len, trained)), dtype=torch.long)
+    untyped = float(plain(encoder, pairs, token_type_ids=zeros).loss)
+    assert (untyped == pytest.approx(expected, rel=1e-2)) is (encoder.name == "roberta")

@@ -6,7 +6,6 @@ import socket
 import string
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from harness import IGNORE, DataError, TaskContext, UsageError
 from harness.bases import resolve
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalTask, conversation
-from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, read_task_file, score, task_config
+from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, read_task_file, samples, task_config
 from harness_benchmarks.tasks.instructeval.sandbox import refusal, run_python
 from harness_benchmarks.tasks.instructeval.scoring import drop_f1, score_bbh, score_humaneval, words
 
@@ -238,7 +237,7 @@ def test_humaneval_is_null_where_code_cannot_be_confined(nano, data_dir, monkeyp
 def test_lm_eval_itself_refuses_to_run_code_without_permission(nano):
     row = {"task_id": "1", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): pass"}
     with pytest.raises(ValueError, match="unsafe"):
-        score(nano[0], nano[1], [Part("humaneval", "humaneval", [row])], 1, 4, allow_code_execution=False)
+        samples(nano[0], nano[1], [Part("humaneval", "humaneval", [row])], 1, 4, allow_code_execution=False)
 
 
 def test_the_likeliest_letter_is_the_choice(nano):
@@ -252,7 +251,7 @@ def test_the_likeliest_letter_is_the_choice(nano):
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]  # bytes: the letter is the token after the blank
         best = int(logits[[ord(letter) for letter in "ABCD"]].argmax())
         rows = [{**row, "answer": answer} for answer in range(4)]
-        found = score(model, tokenizer, [Part("mmlu", "mmlu_x", rows)], batch_size=4)
+        found = samples(model, tokenizer, [Part("mmlu", "mmlu_x", rows)], batch_size=4)
     assert [each["acc"] for each in found["mmlu_x"]] == [float(answer == best) for answer in range(4)]
 
 
@@ -282,46 +281,6 @@ def test_without_lm_eval_the_message_says_what_to_install(nano, data_dir, monkey
     monkeypatch.setattr(instructeval.lm_evaluation, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'peft-harness\[evaluation\]'"):
         InstructEvalTask().load(context(nano, data_dir))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mmlu", "bbh", "drop"])
-def test_scores_agree_with_lm_eval_run_on_the_saved_model(name, nano, data_dir, tmp_path):
-    from lm_eval import simple_evaluate
-
-    nano[0].save_pretrained(tmp_path / "model")
-    nano[1].save_pretrained(tmp_path / "model")
-
-    def run_lm_eval(part):
-        """Return each row's sample as lm-eval finds it, from files alone: the model's, the rows' and the task's."""
-        tables = {"test": str(tmp_path / f"{len(written)}.jsonl"), "shots": str(tmp_path / "shots.jsonl")}
-        write(Path(tables["test"]), part.rows)
-        write(Path(tables["shots"]), part.shots)
-        written.append(tables)
-        (tmp_path / "task.yaml").write_text(
-            f"include: {Path(instructeval.__file__).with_name(name)}.yaml\ntask: check\nnum_fewshot: {part.num_shots}\n"
-            f"dataset_path: json\ndataset_kwargs:\n  data_files: {json.dumps(tables)}\n"
-        )
-        arguments = {"model": "hf", "model_args": {"pretrained": str(tmp_path / "model")}, "device": "cpu"}
-        tasks = [str(tmp_path / "task.yaml")]
-        samples = simple_evaluate(tasks=tasks, batch_size=1, bootstrap_iters=0, **arguments)["samples"]["check"]
-        return sorted(samples, key=lambda sample: sample["doc_id"])
-
-    written: list[dict[str, str]] = []
-    parts = InstructEvalTask().load(context(nano, data_dir)).splits["test"].parts[name][:1]
-    if name != "mmlu":  # so that there is something to score: what the model writes is right in every other row
-        (part,) = parts
-        key = {"bbh": "target", "drop": "answer"}[name]
-        outputs = [sample["filtered_resps"][0].strip() for sample in run_lm_eval(part)]
-        rights = [output if n % 2 else "no" for n, output in enumerate(outputs)]
-        parts = [replace(part, rows=[{**row, key: right} for row, right in zip(part.rows, rights, strict=True)])]
-    with torch.no_grad():
-        (ours,) = score(nano[0], nano[1], parts, batch_size=3).values()
-    theirs = run_lm_eval(parts[0])
-    for measure in ours[0]:
-        values = [row[measure] for row in ours]
-        assert values == [sample[measure] for sample in theirs]
-        assert 0 < sum(values) < len(values)
 
 
 # How outputs are scored

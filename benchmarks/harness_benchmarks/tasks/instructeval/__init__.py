@@ -33,7 +33,7 @@ from harness import (
     setting,
 )
 from harness_benchmarks import REVISION, forgetting
-from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, require_lm_eval, score
+from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, require_lm_eval, samples
 from harness_benchmarks.tasks.instructeval.sandbox import refusal
 from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, same, split_off, subsample, text_of
 
@@ -209,7 +209,7 @@ class InstructEvalTask(Task):
             if forbidden:
                 del parts["humaneval"]
                 reasons["humaneval"] = forbidden
-        scores = score(
+        found = samples(
             model,
             tokenizer,
             [part for each in parts.values() for part in each],
@@ -225,7 +225,7 @@ class InstructEvalTask(Task):
             ("humaneval", "humaneval", "pass"),
         ):
             if name in parts:
-                by_part = [[row[measure] for row in scores[part.name]] for part in parts[name]]
+                by_part = [[float(sample[measure]) for sample in found[part.name]] for part in parts[name]]
                 items[metric] = [value for values in by_part for value in values]
                 metrics[metric] = (
                     sum(sum(values) / len(values) for values in by_part) / len(by_part)
@@ -243,8 +243,8 @@ class InstructEvalTask(Task):
             metrics["response_nll"] = sum(losses) / sum(counts)
         else:
             reasons["response_nll"] = "the responses held out of training are validation data"
-        side = forgetting.measure_forgetting(model, context, split.forgetting_windows)
-        return Evaluation({**metrics, **side.metrics}, {**reasons, **side.reasons}, {**items, **side.items})
+        evaluation = Evaluation(metrics, reasons, items)
+        return forgetting.with_forgetting(evaluation, model, context, split.forgetting_windows)
 
 
 def _training_source(recipe: Any) -> Source:

@@ -96,15 +96,15 @@ def read_task_file(name: str) -> dict[str, Any]:
     return result
 
 
-def score(
+def samples(
     model: Any,
     tokenizer: Any,
     parts: Sequence[Part],
     batch_size: int,
     max_new_tokens: int = 0,
     allow_code_execution: bool = False,
-) -> dict[str, list[dict[str, float]]]:
-    """Return each part's per-row metrics, in the rows' order.
+) -> dict[str, list[dict[str, Any]]]:
+    """Return each part's samples as lm-eval logs them, one per row and in the rows' order: outputs and metrics.
 
     Args:
         model: A causal language model from ``transformers``, in evaluation mode.
@@ -128,11 +128,7 @@ def score(
             bootstrap_iters=0,
             confirm_run_unsafe_code=allow_code_execution,
         )
-    found: dict[str, list[dict[str, float]]] = {}
-    for part in parts:
-        samples = sorted(results["samples"][part.name], key=lambda each: int(each["doc_id"]))
-        found[part.name] = [{name: float(each[name]) for name in each["metrics"]} for each in samples]
-    return found
+    return {part.name: sorted(results["samples"][part.name], key=lambda each: int(each["doc_id"])) for part in parts}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Lanes: several trials' trainable modules in the places of one resident model's layers.
+"""Slots: several trials' trainable modules in the places of one resident model's layers.
 
 The frozen model sees one batch, the concatenation of all lanes' batches, in lane order. In the place of every adapted
 (or wholly trained) layer sits a *slot*. It runs the frozen layer once and then each lane's own module on that lane's
@@ -9,7 +9,7 @@ Every lane keeps its own module and its own optimizer. Stacking only re-points t
 a view of the stack, its gradient a view of the stack's gradient. So optimizers, clipping and a method's hooks never
 know whether they run alone, and a lane can leave a pack at any step.
 
-What is not here: batches (``batch``), losses and steps (``training``).
+What is not here: batches (``batch``), losses (``losses``), steps (``pack``).
 """
 
 from __future__ import annotations

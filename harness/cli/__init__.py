@@ -1,0 +1,97 @@
+"""The command line: the group of all commands, and how errors become messages and exit codes.
+
+Each command, or group of commands, is the module of its name; ``list`` and ``describe`` are in ``catalogue``.
+Modules import what is heavy inside their functions, so that ``harness --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from harness import __version__
+from harness.cli import base, catalogue, check, data, export, plan, results, run, track
+from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+__all__ = ["INTERRUPTED", "TRACKING_INCOMPLETE", "TRIALS_FAILED", "app", "main"]
+
+
+class Commands(click.Group):
+    """The built-in commands and those of other packages, from entry points of group ``harness.commands``."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return all names, without importing anything."""
+        return sorted({*super().list_commands(context), *others().names})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command, importing it on first use."""
+        built_in = super().get_command(context, name)
+        if built_in is not None:
+            return built_in
+        found = [each for each in others() if each.name == name]
+        command: click.Command | None = found[0].load() if found else None
+        return command
+
+
+def others() -> EntryPoints:
+    """Return the commands of other packages, not yet imported."""
+    from importlib import metadata  # takes a fifth of a built-in command's start, which never comes here
+
+    return metadata.entry_points(group="harness.commands")
+
+
+@click.group(
+    cls=Commands,
+    commands=[
+        run.run, plan.plan, catalogue.list_, catalogue.describe, check.check,
+        results.results, export.export, track.track, data.data, base.base,
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+@click.version_option(__version__, prog_name="harness")
+@click.option(
+    "--block", multiple=True, metavar="PLUGIN", help="Leave a plugin or distribution out (also HARNESS_BLOCK=a,b)."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, with tracebacks.")
+@click.pass_context
+def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
+    r"""Compare parameter-efficient fine-tuning methods fairly: same budget, same tuning, several seeds.
+
+    \b
+    harness run --methods all --task uuid     train and score every method on a task
+    harness leaderboard                       render the results as a page
+    harness list methods                      see what there is
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    context.obj = block
+
+
+def main() -> None:
+    """Run the command line; foreseeable errors print one message and no traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HarnessError as error:
+        click.echo(f"harness: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("harness: interrupted; finished trials are kept, run the same command to go on", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123
+        sys.exit(0)

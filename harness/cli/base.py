@@ -1,0 +1,41 @@
+"""``harness base``: the base models that come with the package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def base() -> None:
+    """Shipped base models."""
+
+
+@base.command("list")
+def base_list() -> None:
+    """List the shipped base models."""
+    from harness.bases import shipped_bases
+
+    for name, path in shipped_bases().items():
+        click.echo(f"{name}  {path}")
+
+
+@base.command("build")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: ./NAME]")
+@click.option("--steps", type=int, help="Fewer steps than the recipe's, to try it out.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def base_build(name: str, output: Path | None, steps: int | None, device: str) -> None:
+    """Train a shipped base model again from text that every machine has, and compare it with the shipped one."""
+    from harness.bases import shipped_bases
+    from harness.registry import unknown_name
+
+    if name not in shipped_bases():
+        raise unknown_name("shipped base model", name, shipped_bases())
+    build = import_module(f"harness.bases.{name}").build
+    report = build(
+        name, output or Path(name), device=None if device == "auto" else device, steps=steps, report=click.echo
+    )
+    click.echo(str(report))

@@ -1,0 +1,156 @@
+"""``harness list`` and ``harness describe``: which methods, tasks and suites there are, and what each is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from harness.registry import Registry
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(["methods", "tasks", "suites"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
+    """List methods, tasks or suites, and where each comes from."""
+    from tabulate import tabulate
+
+    from harness.registry import build_registry
+
+    registry = build_registry(block)
+    rows: list[dict[str, Any]] = []
+    for name, thing in getattr(registry, kind).items():
+        origin = registry.origins[kind[:-1], name]
+        row: dict[str, Any] = {"name": name}
+        if kind == "methods":
+            row |= {
+                "title": thing.title or name,
+                "parameters per layer": thing.formula,
+                "in all": thing.traits.in_all,
+                "paper": thing.paper,
+            }
+        elif kind == "tasks":
+            row |= {
+                "title": thing.title or name,
+                "metric": thing.main_metric,
+                "scales": ", ".join(thing.recipes),
+                "paper": thing.paper,
+            }
+        else:
+            row |= {"path": str(thing)}
+        rows.append({**row, "distribution": origin.distribution, "version": origin.version, "file": origin.file})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    short = [
+        {
+            k: _shorten(v) if k in ("file", "path") else ("yes" if v is True else "no" if v is False else v)
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
+    click.echo(tabulate(short, headers="keys", disable_numparse=True) if rows else f"no {kind}")
+
+
+def _shorten(path: str) -> str:
+    """Return the last three parts of a path."""
+    return str(Path(*Path(path).parts[-3:]))
+
+
+@click.command()
+@click.argument("name")
+@click.pass_obj
+def describe(block: tuple[str, ...], name: str) -> None:
+    """Describe a method or a task: settings with meaning and range, formula, citation."""
+    from harness.registry import build_registry, unknown_name
+
+    registry = build_registry(block)
+    if name in registry.methods:
+        click.echo(describe_method(registry, name))
+    elif name in registry.tasks:
+        click.echo(describe_task(registry, name))
+    else:
+        raise unknown_name("method or task", name, [*registry.methods, *registry.tasks])
+
+
+def describe_method(registry: Registry, name: str) -> str:
+    """Return a method's description as text."""
+    from dataclasses import fields
+
+    from tabulate import tabulate
+
+    from harness.method import describe_range
+
+    method = registry.method(name)
+    origin = registry.origins["method", name]
+    knob = method.traits.budget_knob
+    lines = [f"{method.title or name} ({name})", (method.__doc__ or "").strip(), ""]
+    lines += [
+        f"citation    {method.citation}",
+        f"paper       {method.paper}",
+        f"parameters  {method.formula} per layer",
+    ]
+    lines += [
+        f"budget      solved by {knob}"
+        if knob
+        else "budget      none: outside every budget"
+        if method.traits.reference
+        else "budget      fixed size"
+    ]
+    lines += [
+        f"lr factor   {method.traits.learning_rate_factor:g} x LoRA's on the same task",
+        f"from        {origin.pin}, {origin.file}",
+        "",
+    ]
+    rows = [
+        [each.name, getattr(method.Config(), each.name), describe_range(each), each.metadata.get("help", "")]
+        for each in fields(method.Config)
+    ]
+    lines.append(
+        tabulate(
+            rows, ["setting", "default", "allowed", "meaning"], maxcolwidths=[None, None, 30, 70], disable_numparse=True
+        )
+        if rows
+        else "no settings"
+    )
+    return "\n".join(lines)
+
+
+def describe_task(registry: Registry, name: str) -> str:
+    """Return a task's description as text."""
+    from dataclasses import fields
+
+    from tabulate import tabulate
+
+    task = registry.task(name)
+    origin = registry.origins["task", name]
+    source = task.source
+    data = f"{source.hub_id} {source.config} @ {source.revision}" if source.hub_id else "generated"
+    lines = [
+        f"{task.title or name} ({name})",
+        (task.__doc__ or "").strip(),
+        "",
+        f"paper    {task.paper}",
+        f"data     {data}",
+    ]
+    lines += [
+        f"licence  {source.licence}",
+        f"note     {source.note}",
+        f"model    {task.model}",
+        f"from     {origin.pin}, {origin.file}",
+        "",
+    ]
+    rows = [
+        [key + (" *" if key == task.main_metric else ""), m.unit, "higher" if m.higher_is_better else "lower", m.help]
+        for key, m in task.metrics.items()
+    ]
+    lines += [tabulate(rows, ["metric", "unit", "better", "meaning"], maxcolwidths=[None, None, None, 70]), ""]
+    names = [each.name for each in fields(next(iter(task.recipes.values())))]
+    table = [[each, *(getattr(recipe, each) for recipe in task.recipes.values())] for each in names]
+    lines.append(tabulate(table, ["recipe", *task.recipes], disable_numparse=True))
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""What the user asks for: the options that commands share, and the suite and the devices they stand for.
+
+Whether a method, a task or a recipe's field exists and may have such a value, the registry and the suite say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.registry import Registry
+    from harness.suite import Suite
+
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
+    help="Folder of local tables.",
+)  # fmt: skip
+
+
+def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to run."""
+    option = click.option
+    options = [
+        option("--suite", "suite_name", metavar="NAME", help="A registered suite or .toml file, to be overridden."),
+        option("--methods", "--method", metavar="NAMES",
+               help="Comma-separated: all, everything, lora, mora:operator=rotation."),
+        option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
+        option("--tasks", "--task", metavar="NAMES", help="Comma-separated task names."),
+        option("--scale", metavar="NAME", help="Which recipe: smoke, small or paper.  [default: smoke]"),
+        option("--model", metavar="NAME", help="A shipped base, hub id or local folder.  [default: the task's]"),
+        option("--revision", metavar="COMMIT", help="Of a hub model."),
+        option("--budget", "budgets", multiple=True, metavar="BUDGET",
+               help="lora:r=8, 0.5% or 300k.  [default: lora:r=8]"),
+        option("--tolerance", type=float, metavar="FRACTION",
+               help="Largest deviation from the budget.  [default: 0.01]"),
+        option("--seeds", metavar="N|LIST", help="A number of seeds, or a list like 0,1,2.  [default: 1]"),
+        option("--learning-rates", "--lr", metavar="LIST",
+               help="The same rates for every method, instead of the recipe's."),
+        option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
+        option("--targets", metavar="PATTERNS",
+               help="Layers to adapt, e.g. '*q_proj,*v_proj'.  [default: the task's]"),
+        option("--precision", metavar="NAME", help="auto, float32 or bfloat16.  [default: auto]"),
+        option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
+               help="Override a field of the task's recipe."),
+        option("--steps", type=int, metavar="N", help="Short for --set steps=N."),
+        data_dir_option,
+        option("--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL",
+               help="Result root: a folder or any fsspec URL."),
+    ]  # fmt: skip
+    for each in reversed(options):
+        command = each(command)
+    return command
+
+
+def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> Suite:
+    """Return the suite that the command line asks for."""
+    from dataclasses import replace
+
+    from harness.plan import split_names
+    from harness.suite import build_suite, read_suite
+
+    given: dict[str, Any] = {
+        name: options[name]
+        for name in ("scale", "model", "revision", "tolerance", "tune", "precision")
+        if options[name] is not None
+    }
+    if options["methods"]:
+        given["methods"] = split_names(options["methods"])
+    if options["exclude"]:
+        given["methods"] = [*given.get("methods", ["all"]), *(f"-{name}" for name in split_names(options["exclude"]))]
+    if options["tasks"]:
+        given["tasks"] = split_names(options["tasks"])
+    if options["budgets"]:
+        given["budgets"] = list(options["budgets"])
+    if options["seeds"]:
+        given["seeds"] = parse_seeds(options["seeds"])
+    if options["learning_rates"]:
+        given["learning_rates"] = [parse_number(each) for each in split_names(options["learning_rates"])]
+    if options["targets"]:
+        given["targets"] = split_names(options["targets"])
+    recipe: dict[str, Any] = {}
+    for each in options["settings"]:
+        name, equals, value = each.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {each!r}: write FIELD=VALUE, e.g. --set batch_size=8")
+        recipe[name.strip()] = value
+    if options["steps"] is not None:
+        recipe["steps"] = options["steps"]
+    if options["suite_name"]:
+        path = registry.suite(options["suite_name"])
+        suite = read_suite(path, given)
+        suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
+    else:
+        suite = build_suite({**given, "recipe": recipe})
+    return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry)))
+
+
+def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:
+    """Return task names; a family name like ``glue`` stands for every ``glue/...``."""
+    found: list[str] = []
+    for name in names:
+        family = [each for each in registry.tasks if each.startswith(f"{name}/")]
+        found += family if family and name not in registry.tasks else [registry.task(name).name]
+    return list(dict.fromkeys(found))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return seeds: ``5`` is five of them, ``0,3`` or ``7,`` is a list."""
+    try:
+        return [int(each) for each in text.split(",") if each.strip()] if "," in text else list(range(int(text)))
+    except ValueError:
+        raise UsageError(f"--seeds {text!r}: give a number of seeds (5) or a list (0,1,2)") from None
+
+
+def parse_number(text: str) -> float:
+    """Return a number, or raise a usage error naming it."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number") from None
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """Return float32 or bfloat16: ``auto`` is bfloat16 on a GPU."""
+    return name if name != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
+
+
+def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
+    """Return one device per worker, and CPU threads per worker (0: PyTorch's choice).
+
+    Every GPU gets one worker. On a CPU each worker gets its own share of the cores.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+        known = [f"cuda:{number}" for number in range(count)]
+        names = known if device == "cuda" else [device]
+        if not set(names) <= set(known):
+            raise UsageError(f"--device {device!r} is not here; give {', '.join(known)}")
+        return tuple(names[number % len(names)] for number in range(workers or len(names))), 0
+    if device != "cpu":
+        raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = workers or min(cores, 2)
+    return ("cpu",) * number, max(1, cores // number)

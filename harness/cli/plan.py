@@ -1,0 +1,65 @@
+"""``harness plan``: what a run would do, without doing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.options import build_suite_from_options, resolve_devices, resolve_precision, suite_options
+
+if TYPE_CHECKING:
+    from harness.plan import Cell
+    from harness.trial import Trial
+
+
+@click.command()
+@suite_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the trials as JSON.")
+@click.pass_obj
+def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) -> None:
+    """Show what a run would do: trials, settings, counts and what is finished. Loads no weights."""
+    from harness.plan import plan_cells, wanted
+    from harness.registry import build_registry
+    from harness.store import Store
+
+    registry = build_registry(block)
+    suite = build_suite_from_options(registry, options)
+    precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
+    cells = plan_cells(suite, registry, options["data_dir"], precision)
+    store = Store(options["results"])
+    look_up = cache(lambda trial_id: store.read(trial_id))
+    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]
+    states = {trial.id: record.state.value if (record := look_up(trial.id)) else "to do" for trial in trials}
+    if as_json:
+        click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
+        return
+    click.echo(plan_table(cells, trials, states))
+
+
+def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[str, str]) -> str:
+    """Return the trials of a plan as text."""
+    from tabulate import tabulate
+
+    rows = []
+    for trial in trials:
+        asked = trial.budget_parameters
+        steps = trial.recipe["steps"] or f"{trial.recipe['epochs']:g} epochs"
+        settings = ", ".join(f"{k}={v}" for k, v in trial.config.items())
+        if trial.layer_settings:
+            settings += f"; {len(trial.layer_settings)} layers differ"
+        deviation = "reference" if asked is None else f"{(trial.adapter_parameters - asked) / asked:+.2%}"
+        rows.append(
+            [trial.task, trial.method, f"{trial.adapter_parameters:,}", deviation, steps, f"{trial.learning_rate:g}",
+             trial.seed, trial.purpose, trial.id, states[trial.id], settings]
+        )  # fmt: skip
+    heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]
+    todo = sum(state in ("to do", "interrupted") for state in states.values())
+    budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
+    where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
+    more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
+    return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{len(trials)} trials, {todo} to do{more}"

@@ -1,0 +1,76 @@
+"""``harness results``: records listed, shown, exported as a table; and how commands find the records they are about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.record import Record
+    from harness.store import Store
+
+results_option = click.option(
+    "--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL", help="Result root."
+)
+
+
+def read_records(root: str) -> tuple[Store, list[Record]]:
+    """Return all records of a result root; none at all is a usage error."""
+    from harness.store import Store
+
+    store = Store(root)
+    records = list(store.records())
+    if not records:
+        raise UsageError(
+            f"no records in {root!r}; run something first (`harness run --methods all --task uuid`), or give --results"
+        )
+    return store, records
+
+
+def read_record(root: str, start: str) -> tuple[Store, Record]:
+    """Return the one record whose id begins so."""
+    store, records = read_records(root)
+    found = [record for record in records if record.trial_id.startswith(start)]
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} records in {root!r} begin with {start!r}; `harness results list` shows the ids")
+    return store, found[0]
+
+
+@click.group()
+def results() -> None:
+    """List, show and export records."""
+
+
+@results.command("list")
+@results_option
+def results_list(results: str) -> None:
+    """Show one line per record."""
+    from harness.results import render_list
+
+    click.echo(render_list(read_records(results)[1]))
+
+
+@results.command("show")
+@click.argument("trial_id")
+@results_option
+def results_show(trial_id: str, results: str) -> None:
+    """Show one record; the first characters of the id are enough."""
+    from harness.results import render_show
+
+    click.echo(render_show(read_record(results, trial_id)[1]))
+
+
+@results.command("export")
+@click.argument("path", type=click.Path(path_type=Path))
+@results_option
+def results_export(path: Path, results: str) -> None:
+    """Write all records as a table: .csv, .parquet or .json."""
+    from harness.results import export
+
+    records = read_records(results)[1]
+    export(records, path)
+    click.echo(f"{len(records)} records -> {path}", err=True)

@@ -1,0 +1,142 @@
+"""``harness run``: plan, train what no record answers yet, say how it went."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.exit_codes import TRACKING_INCOMPLETE, TRIALS_FAILED
+from harness.cli.options import build_suite_from_options, resolve_devices, resolve_precision, suite_options
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.plan import Cell
+    from harness.record import Record
+    from harness.registry import Registry
+    from harness.trial import Trial
+
+
+@click.command()
+@suite_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per GPU; two on a CPU]"
+)
+@click.option("--pack", default="auto", show_default=True, help="Trials trained together: auto, off or a number.")
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compile the model where that saves time.",
+)
+@click.option("--recompute", "recomputes", is_flag=True, help="Keep no activations: less memory, a third more time.")
+@click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
+@click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
+@click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
+@click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
+@click.pass_obj
+def run(
+    block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
+    trial_seconds: float, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
+) -> int:  # fmt: skip
+    """Train and score methods on tasks. Finished trials are never run again."""
+    import torch
+
+    from harness.environment import describe_environment
+    from harness.plan import pending, plan_cells
+    from harness.progress import Display
+    from harness.published import read_published
+    from harness.registry import build_registry
+    from harness.schedule import Scheduler, Settings
+    from harness.store import Store
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's "stop" is a Ctrl-C
+    if no_mlflow:
+        block = (*block, "trackers:mlflow")
+    registry = build_registry(block)
+    suite = build_suite_from_options(registry, options)
+    devices, threads = resolve_devices(device, workers)
+    store = Store(options["results"])
+    settings = Settings(
+        devices=devices,
+        threads=threads,
+        pack=parse_pack(pack, devices[0]),
+        compiled=compiled,
+        recomputes=recomputes,
+        published=read_published(suite, registry),
+        data_dir=options["data_dir"],
+        block=block,
+        trial_seconds=trial_seconds,
+        allow_code_execution=allow_code_execution,
+        environment={
+            **describe_environment(torch.device("cpu")),
+            "results_root": store.root,
+            "sweep": suite.title or " ".join(suite.tasks),
+        },
+    )
+    display = Display(quiet)
+    scheduler = Scheduler(registry, store, settings, display)
+    known: dict[str, Record] = {}
+
+    def look_up(trial: Trial) -> Record | None:
+        if trial.id not in known and (record := store.read(trial.id)) is not None:
+            known[trial.id] = record
+        return known.get(trial.id)
+
+    try:
+        scheduler.start()
+        cells = plan_cells(suite, registry, options["data_dir"], resolve_precision(suite.precision, devices[0]))
+        store.prepare()
+        todo = pending(cells, look_up)
+        with display:
+            while todo:
+                display.expect(len(todo))
+                scheduler.run(todo)
+                done = {trial.id for trial in todo}
+                for trial_id in done:
+                    known.pop(trial_id, None)
+                todo = [trial for trial in pending(cells, look_up) if trial.id not in done]
+    finally:
+        scheduler.close()
+    records = finished(cells, look_up)
+    click.echo(summary(registry, records))
+    if display.total:
+        click.echo(f"Records are in {store.root}. `harness leaderboard` renders them as a page.", err=True)
+    else:
+        click.echo(f"Nothing to train: all {len(records)} trials are in {store.root}.", err=True)
+    if scheduler.observers.failures:
+        click.echo(
+            "harness: results complete, tracking incomplete (see the warnings); `harness track rebuild` repairs it",
+            err=True,
+        )
+        return TRACKING_INCOMPLETE
+    failed = [each for each in records if each.state != "complete" and each.trial.purpose == "report"]
+    for each in failed:
+        click.echo(f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}`", err=True)
+    return TRIALS_FAILED if failed else 0
+
+
+def parse_pack(text: str, device: str) -> int:
+    """Return the most trials in a pack; 0: the worker measures. On a CPU packing saves nothing, so ``auto`` is 1."""
+    if text in ("auto", "off"):
+        return 0 if text == "auto" and device.startswith("cuda") else 1
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"--pack {text!r}: give auto, off or a number of trials")
+
+
+def finished(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Record]:
+    """Return the records of a sweep's trials."""
+    from harness.plan import wanted
+
+    return [record for cell in cells for trial in wanted(cell, look_up) if (record := look_up(trial)) is not None]
+
+
+def summary(registry: Registry, records: Sequence[Record]) -> str:
+    """Return what plugins have to say about a finished sweep, usually a table."""
+    return "\n".join(reversed(registry.hook.harness_summarize(records=records)))  # pluggy: last registered first

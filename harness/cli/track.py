@@ -1,0 +1,33 @@
+"""``harness track``: trackers are views of the records, and can be made again from them."""
+
+from __future__ import annotations
+
+import click
+
+from harness.cli.exit_codes import TRACKING_INCOMPLETE
+from harness.cli.results import read_records, results_option
+
+
+@click.group()
+def track() -> None:
+    """Tracking: views of the records elsewhere."""
+
+
+@track.command("rebuild")
+@results_option
+@click.pass_obj
+def track_rebuild(block: tuple[str, ...], results: str) -> int:
+    """Tell the trackers about every record again. What they know already stays as it is."""
+    from harness.registry import build_registry
+    from harness.schedule import Observers
+
+    registry = build_registry(block)
+    store, records = read_records(results)
+    observers = Observers(registry)
+    for record in records:
+        environment = {**record.environment, "results_root": store.root}
+        observers.call("harness_trial_started", trial=record.trial, environment=environment)
+        observers.call("harness_trial_finished", trial=record.trial, record=record)
+    observers.call("harness_sweep_finished")
+    click.echo(f"{len(records)} records told to the trackers", err=True)
+    return TRACKING_INCOMPLETE if observers.failures else 0

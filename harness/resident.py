@@ -1,0 +1,66 @@
+"""The resident frozen model: loaded once, with slots in the places of the layers that trials adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from harness.decomposition import announce
+from harness.model import (
+    DTYPES,
+    count_parameters,
+    is_causal,
+    linear_layers,
+    trained_modules,
+    use_capturable_attention,
+)
+from harness.slots import LinearSlot, ModuleSlot, Slot, set_submodule
+from harness.task import Task
+
+
+class Base:
+    """The resident frozen model.
+
+    Args:
+        model: Frozen, on its device.
+        task: Says what the model's output means.
+        precision: Of activations and frozen weights.
+        fresh: Parameters that the checkpoint did not have: each trial draws them from its own seed.
+        recomputes: Whether the backward pass computes each block's activations again instead of keeping them: less
+            memory, a third more time, the same result.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False
+    ) -> None:
+        self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
+        self.device = next(model.parameters()).device
+        use_capturable_attention(model)
+        self.parameters = count_parameters(model)
+        self.is_causal = is_causal(model)
+        self.layers = linear_layers(model, task.trains)
+        whole = trained_modules(model, task.trains)
+        self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
+        self.module_slots = {name: ModuleSlot(model.get_submodule(name)) for name in whole}
+        self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
+        for name, slot in self.slots.items():
+            set_submodule(model, name, slot)
+        if recomputes:
+            for block in self.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        announce(slot.linear[0].weight for slot in self.linear_slots.values())
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the model: compiling one compiles all."""
+        lists = [each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+        alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
+        return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
+
+    def clear(self) -> None:
+        """Take every lane out: the model is the pretrained one again."""
+        for slot in self.slots.values():
+            slot.parts = ()

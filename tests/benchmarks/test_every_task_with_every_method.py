@@ -1,0 +1,138 @@
+"""Every registered task with every registered method: planned, trained together over one base, scored and recorded.
+
+Tables and encoders are those of ``conftest``. What the numbers must be is tested with each task and each method.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+
+from harness.plan import pending, plan_cells
+from harness.record import Record, State
+from harness.registry import build_registry
+from harness.schedule import jobs
+from harness.store import Store
+from harness.suite import build_suite
+from harness.task import ModelKind
+from harness.worker import Worker
+from harness_benchmarks import forgetting
+from harness_benchmarks.tasks import c4
+
+torch.set_num_threads(1)
+REGISTRY = build_registry(block=["trackers:mlflow"])
+REFERENCES = {name for name, method in REGISTRY.methods.items() if method.traits.reference}
+HEADED = (ModelKind.CLASSIFICATION, ModelKind.REGRESSION)
+TOLERANCE = 0.01
+
+# The smoke recipe, shorter: of these fields, those that a task's recipe has.
+STEPS = {"steps": 2, "batch_size": 2, "evaluate_at": [1]}
+DATA = {"train_rows": 12, "held_out": 2, "max_length": 48, "max_new_tokens": 2}
+SCORED = {"test_rows": 4, "limit": 2, "questions": 1, "pairs": 3, "validation_windows": 2, "forgetting_windows": 1}
+
+
+def shortened(recipe):
+    known = {field.name for field in fields(recipe)}
+    changes = {name: value for name, value in {**STEPS, **DATA, **SCORED}.items() if name in known}
+    if "max_new_tokens" in known:
+        del changes["max_length"]  # a prompt that has an answer to be written must fit
+    return changes
+
+
+def items_of(metric, recipe):
+    """Return how many items a metric has: the one size of the recipe that limits what it scores."""
+    if metric in forgetting.METRICS:
+        return recipe["forgetting_windows"]
+    if metric == "loss":
+        return recipe["validation_windows"]
+    (size,) = {"test_rows", "limit", "questions", "pairs"} & set(recipe)
+    return recipe[size]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_models():
+    """Make the sizes that C4 fixes small ones: they differ in nothing else, and the real shapes have their own test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(c4, "SHAPES", dict.fromkeys(c4.SHAPES, c4.Shape(64, 96, 2, 4)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return Store(str(tmp_path_factory.mktemp("results")))
+
+
+@pytest.fixture(scope="module")
+def run(tables, results):
+    """Return what trains a task with every method in one worker, and returns the records by method."""
+    events = []
+    worker = Worker(REGISTRY, results, torch.device("cpu"), tables, {}, events.append)
+
+    def run(name, **suite):
+        recipe = shortened(REGISTRY.task(name).recipes["smoke"])
+        asked = {"tasks": [name], "methods": ["everything"], "tolerance": TOLERANCE, "recipe": recipe, **suite}
+        trials = pending(plan_cells(build_suite(asked), REGISTRY, tables, "float32"), lambda trial: None)
+        events.clear()
+        for group, pack in jobs(trials, REGISTRY, workers=1, pack=len(trials)):
+            worker.run(group, pack)
+        records = [Record.from_json(event["record"]) for event in events if event["event"] == "record"]
+        assert len(records) == len(trials)
+        return {record.trial.method: record for record in records}
+
+    return run
+
+
+@pytest.mark.parametrize("task", REGISTRY.tasks)
+def test_every_method_on_the_shipped_base(task, run, results):
+    check(run(task), results)
+
+
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+@pytest.mark.parametrize("task", [name for name, task in REGISTRY.tasks.items() if task.model_kind in HEADED])
+def test_every_method_on_an_encoder(task, encoder, encoders, run, results):
+    records = run(task, model=str(encoders[encoder]))
+    check(records, results)
+    assert {record.trial.model for record in records.values()} == {str(encoders[encoder])}
+
+
+def check(records, results):
+    assert set(records) == set(REGISTRY.methods)
+    for record in records.values():
+        said = f"{record.trial.label}: {record.error and record.error['traceback']}"
+        assert record.state is State.COMPLETE, said
+        check_scores(record)
+        check_training(record, results)
+    together = [record for method, record in records.items() if method not in REFERENCES]
+    assert {record.cost["pack_lanes"] for record in together} == {len(together)}  # none had to be run again alone
+
+
+def check_scores(record):
+    task, recipe = REGISTRY.task(record.trial.task), record.trial.recipe
+    assert set(record.metrics) == set(task.metrics)
+    assert record.score is not None, record.reasons
+    missing = {name for name, value in record.metrics.items() if value is None}
+    assert set(record.reasons) == missing
+    for name in missing:
+        assert record.reasons[name]
+        assert "--data-dir" not in record.reasons[name]  # every table is there
+    assert all(math.isfinite(value) for value in record.metrics.values() if value is not None)
+    assert {name: len(values) for name, values in record.items.items()} == {
+        name: items_of(name, recipe) for name in record.items
+    }
+    assert record.items
+    assert all(math.isfinite(value) for values in record.items.values() for value in values)
+
+
+def check_training(record, results):
+    trial, counts = record.trial, record.counts
+    assert [each["step"] for each in record.history] == [1, 2]
+    assert all(math.isfinite(each["metrics"]["train/loss"]) for each in record.history)
+    assert REGISTRY.task(trial.task).main_metric in record.history[0]["metrics"]  # validation, after the first update
+    if trial.method in REFERENCES:
+        assert counts["budget_deviation_fraction"] is None
+    else:
+        assert abs(counts["adapter_parameters"] / trial.budget_parameters - 1) <= TOLERANCE
+    assert results.read_artifact(record.artifacts["adapter"])

@@ -1,0 +1,54 @@
+"""``harness list`` and ``harness describe`` say what there is and what can be set."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_list_loads_torch_but_nothing_else_heavy():
+    code = """
+import sys, harness.cli
+harness.cli.app(["list", "methods"], standalone_mode=False)
+print(sorted({"transformers", "pandas", "mlflow", "datasets", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("methods", "lora"), ("tasks", "uuid")])
+def test_list_as_table_and_as_json(command, kind, name):
+    table = command("list", kind)
+    assert (table.code, table.err) == (0, "")
+    assert any(line.split()[0] == name for line in table.out.splitlines())
+    rows = json.loads(command("list", kind, "--json").out)
+    (row,) = (row for row in rows if row["name"] == name)
+    assert row["distribution"] == "peft-harness"
+    assert Path(row["file"]).is_file()
+    assert json.loads(command("--block", "peft-harness", "list", kind, "--json").out) == []
+
+
+def test_describe_says_what_can_be_set(command):
+    method = command("describe", "lora").out
+    for part in ("LoRA (lora)", "solved by r", "an int >= 1", "arxiv.org", "alpha", "r (I + O)"):
+        assert part in method
+    task = command("describe", "uuid").out
+    for part in ("character_accuracy *", "generated", "smoke", "paper", "batch_size"):
+        assert part in task
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["describe", "lorra"], "no method or task is called 'lorra'; did you mean lora"),
+        (["list", "colours"], "'colours' is not one of"),
+    ],
+)
+def test_what_does_not_exist_exits_with_2(command, arguments, said):
+    done = command(*arguments)
+    assert said in done.err
+    assert done.code == 2

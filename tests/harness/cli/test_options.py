@@ -1,0 +1,84 @@
+"""What the options ask for, and what is said of every mistake in them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from harness.cli.options import expand_tasks, parse_seeds
+from harness.registry import build_registry
+
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+
+
+def test_a_family_name_stands_for_its_tasks():
+    registry = build_registry()
+    assert expand_tasks(["glue", "uuid", "glue/rte"], registry) == [
+        *(name for name in registry.tasks if name.startswith("glue/")),
+        "uuid",
+    ]
+
+
+def test_seeds_are_a_number_or_a_list():
+    assert parse_seeds("3") == [0, 1, 2]
+    assert parse_seeds("0,5") == [0, 5]
+    assert parse_seeds("7,") == [7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "lorra", *SMALL], "no method is called 'lorra'; did you mean lora"),
+        (["--task", "uid"], "no task is called 'uid'; did you mean uuid"),
+        (["--suite", "zzz"], "no suite is called 'zzz'"),
+        (["--suite", "zzz.toml"], "'zzz.toml' does not exist"),
+        ([], "no task given; use --task NAME or --suite NAME"),
+        (["--budget", "lots of", *SMALL], "--budget 'lots of' is not a budget"),
+        (["--budget", "lora:rank=3", *SMALL], "cannot read setting 'rank=3'"),
+        (
+            ["--budget", "3", "--methods", "lora,mora", *SMALL],
+            "mora: a budget of 3 adapter parameters cannot be reached",
+        ),
+        (["--model", "./nowhere", *SMALL], "'./nowhere' is not a folder here"),
+        (["--model", "nobody/nothing", *SMALL], "model 'nobody/nothing' is not a folder here, and not to be had"),
+        (["--model", "{tmp}", *SMALL], "has no config.json; give a folder written by save_pretrained"),
+        (["--task", "glue/rte"], "--data-dir"),
+        (["--task", "glue/rte", "--data-dir", "{tmp}"], "there is no {tmp}"),
+        (["--data-dir", "{tmp}/none", *SMALL], "does not exist"),
+        (["--targets", "*zzz", *SMALL], "'*zzz' matches no linear layer of the model"),
+        (["--results", "{tmp}/file", *SMALL], "cannot write results to '{tmp}/file'"),
+        (["--results", "zzz://x", *SMALL], "zzz://x"),
+        (["--set", "junk", *SMALL], "--set 'junk': write FIELD=VALUE"),
+        (["--set", "=3", *SMALL], "--set '=3': write FIELD=VALUE"),
+        (["--set", "colour=3", *SMALL], "the recipe has no 'colour'"),
+        (["--set", "clip_norm=x", *SMALL], "clip_norm='x' is not float"),
+        (["--set", "clip_norm=-1", *SMALL], "clip_norm=-1.0 is not allowed; give a float >= 0"),
+        (["--set", "schedule=jagged", *SMALL], "give one of 'constant', 'linear', 'cosine'"),
+        (["--seeds", "many", *SMALL], "--seeds 'many': give a number of seeds (5) or a list"),
+        (["--seeds", "0", *SMALL], "seeds is empty"),
+        (["--lr", "fast", *SMALL], "'fast' is not a number"),
+        (["--lr", "nan", *SMALL], "must be numbers > 0"),
+        (["--tune", "1", *SMALL], "tune=1 must be 0 (off) or at least 2"),
+        (["--tolerance", "2", *SMALL], "tolerance=2.0 must be a fraction"),
+        (["--precision", "float16", *SMALL], "give auto, float32 or bfloat16"),
+        (["--scale", "huge", *SMALL], "no scale 'huge'; it has smoke, small, paper"),
+        (["--device", "tpu", *SMALL], "--device 'tpu' is not known"),
+        (["--device", "cuda:99", *SMALL], "--device"),
+        (["--pack", "lots", *SMALL], "--pack 'lots': give auto, off or a number"),
+        (["--workers", "-1", *SMALL], "-1 is not in the range"),
+        (["--colour", *SMALL], "No such option"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_says_what_to_do(trouble, command, tmp_path, monkeypatch, arguments, said):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    # These end before a worker is needed; none is started in vain, so that the test is quick.
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    start = time.perf_counter()
+    done = command("run", "--no-mlflow", *(each.replace("{tmp}", str(tmp_path)) for each in arguments))
+    assert said.replace("{tmp}", str(tmp_path)) in done.err
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+    assert time.perf_counter() - start < 20
+    assert not list(tmp_path.glob("results/*.json"))

@@ -1,0 +1,165 @@
+"""``harness run`` from end to end: what it trains and keeps, what it prints, how it exits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from harness.bases import resolve
+from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
+from harness.store import Store
+
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+QUICK = ["--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def results(trouble, process, tmp_path_factory):
+    """A result root with a complete and a diverged trial; the exit code of the run and what it printed."""
+    root = tmp_path_factory.mktemp("run") / "results"
+    first = process("run", *QUICK, "--methods", "quick,diverging", "--results", root)
+    out, err = first.communicate(timeout=120)
+    return root, first.returncode, out, err
+
+
+def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results, command):
+    root, code, out, err = results
+    records = {record.trial.method: record for record in Store(str(root)).records()}
+    assert {name: record.state.value for name, record in records.items()} == {
+        "quick": "complete",
+        "diverging": "diverged",
+    }
+    assert code == TRIALS_FAILED, err
+    assert "trouble: 2 records" in out
+    assert "[2/2] diverged uuid/diverging" in err
+    assert f"`harness results show {records['diverging'].trial_id}`" in err
+    assert "diverged" in command("results", "show", records["diverging"].trial_id, "--results", root).out
+    assert "Traceback" not in err
+
+
+def test_the_same_command_again_trains_nothing_and_says_so(command, results, monkeypatch):
+    root, code, out, _ = results
+    times = {path: path.stat().st_mtime_ns for path in root.glob("*.json")}
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    done = command("run", *QUICK, "--methods", "quick,diverging", "--results", root)
+    assert done.code == code
+    assert f"Nothing to train: all 2 trials are in {root}." in done.err
+    assert done.out == out
+    assert {path: path.stat().st_mtime_ns for path in root.glob("*.json")} == times
+    planned = command("plan", "--budget", "quick", *SMALL, "--methods", "quick,diverging", "--results", root)
+    assert "2 trials, 0 to do" in planned.out
+
+
+def test_a_failing_observer_exits_with_3_and_the_records_are_complete(command, results, monkeypatch):
+    root, *_ = results
+    monkeypatch.setenv("TROUBLE_RAISE", "sweep finished")
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    done = command("run", *QUICK, "--methods", "quick", "--results", root)
+    assert done.code == TRACKING_INCOMPLETE
+    assert "results complete, tracking incomplete" in done.err
+
+
+def test_a_local_gpt2_is_trained_end_to_end_and_its_observer_may_fail(trouble, command, tmp_path, monkeypatch):
+    """GPT-2's linear layers are of another kind, with transposed weights."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=2,
+            bos_token_id=0, eos_token_id=tokenizer.eos_token_id,
+        )
+    ).save_pretrained(tmp_path / "model")  # fmt: skip
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("TROUBLE_RAISE", "started")
+    root = tmp_path / "results"
+    arguments = ["--workers", "1", "--device", "cpu", "--no-mlflow", "--set", "learning_rate=0.01", *SMALL]
+    done = command(
+        "run", "--model", tmp_path / "model", "--methods", "lora,dora,full", "--budget", "lora:r=2",
+        "--tolerance", "0.2", *arguments, "--results", root,
+    )  # fmt: skip
+    records = {record.trial.method: record for record in Store(str(root)).records()}
+    assert {name: record.error for name, record in records.items()} == {"lora": None, "dora": None, "full": None}
+    # c_attn (32, 96), c_proj (32, 32), c_fc (32, 128), c_proj (128, 32): r (I + O) on two blocks
+    assert records["lora"].counts["adapter_parameters"] == 2 * 2 * (128 + 64 + 160 + 160)
+    assert all(record.history[0]["metrics"]["train/loss"] > 0 for record in records.values())
+    assert done.code == TRACKING_INCOMPLETE  # all records complete, the observer failed
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(trouble, process, command, tmp_path, monkeypatch):
+    root, log = tmp_path / "results", tmp_path / "log"
+    arguments = ["run", *QUICK, "--methods", "quick,slow", "--results", root]
+    running = process(*arguments, TROUBLE_SECONDS="600", TROUBLE_LOG=str(log))
+
+    def told():
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    deadline = time.monotonic() + 120
+    while [each["hook"] for each in told()].count("started") < 2:
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == INTERRUPTED
+    assert "finished trials are kept, run the same command to go on" in err
+    assert "Traceback" not in err
+    states = {record.trial.method: record.state.value for record in Store(str(root)).records()}
+    assert states == {"quick": "complete", "slow": "interrupted"}
+    assert told()[-1] == {"hook": "sweep finished"}
+    before = (root / f"{told()[0]['trial']}.json").read_bytes()
+
+    done = command(*arguments)
+    assert done.code == 0, done.err
+    assert "[1/1] done uuid/slow" in done.err
+    states = {record.trial.method: record.state.value for record in Store(str(root)).records()}
+    assert states == {"quick": "complete", "slow": "complete"}
+    assert (root / f"{told()[0]['trial']}.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_even_if_that_is_killed(trouble, process, tmp_path):
+    log = tmp_path / "log"
+    arguments = ["run", *QUICK, "--methods", "slow", "--results", tmp_path / "results"]
+    running = process(*arguments, TROUBLE_SECONDS="600", TROUBLE_LOG=str(log))
+    deadline = time.monotonic() + 120
+    while not log.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (worker,) = psutil.Process(running.pid).children()
+    running.kill()
+    running.communicate()
+    worker.wait(timeout=20)
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_into_one_folder_corrupt_nothing(trouble, process, tmp_path):
+    root = tmp_path / "results"
+    arguments = ["run", *QUICK, "--methods", "quick,slow", "--seeds", "4", "--results", root]
+    both = [process(*arguments, TROUBLE_SECONDS="0.1") for _ in range(2)]
+    for each in both:
+        out, err = each.communicate(timeout=240)
+        assert each.returncode == 0, err
+        assert "trouble: 8 records" in out
+    records = list(Store(str(root)).records())
+    assert len(records) == 8
+    assert {record.state.value for record in records} == {"complete"}
+    assert sorted(path.suffix for path in root.iterdir() if path.is_file()) == [".json"] * 8
+
+
+@pytest.mark.slow
+def test_learning_rates_are_searched_first_and_reported_at_the_best(trouble, command, tmp_path):
+    root = tmp_path / "results"
+    done = command("run", *QUICK, "--methods", "quick", "--tune", "2", "--seeds", "2", "--results", root)
+    assert done.code == 0, done.err
+    records = list(Store(str(root)).records())
+    reported = [record.trial for record in records if record.trial.purpose == "report"]
+    searched = {r.trial.learning_rate: r.score for r in records if r.trial.purpose == "tune"}
+    assert sorted(trial.seed for trial in reported) == [0, 1]
+    (rate,) = {trial.learning_rate for trial in reported}
+    assert searched[rate] == max(searched.values())
