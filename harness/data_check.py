@@ -39,6 +39,7 @@ class Finding:
         presence: Whether it is there.
         rows: Of a local table.
         origin: Its files, or hub id and revision.
+        licence: Of the data.
         advice: What to do where it is missing or broken.
     """
 
@@ -49,6 +50,7 @@ class Finding:
     rows: int | None = None
     origin: str = ""
     advice: str = ""
+    licence: str = ""
 
     @property
     def blocks(self) -> bool:
@@ -71,10 +73,10 @@ def check_data(tasks: Mapping[str, type[Task]], scale: str, data_dir: Path | Non
         tables = kind().tables(recipe)
         for table in dict.fromkeys(tables):
             if table not in known:
-                known[table] = _check(name, table, data_dir)
+                known[table] = replace(_check(name, table, data_dir), licence=table.source.licence)
             findings.append(replace(known[table], task=name))
         if not tables:
-            findings.append(Finding(name, "", True, Presence.GENERATED))
+            findings.append(Finding(name, "", True, Presence.GENERATED, licence=kind.source.licence))
     return findings
 
 
@@ -132,10 +134,11 @@ def findings_table(findings: Sequence[Finding]) -> str:
             each.presence if each.needed else f"{each.presence}, optional",
             "" if each.rows is None else f"{each.rows:,}",
             each.origin,
+            each.licence,
         ]
         for each in findings
     ]
-    table = tabulate(rows, ["task", "table", "state", "rows", "from"], disable_numparse=True)
+    table = tabulate(rows, ["task", "table", "state", "rows", "from", "licence"], disable_numparse=True)
     advice = list(dict.fromkeys(each.advice for each in findings if each.advice))
     names = list(dict.fromkeys(each.task for each in findings))
     blocked = [name for name in names if any(each.blocks for each in findings if each.task == name)]

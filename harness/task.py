@@ -189,7 +189,8 @@ class Task:
     Class attributes:
         name: Lower-case slug, with ``/`` for families, e.g. ``"glue/rte"``.
         title: For people.
-        source: See ``Source``.
+        source: Its note says what a reader must know about the data. Where the data is from, and under which licence,
+            is said by the sources of ``tables``, and by this one where there are none.
         main_metric: The metric that ranks; a key of ``metrics``.
         metrics: How to read each.
         model_kind: See ``ModelKind``.

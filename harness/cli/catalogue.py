@@ -129,22 +129,24 @@ def describe_task(registry: Registry, name: str) -> str:
 
     task = registry.task(name)
     origin = registry.origins["task", name]
-    source = task.source
-    data = f"{source.hub_id} {source.config} @ {source.revision}" if source.hub_id else "generated"
     lines = [
         f"{task.title or name} ({name})",
         (task.__doc__ or "").strip(),
         "",
         f"paper    {task.paper}",
-        f"data     {data}",
-    ]
-    lines += [
-        f"licence  {source.licence}",
-        f"note     {source.note}",
+        f"note     {task.source.note}",
         f"model    {task.model}",
         f"from     {origin.pin}, {origin.file}",
         "",
     ]
+    tables = [table for recipe in task.recipes.values() for table in task().tables(recipe)]
+    sources = [
+        [f"{each.hub_id} {each.config}" if each.hub_id else "local only", each.revision, each.licence, each.folder]
+        for each in dict.fromkeys(table.source for table in tables)
+    ]
+    generated = [["generated", "", task.source.licence, ""]]
+    head = ["data", "revision", "licence", "below --data-dir"]
+    lines += [tabulate(sources or generated, head, maxcolwidths=[None, None, 40, None], disable_numparse=True), ""]
     rows = [
         [key + (" *" if key == task.main_metric else ""), m.unit, "higher" if m.higher_is_better else "lower", m.help]
         for key, m in task.metrics.items()

@@ -75,8 +75,7 @@ class MathTask(Task):
         GSM8K,
         note="Validation is a slice of GSM8K's train split, fixed by a hash of the question and taken out of training, "
         "together with every MetaMathQA row made from those questions. Test: GSM8K's test split and the 5,000 test "
-        f"problems of MATH ({MATH.hub_id} at {MATH.revision}). "
-        f"Training set metamath: {META_MATH.hub_id} at {META_MATH.revision}. {REVISION}",
+        f"problems of MATH. {REVISION}",
     )
     main_metric = "gsm8k"
     metrics: ClassVar[Mapping[str, Metric]] = {

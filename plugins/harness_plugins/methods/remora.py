@@ -1,10 +1,10 @@
 """ReMoRA: MoRA that is merged into the weight and restarted, with new groups each time.
 
-    y = W x + D x + expand(M compress(x));   every T updates   D <- D + the update,   M = 0,   regroup.
+    y = W x + D x + E M C x;   every T updates   D <- D + E M C,   M = 0,   regroup (draw C and E anew).
 
-Compression sums the inputs of each group, expansion gives every output the value of its group (MoRA's sharing
+Compression (C) sums the inputs of each group, expansion (E) gives every output the value of its group (MoRA's sharing
 operator; one cycle equals ``mora`` with that operator). Merging alone would leave the rank at R: it grows
-because the groups change. Adapters of many trials are stacked and captured, so the groups are index tables in
+because the groups change. Adapters of many trials are stacked and captured, so the groups are matrices in
 buffers, rewritten in place, and never branches in the code.
 
 Source: Jiang et al., "MoRA", arXiv:2405.12130, and its pretraining experiments. Settings to know:
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear, one_hot
 
 from harness import Adapter, Dropout, Method, MethodTraits, StepInfo, hookimpl, setting
 from harness_plugins.methods.mora import square_size
@@ -57,30 +57,32 @@ def group_sizes(features: int, size: int) -> Tensor:
 
 
 def input_groups(kind: str, in_features: int, size: int, padding: str) -> Tensor:
-    """Return which inputs each group sums, shape (R, ceil(I / R)); the index I stands for a zero."""
-    members = math.ceil(in_features / size)
-    if kind == "strided":
-        slots = torch.arange(members * size)
-        slots = slots % in_features if padding == "wrap" else slots.clamp(max=in_features)
-        return slots.view(members, size).T
-    sizes, place = group_sizes(in_features, size), torch.arange(members)
-    table = (sizes.cumsum(0) - sizes).unsqueeze(-1) + place
-    return table.where(place < sizes.unsqueeze(-1), in_features)
+    """Return how often each group sums each input, shape (R, I)."""
+    if kind == "contiguous":
+        return output_groups(kind, in_features, size).mT
+    slots = torch.arange(math.ceil(in_features / size) * size)  # what fills the last ones up is the padding
+    kept = slots if padding == "wrap" else slots[:in_features]
+    table = torch.zeros(size, in_features)
+    return table.index_put_((kept % size, kept % in_features), torch.ones(()), accumulate=True)
 
 
 def output_groups(kind: str, out_features: int, size: int) -> Tensor:
-    """Return the group of every output, shape (O,)."""
-    if kind == "strided":
-        return torch.arange(out_features) % size
-    return torch.arange(size).repeat_interleave(group_sizes(out_features, size))
+    """Return the group of every output, one-hot, shape (O, R)."""
+    strided = torch.arange(out_features) % size
+    groups = strided if kind == "strided" else torch.arange(size).repeat_interleave(group_sizes(out_features, size))
+    return one_hot(groups, size).float()
 
 
 class ReMoRAAdapter(Adapter):
-    """M (R, R), D (O, I), and the groups: ``inputs`` (R, ceil(I / R)) and ``outputs`` (O,)."""
+    """M (R, R), D (O, I), and the groups as matrices: C (R, I) sums each group's inputs, E (O, R) gives to its outputs.
+
+    Groups are drawn anew, so they are no reshaping, as in MoRA. On a GPU multiplying by a matrix of zeros and ones is
+    far cheaper than gathering by index, whose backward pass adds to one place at a time.
+    """
 
     merged: Tensor
-    inputs: Tensor
-    outputs: Tensor
+    compress: Tensor
+    expand: Tensor
 
     def __init__(
         self,
@@ -97,20 +99,17 @@ class ReMoRAAdapter(Adapter):
         self.dropout = Dropout(dropout, generator, self.device)
         merged = torch.zeros(self.out_features, self.in_features, device=self.device, dtype=self.dtype)
         self.register_buffer("merged", merged)
-        self.register_buffer("inputs", input_groups("strided", self.in_features, size, padding).to(self.device))
-        self.register_buffer("outputs", output_groups("strided", self.out_features, size).to(self.device))
+        self.register_buffer("compress", input_groups("strided", self.in_features, size, padding).to(merged))
+        self.register_buffer("expand", output_groups("strided", self.out_features, size).to(merged))
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``W x + D x + expand(M compress(x))``; dropout acts on the last term only."""
-        groups = pad(self.dropout(x), (0, 1))[..., self.inputs]
-        return base_output + linear(x, self.merged) + linear(groups.sum(-1), self.m)[..., self.outputs]
+        """Return ``W x + D x + E M C x``; dropout acts on the last term only."""
+        update = linear(linear(linear(self.dropout(x), self.compress), self.m), self.expand)
+        return base_output + linear(x, self.merged) + update
 
     def delta_weight(self) -> Tensor:
-        """Return ``D`` plus this cycle's update, shape (O, I)."""
-        members = self.inputs.shape[-1]
-        columns = self.m[self.outputs].repeat_interleave(members, dim=-1)  # one for each entry of ``inputs``
-        update = columns.new_zeros(self.out_features, self.in_features + 1)
-        return self.merged + update.index_add(1, self.inputs.flatten(), columns)[:, : self.in_features]
+        """Return ``D + E M C``, shape (O, I)."""
+        return self.merged + self.expand @ self.m @ self.compress
 
     @torch.no_grad()
     def merge(self, cycle: int, generator: torch.Generator) -> None:
@@ -119,14 +118,13 @@ class ReMoRAAdapter(Adapter):
         self.m.zero_()
         kinds = CYCLES.get(self.groups, (("strided", "strided"),))
         inputs_kind, outputs_kind = kinds[cycle % len(kinds)]
-        inputs = input_groups(inputs_kind, self.in_features, len(self.m), self.padding)
-        outputs = output_groups(outputs_kind, self.out_features, len(self.m))
+        compress = input_groups(inputs_kind, self.in_features, len(self.m), self.padding)
+        expand = output_groups(outputs_kind, self.out_features, len(self.m))
         if self.groups == "permutation":
-            order = torch.randperm(self.in_features, generator=generator)
-            inputs = pad(order, (0, 1), value=self.in_features)[inputs]
-            outputs = outputs[torch.randperm(self.out_features, generator=generator)]
-        self.inputs.copy_(inputs)
-        self.outputs.copy_(outputs)
+            compress = compress[:, torch.randperm(self.in_features, generator=generator).argsort()]
+            expand = expand[torch.randperm(self.out_features, generator=generator)]
+        self.compress.copy_(compress)
+        self.expand.copy_(expand)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ def write(path: Path, rows):
 
 def write_tables(root: Path):
     """Write small tables of every set; what is trained on spells out their form, and some of the answers."""
-
     lessons = [
         lesson
         for n in range(20)

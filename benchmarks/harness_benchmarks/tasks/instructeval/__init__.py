@@ -105,9 +105,7 @@ class InstructEvalTask(Task):
         ALPACA,
         note="Validation is MMLU's validation split, and a slice of the training set fixed by a hash and not trained "
         "on. Test: MMLU test, BBH without the rows that are shots, DROP's validation split (its test answers are "
-        "hidden), only questions with one answer and no passage of a shot, HumanEval. Other sources: "
-        + "; ".join(f"{each.hub_id} at {each.revision} ({each.licence})" for each in (TULU, MMLU, BBH, DROP, HUMANEVAL))
-        + f". {REVISION}",
+        f"hidden), only questions with one answer and no passage of a shot, HumanEval. {REVISION}",
     )
     main_metric = "mmlu"
     metrics: ClassVar[Mapping[str, Metric]] = {
