@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -196,8 +198,39 @@ def harness(
     names: list[str],
     compiled: bool = False,
     budget: str = "lora:r=8",
+    recomputes: bool = False,
 ) -> Callable[[], Any]:
     """Return a pack's step, data handling included."""
     precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
-    base = Base(build_model(workload, device, dtype).requires_grad_(False), SyntheticTask(workload), precision)
+    model = build_model(workload, device, dtype).requires_grad_(False)
+    base = Base(model, SyntheticTask(workload), precision, recomputes=recomputes)
     return Pack(base, build_lanes(build_registry(), base, workload, names, budget), compiled).step
+
+
+def harness_workers(workload: Workload, name: str, steps: int) -> Timing:
+    """Time float32 trials as ``harness run`` trains them on two cores: two processes at once, a thread each."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    with ProcessPoolExecutor(2, context, _share, (barrier,)) as pool:
+        timings = list(pool.map(_one_worker, [workload] * 2, [name] * 2, [steps] * 2))
+    milliseconds = statistics.mean(each.milliseconds for each in timings)
+    spread = (min(each.spread[0] for each in timings), max(each.spread[1] for each in timings))
+    return Timing(timings[0].name, milliseconds, spread, None, max(each.start_seconds for each in timings), lanes=2)
+
+
+def _share(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _one_worker(workload: Workload, name: str, steps: int) -> Timing:
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+
+    def build() -> Callable[[], Any]:
+        step = harness(workload, cpu, torch.float32, [name])
+        step()
+        _barrier.wait()  # both at once, or each would have the machine to itself for a while
+        return step
+
+    return measure(f"harness {name}, two workers", build, cpu, 3, steps)

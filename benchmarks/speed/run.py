@@ -21,9 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Timing, frozen, full, harness, measure, peft_loop, peft_model, peft_trainer_seconds
+from contenders import (
+    Timing,
+    frozen,
+    full,
+    harness,
+    harness_workers,
+    measure,
+    peft_loop,
+    peft_model,
+    peft_trainer_seconds,
+)
 from workloads import LLAMA_58M, LLAMA_250M, NANO, ROBERTA, Workload, build_model
 
+from harness import losses
 from harness.decomposition import announce, svd
 
 SWEEP = ["lora", "dora", "mora", "pissa", "milora", "melora"]
@@ -43,12 +54,15 @@ class Report:
     ) -> Timing:
         """Time one contender."""
         torch._dynamo.reset()
-        timing = measure(name, build, self.device, warm, steps, lanes)
-        self.timings.setdefault(section, {})[name] = timing
+        return self.add(section, measure(name, build, self.device, warm, steps, lanes))
+
+    def add(self, section: str, timing: Timing) -> Timing:
+        """Print and keep what a contender took."""
+        self.timings.setdefault(section, {})[timing.name] = timing
         memory = "" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**20:8.0f} MiB"
         low, high = timing.spread
         print(
-            f"{section:14s} {name:34s} {timing.milliseconds:9.2f} ms/step [{low:.2f}, {high:.2f}]"
+            f"{section:14s} {timing.name:34s} {timing.milliseconds:9.2f} ms/step [{low:.2f}, {high:.2f}]"
             f" {timing.per_trial():9.2f} ms/trial-step {memory}  start {timing.start_seconds:.1f} s",
             flush=True,
         )
@@ -182,13 +196,25 @@ def cpu(report: Report, dtype: torch.dtype) -> None:
     floor = report.time("cpu", "frozen pass", lambda: frozen(NANO, device, f32), 15)
     peft = report.time("cpu", "PEFT LoRA", lambda: peft_loop(NANO, device, f32), 15)
     lora = report.time("cpu", "harness lora", lambda: harness(NANO, device, f32, ["lora"]), 15)
-    report.claim("cpu: speed per trial-step over a bare PEFT loop", peft.milliseconds / lora.milliseconds, 1.0)
+    sweep = report.add("cpu", harness_workers(NANO, "lora", 15))
+    report.claim("cpu: one trial at a time, speed over a bare PEFT loop", peft.milliseconds / lora.milliseconds, 1.0)
+    report.claim("cpu: a sweep as it runs, speed per trial-step over that", peft.milliseconds / sweep.per_trial(), 1.0)
     print(
         f"   over the frozen pass: harness {lora.milliseconds / floor.milliseconds:.2f}, PEFT {peft.milliseconds / floor.milliseconds:.2f}"
     )
     for name in ("dora", "mora", "pissa", "milora", "melora", "relora", "remora"):
         report.time("cpu", f"harness {name}", lambda n=name: harness(NANO, device, f32, [n]), 10)  # type: ignore[misc]
     growth(report, NANO, f32)
+
+
+def memory(report: Report, dtype: torch.dtype) -> None:
+    """What saving memory costs: activations computed again, and logits in pieces."""
+    device, whole = report.device, losses.MOST_LOGITS
+    report.time("memory", "lora", lambda: harness(LLAMA_250M, device, dtype, ["lora"]), 15)
+    report.time("memory", "lora, recompute", lambda: harness(LLAMA_250M, device, dtype, ["lora"], recomputes=True), 15)
+    losses.MOST_LOGITS = 2**25
+    report.time("memory", "lora, logits in 8 pieces", lambda: harness(LLAMA_250M, device, dtype, ["lora"]), 15)
+    losses.MOST_LOGITS = whole
 
 
 def grow(report: Report, dtype: torch.dtype) -> None:
@@ -233,14 +259,24 @@ def plot(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-SECTIONS = {"sweep": sweep, "250m": one_at_a_time, "58m": small, "svd": decomposition, "cpu": cpu, "grow": grow}
+SECTIONS = {
+    "sweep": sweep,
+    "250m": one_at_a_time,
+    "58m": small,
+    "svd": decomposition,
+    "cpu": cpu,
+    "grow": grow,
+    "memory": memory,
+}
 
 
 def main() -> None:
     """Run the sections that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--sections", default="58m,250m,sweep,svd" if on_gpu else "cpu", help=", ".join(SECTIONS))
+    parser.add_argument(
+        "--sections", default="58m,250m,sweep,svd,memory" if on_gpu else "cpu", help=", ".join(SECTIONS)
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--plot", type=Path, help="where to draw how cost grows (sections cpu and grow)")
     options = parser.parse_args()

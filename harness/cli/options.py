@@ -135,7 +135,7 @@ def resolve_precision(name: str, device: str) -> str:
 def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
     """Return one device per worker, and CPU threads per worker (0: PyTorch's choice).
 
-    Every GPU gets one worker. On a CPU each worker gets its own share of the cores.
+    Every GPU gets one worker. On a CPU each worker gets its own share of the cores, or what OMP_NUM_THREADS allows.
     """
     import torch
 
@@ -154,4 +154,4 @@ def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
         raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = workers or min(cores, 2)
-    return ("cpu",) * number, max(1, cores // number)
+    return ("cpu",) * number, max(1, min(cores // number, torch.get_num_threads()))
