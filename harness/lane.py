@@ -177,6 +177,10 @@ class Lane:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""
         return {**self.adapters, **self.modules}
 
+    def packs(self) -> bool:
+        """Return whether this lane can share batches with others."""
+        return self.private is None and self.base.rowwise.issuperset(self.trained())
+
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
         """Return the lane's AdamW and the peak learning rate of each of its groups."""
         r, trained = self.recipe, [*self.adapters.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property, partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +18,7 @@ from harness.model import (
     trained_modules,
     use_capturable_attention,
 )
-from harness.slots import LinearSlot, ModuleSlot, Slot, set_submodule
+from harness.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.task import Task
 
 
@@ -59,6 +60,28 @@ class Base:
         lists = [each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
         alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
         return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
+
+    @cached_property
+    def rowwise(self) -> frozenset[str]:
+        """The slots whose input has the batch's rows first. Only there can each lane find its own.
+
+        Not so e.g. in DeBERTa, whose query and key layers also see relative positions, the same for every row.
+        """
+        seen: dict[str, list[int]] = {name: [] for name in self.slots}
+        hooks = [
+            slot.register_forward_pre_hook(lambda _, inputs, rows=seen[name]: rows.append(inputs[0].shape[0]))
+            for name, slot in self.slots.items()
+        ]
+        ids = torch.arange(8, device=self.device)
+        try:
+            with torch.no_grad(), pretrained(self.model):
+                for rows in (2, 4):
+                    self.model(input_ids=ids.repeat(rows, 1), attention_mask=torch.ones_like(ids).repeat(rows, 1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        halves = {name: (rows[: len(rows) // 2], rows[len(rows) // 2 :]) for name, rows in seen.items()}
+        return frozenset(name for name, (few, many) in halves.items() if many == [2 * count for count in few])
 
     def clear(self) -> None:
         """Take every lane out: the model is the pretrained one again."""

@@ -34,7 +34,9 @@ class Watch(Protocol):
 
 def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False) -> None:
     """Train lanes together to their ends. Out of memory, each half goes on by itself, from the same step."""
-    waiting = [list(lanes)]
+    alone = [lane for lane in lanes if len(lanes) > 1 and not lane.packs()]
+    waiting = [[lane for lane in lanes if lane not in alone], *([lane] for lane in alone)]
+    waiting = [group for group in waiting if group]
     while waiting:
         group = waiting.pop()
         try:

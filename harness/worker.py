@@ -6,6 +6,7 @@ Speaks JSON lines: jobs on standard input, events on standard output. What libra
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -35,6 +36,8 @@ from harness.store import Store
 from harness.task import Metric, Task, TaskContext, TaskData
 from harness.training import train
 from harness.trial import Trial
+
+logger = logging.getLogger(__name__)
 
 Emit = Callable[[Mapping[str, Any]], None]
 MOST_LANES = 64  # of a pack: beyond it a GPU is full long since
@@ -101,13 +104,15 @@ class Worker:
         watch = _Reporter(self, started)
         try:
             train(lanes[0].base, lanes, watch, self._pays_to_compile(lanes))
-        except Exception as error:  # noqa: BLE001 - the pack's fault is found by running each alone
+        except Exception as error:  # the pack's fault is found by running each alone
             unfinished = [lane for lane in lanes if lane.trial.id not in watch.done]
             lanes[0].base.clear()
             if len(unfinished) == 1:
                 unfinished[0].error = error
                 watch.finished(unfinished[0])
             else:
+                logger.warning("a pack of %d trials failed, each is run again alone: %s", len(lanes), error)
+                logger.debug("", exc_info=True)
                 for lane in unfinished:
                     self._run_together([lane.trial])
 

@@ -176,11 +176,19 @@ def encoders(tmp_path_factory):
     made = {
         "bert": (bert_tokenizer(), transformers.BertConfig),
         "roberta": (roberta_tokenizer(), transformers.RobertaConfig),
+        "deberta": (roberta_tokenizer(), transformers.DebertaV2Config),
     }
+    numbers = {
+        "bert": {},
+        "roberta": {"type_vocab_size": 1},
+        "deberta": {  # as in version 3
+            "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
+        },
+    }  # fmt: skip
     for name, (tokenizer, kind) in made.items():
-        numbers = {} if name == "bert" else {"type_vocab_size": 1}
         config = kind(
-            **shape, **numbers, vocab_size=len(tokenizer), max_position_embeddings=160,
+            **shape, **numbers[name], vocab_size=len(tokenizer), max_position_embeddings=160,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         torch.manual_seed(0)

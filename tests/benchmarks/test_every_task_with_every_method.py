@@ -90,15 +90,16 @@ def test_every_method_on_the_shipped_base(task, run, results):
     check(run(task), results)
 
 
-@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+@pytest.mark.parametrize("encoder", ["bert", "roberta", "deberta"])
 @pytest.mark.parametrize("task", [name for name, task in REGISTRY.tasks.items() if task.model_kind in HEADED])
 def test_every_method_on_an_encoder(task, encoder, encoders, run, results):
     records = run(task, model=str(encoders[encoder]))
-    check(records, results)
+    # DeBERTa's query layers also see relative positions, which have no rows for lanes to share.
+    check(records, results, packed=encoder != "deberta")
     assert {record.trial.model for record in records.values()} == {str(encoders[encoder])}
 
 
-def check(records, results):
+def check(records, results, packed=True):
     assert set(records) == set(REGISTRY.methods)
     for record in records.values():
         said = f"{record.trial.label}: {record.error and record.error['traceback']}"
@@ -106,7 +107,9 @@ def check(records, results):
         check_scores(record)
         check_training(record, results)
     together = [record for method, record in records.items() if method not in REFERENCES]
-    assert {record.cost["pack_lanes"] for record in together} == {len(together)}  # none had to be run again alone
+    assert {record.cost["pack_lanes"] for record in together} == {
+        len(together) if packed else 1
+    }  # none had to be run again alone
 
 
 def check_scores(record):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -265,6 +267,15 @@ def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(name: str, caplo
     assert not caplog.records, "no warning that a step could not be captured"
 
 
+@pytest.mark.parametrize("name", list(REGISTRY.methods))
+def test_nothing_is_compiled_unless_asked_for(name: str) -> None:
+    """Neither training nor a method's calibration: a machine may have no C++ compiler, and every form takes seconds."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run(base := make_base(), [make_lane(base, name, steps=3)])
+    assert not torch._dynamo.utils.counters["frames"]
+
+
 @pytest.mark.parametrize("name", ["lora", "dora", "mora", "pissa"])
 def test_half_precision_packing_moves_scores_less_than_a_seed_does(name: str) -> None:
     seeds = range(4)
@@ -294,8 +305,14 @@ def make_classifier(kind: str, device: str = "cpu") -> Base:
     shape = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "pad_token_id": 0}
     depth = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    if kind == "decoder":
-        model: Any = LlamaForSequenceClassification(LlamaConfig(**shape, **depth))
+    if kind == "shared positions":
+        config = DebertaV2Config(
+            **shape, **depth, **no_dropout, type_vocab_size=0, relative_attention=True, pos_att_type=["c2p", "p2c"],
+            position_buckets=2, share_att_key=True,
+        )  # fmt: skip
+        model: Any = DebertaV2ForSequenceClassification(config)
+    elif kind == "decoder":
+        model = LlamaForSequenceClassification(LlamaConfig(**shape, **depth))
     else:
         model = RobertaForSequenceClassification(RobertaConfig(**shape, **depth, **no_dropout))
     return Base(model.requires_grad_(False).to(device), ToyClassification(), "float32")
@@ -318,6 +335,24 @@ def test_classifiers_of_padded_texts_lose_as_they_do_alone_and_row_by_row(kind: 
     packed = run(base, lanes)
     assert_same_as_solo(packed, solo)
     assert [packed.losses[lane.trial.id][0] for lane in lanes] == pytest.approx(expected, rel=1e-5)
+
+
+def test_lanes_of_a_model_whose_layers_see_more_than_rows_train_one_by_one() -> None:
+    """DeBERTa gives its query and key layers relative positions too, once for all rows."""
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1)]
+    solo = [run(base := make_classifier("shared positions"), [make_lane(base, *each)]) for each in settings]
+    base = make_classifier("shared positions")
+    names = {name.rsplit(".", 1)[-1] for name in set(base.slots) - base.rowwise}
+    assert names == {"query_proj", "key_proj"}
+    packed = run(base, [make_lane(base, *each) for each in settings])
+    assert_same_as_solo(packed, solo)
+    assert [lane.pack_lanes for lane in packed.finished_lanes] == [1, 1]
+
+
+@pytest.mark.parametrize("make", [make_base, lambda: make_classifier("decoder"), lambda: make_classifier("encoder")])
+def test_lanes_of_usual_models_share_a_batch(make: Callable[[], Base]) -> None:
+    base = make()
+    assert base.rowwise == set(base.slots)
 
 
 @pytest.mark.parametrize("trains", [(), ("lm_head",)])
