@@ -570,6 +570,8 @@ def _overview(sections: Sequence[Section], families: Sequence[Family]) -> Grid:
         board = section.board
         seeds = len(board.seeds)
         detectable = board.detectable_difference
+        if detectable is not None and detectable >= 1 and table.is_fraction(board):
+            detectable = None  # no score can differ that much
         rows.append(
             (
                 Cell(text=section.title, sort=section.slug, link=section.slug),
@@ -578,7 +580,7 @@ def _overview(sections: Sequence[Section], families: Sequence[Family]) -> Grid:
                 Cell(text=f"{seeds}", sort=seeds),
                 Cell(text=f"{detectable:.2g}", sort=detectable)
                 if detectable is not None
-                else Cell(text=MISSING, sort=None, note="needs two ranked methods with two common seeds"),
+                else Cell(text=MISSING, sort=None, note="needs two ranked methods, and enough common seeds"),
             )
         )
     for number, family in enumerate(families, start=1):

@@ -309,11 +309,20 @@ def summary_sentences(board: Board) -> list[str]:
     if any(board.item_limits):
         sentences.append(f"{limit_text(board)}: not the whole data.")
     if board.detectable_difference is not None:
-        sentences.append(
-            f"Two methods must truly differ by about {board.detectable_difference:.2g} "
-            "for this board to tell them apart (80 % power)."
-        )
+        sentences.append(power_text(board.detectable_difference, is_fraction(board)))
     return sentences
+
+
+def is_fraction(board: Board) -> bool:
+    """Return whether the score lies between 0 and 1."""
+    return board.metric_details.get(board.main_metric, {}).get("unit") == "fraction"
+
+
+def power_text(difference: float, fraction: bool) -> str:
+    """Return how much two methods must differ for a board to find it."""
+    if fraction and difference >= 1:
+        return "So few seeds cannot tell any two methods apart (80 % power): run more."
+    return f"Two methods must truly differ by about {difference:.2g} for this board to tell them apart (80 % power)."
 
 
 def limit_text(board: Board) -> str:

@@ -17,6 +17,7 @@ from harness_leaderboard.stats import (
     student_quantile,
     tie_groups,
 )
+from harness_leaderboard.table import power_text
 
 finite = st.floats(-100, 100, allow_nan=False)
 
@@ -199,3 +200,9 @@ def test_detectable_difference_is_found_with_80_percent_power():
     power = np.mean(reference.ttest_1samp(draws, 0, axis=1).pvalue < 0.05)
     assert 0.76 < power < 0.86
     assert minimum_detectable_difference(error, seeds - 1, 10) > difference
+
+
+def test_a_difference_that_no_score_can_have_is_said_to_be_out_of_reach():
+    assert "0.034" in power_text(0.0342, fraction=True)
+    assert "cannot tell any two methods apart" in power_text(1.1, fraction=True)
+    assert "1.1" in power_text(1.1, fraction=False)
