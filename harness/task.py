@@ -198,6 +198,7 @@ class Task:
         targets: Name patterns of the layers to adapt; empty: every linear layer but the output head.
         trains: Name patterns of modules that train besides the adapters, the same for every method.
         model: The base model used when the user names none.
+        seeded_data: Whether ``load`` draws from the seed. If not, trials of every seed share what it returns.
     """
 
     name: ClassVar[str]
@@ -211,6 +212,7 @@ class Task:
     targets: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[tuple[str, ...]] = ()
     model: ClassVar[str] = "nano"
+    seeded_data: ClassVar[bool] = True
 
     def tables(self, recipe: Any) -> Sequence[Table]:
         """Return every table that a recipe reads; none where the data is generated."""

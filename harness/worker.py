@@ -155,7 +155,8 @@ class Worker:
             adapter_parameters=trial.adapter_parameters, allow_code_execution=self.allow_code_execution,
             base_model=base.model,
         )  # fmt: skip
-        key = (trial.task, json.dumps(trial.to_json()["recipe"], sort_keys=True), trial.model_revision, trial.seed)
+        seed = trial.seed if task.seeded_data else None
+        key = (trial.task, json.dumps(trial.to_json()["recipe"], sort_keys=True), trial.model_revision, seed)
         if key not in self._data:
             if len(self._data) >= 8:
                 self._data.pop(next(iter(self._data)))

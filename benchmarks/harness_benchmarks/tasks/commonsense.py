@@ -179,6 +179,7 @@ class CommonsenseTask(Task):
     name = "commonsense"
     title = "Commonsense reasoning"
     paper = "https://arxiv.org/abs/2304.01933"
+    seeded_data = False
     source = Source(
         folder="commonsense",
         licence="by set",

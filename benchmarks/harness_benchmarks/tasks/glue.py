@@ -67,6 +67,7 @@ class GlueTask(Task):
 
     paper = "https://arxiv.org/abs/2402.17263"
     model_kind = ModelKind.CLASSIFICATION
+    seeded_data = False
     columns: ClassVar[tuple[str, ...]] = ("sentence1", "sentence2")
     classes: ClassVar[int] = 2
     splits: ClassVar[tuple[str, ...]] = ("validation",)

@@ -101,6 +101,7 @@ class InstructEvalTask(Task):
     name = "instructeval"
     title = "InstructEval"
     paper = "https://arxiv.org/abs/2306.04757"
+    seeded_data = False
     source = replace(
         ALPACA,
         note="Validation is MMLU's validation split, and a slice of the training set fixed by a hash and not trained "
