@@ -1,4 +1,4 @@
-"""A small, complete record that tests change as they need, and a plugin that makes trouble."""
+"""A small, complete record that tests change as they need, a plugin that makes trouble, and small language models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from harness.bases import resolve
 from harness.record import Record, State
 from harness.trial import Trial
 
@@ -95,3 +98,17 @@ def trouble(tmp_path_factory) -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield patch
     sys.modules.pop("harness_trouble", None)
+
+
+@pytest.fixture(params=["llama", "gpt2"], scope="module")
+def model(request):
+    """Return a small language model with random weights, for the shipped base's tokenizer."""
+    torch.manual_seed(0)
+    words = len(AutoTokenizer.from_pretrained(resolve("nano")))
+    if request.param == "llama":
+        config = LlamaConfig(
+            vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)).eval()

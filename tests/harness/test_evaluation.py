@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from harness.bases import resolve
 from harness.evaluation import negative_log_likelihoods
@@ -12,18 +12,6 @@ from harness.task import IGNORE, Example
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
-
-
-@pytest.fixture(params=["llama", "gpt2"], scope="module")
-def model(request):
-    torch.manual_seed(0)
-    if request.param == "llama":
-        config = LlamaConfig(
-            vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, initializer_range=0.3,
-        )  # fmt: skip
-        return LlamaForCausalLM(config).eval()
-    return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)).eval()
 
 
 def draw(lengths, seed=0):
