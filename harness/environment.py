@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -50,7 +49,6 @@ def describe_environment(device: Any) -> dict[str, Any]:
         "device": device.type,
         "hardware": torch.cuda.get_device_name(device) if on_gpu else _static()["cpu"],
         "threads": torch.get_num_threads(),
-        "command": " ".join(Path(sys.argv[0]).name if place == 0 else each for place, each in enumerate(sys.argv)),
     }
 
 

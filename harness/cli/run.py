@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,7 @@ def run(
         allow_code_execution=allow_code_execution,
         environment={
             **describe_environment(torch.device("cpu")),
+            "command": shlex.join(["harness", *sys.argv[1:]]),
             "results_root": store.root,
             "sweep": suite.title or " ".join(suite.tasks),
         },

@@ -41,6 +41,7 @@ def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results,
     assert f"`harness results show {records['diverging'].trial_id}`" in err
     assert "diverged" in command("results", "show", records["diverging"].trial_id, "--results", root).out
     assert "Traceback" not in err
+    assert records["quick"].environment["command"].startswith("harness run --budget quick")
 
 
 def test_the_same_command_again_trains_nothing_and_says_so(command, results, monkeypatch):
