@@ -68,7 +68,7 @@ def continuations(
         max_new_tokens: At least 1.
         min_new_tokens: No end-of-text token before this many.
     """
-    if input_ids.is_cuda and getattr(model, "_can_compile_fullgraph", False):
+    if input_ids.is_cuda and is_capturable(model):
         try:
             return _by_steps(model, tokenizer, input_ids, attention_mask, max_new_tokens, min_new_tokens, _captured)
         except torch.OutOfMemoryError:
@@ -88,6 +88,19 @@ def continuations(
         eos_token_id=tokenizer.eos_token_id,
     )
     return output[:, input_ids.shape[1] :]
+
+
+def is_capturable(model: Any) -> bool:
+    """Return whether a step of decoding changes tensors only.
+
+    A sliding window or a recurrent state also counts in Python, which the replay of a captured step does not repeat.
+    """
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return False
+    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
 
 
 Step = Callable[[], None]

@@ -18,7 +18,7 @@ from harness.dropout import GOLDEN, splitmix64
 from harness.eigen import symmetric_eigen
 
 CACHE_BYTES = 8 << 30  # a 250M LLaMA needs about 2 GiB
-AT_ONCE_BYTES = 4 << 30  # of Gram matrices that are decomposed together; the work on them takes several times that
+AT_ONCE_BYTES = 4 << 30  # of Gram matrices decomposed together on a GPU; the work takes up to 20 times their size
 
 
 class Svd(NamedTuple):
@@ -130,8 +130,11 @@ def _batches(weights: Sequence[Tensor]) -> Iterator[list[int]]:
     alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for place, weight in enumerate(weights):
         alike[weight.shape, weight.dtype].append(place)
+    most = AT_ONCE_BYTES
+    if weights[0].is_cuda:
+        most = min(most, torch.cuda.mem_get_info(weights[0].device)[0] // 32)
     for places in alike.values():
-        count = max(1, AT_ONCE_BYTES // (8 * min(weights[places[0]].shape) ** 2))
+        count = max(1, most // (8 * min(weights[places[0]].shape) ** 2))
         yield from (places[start : start + count] for start in range(0, len(places), count))
 
 

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from harness.bases import resolve
-from harness.decoding import _by_steps, continuations, generate
+from harness.decoding import _by_steps, continuations, generate, is_capturable
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
@@ -89,6 +89,13 @@ def test_it_stops_when_every_text_has_ended(model):
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 1)[0, 0])
 
     assert _by_steps(model, Tokenizer, ids, mask, 500, 0, lambda step: step).shape[1] < 50
+
+
+def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
+    assert is_capturable(model)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    assert is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=None)))
+    assert not is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=16)))
 
 
 @pytest.mark.gpu
