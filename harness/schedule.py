@@ -3,29 +3,27 @@
 It survives whatever a worker does: a worker that dies costs only the trial it was on, and every finished trial's record
 is on disk before anything else happens.
 
-What is not here: which trials there are (``plan``), training (``training``), the worker's side (``worker``).
+What is not here: which trials there are (``plan``), training (``training``), a worker's process
+(``process``) and what it does (``worker``).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
-import signal
 import subprocess
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from harness.errors import HarnessError, RecordError
 from harness.method import attaches
+from harness.process import Event, WorkerProcess, launch
 from harness.published import Published
 from harness.record import Record, State
 from harness.registry import Registry
@@ -84,101 +82,6 @@ class Observers:
                 logger.debug("", exc_info=True)
 
 
-class _Process:
-    """One worker process and what it is doing."""
-
-    def __init__(self, number: int, settings: Settings, store: Store, events: queue.Queue[_Event]) -> None:
-        self.number = number
-        self.jobs: list[Trial] = []  # given and not yet finished, in order
-        self.started: dict[str, float] = {}
-        self.environment = settings.environment  # until it has looked at its device
-        self.ready = False  # it has loaded the plugins and can work
-        self.idle = False
-        environment = dict(os.environ)
-        if settings.threads:
-            environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(settings.threads)
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = environment.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the scheduler, which stops its workers in order
-        )
-        self.last_words: deque[str] = deque(maxlen=40)
-        threading.Thread(target=self._read_events, args=(events,), daemon=True).start()
-        self._errors = threading.Thread(target=self._read_errors, daemon=True)
-        self._errors.start()
-        self._send(
-            {
-                "results": store.root,
-                "device": settings.devices[number],
-                "threads": settings.threads,
-                "data_dir": str(settings.data_dir) if settings.data_dir else None,
-                "block": list(settings.block),
-                "environment": dict(settings.environment),
-                "allow_code_execution": settings.allow_code_execution,
-                "compiled": settings.compiled,
-                "recomputes": settings.recomputes,
-            }
-        )
-
-    def give(self, trials: Sequence[Trial], pack: int) -> None:
-        """Give the worker a job."""
-        self.jobs, self.idle = list(trials), False
-        self._send({"trials": [trial.to_json() for trial in trials], "pack": pack})
-
-    def kill(self) -> None:
-        """End the process at once, with whatever it started."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait()
-
-    def why(self) -> str:
-        """Return how the process ended and the last lines it printed."""
-        code = self.process.wait()
-        self._errors.join(timeout=5)
-        end = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
-        return f"the worker process ended with {end}\n" + "".join(self.last_words)
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether something outside ended it at once; without our doing, that is the system, out of memory."""
-        return self.process.returncode == -signal.SIGKILL
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its death is reported by the reader of its events
-
-    def _read_events(self, events: queue.Queue[_Event]) -> None:
-        for line in self._stream(self.process.stdout):
-            if line.endswith("\n"):  # else the process ended in the middle of it
-                events.put((self, json.loads(line)))
-        events.put((self, None))
-
-    def _read_errors(self) -> None:
-        for line in self._stream(self.process.stderr):
-            self.last_words.append(line)
-            logger.debug("worker %d: %s", self.number, line.rstrip())
-
-    @staticmethod
-    def _stream(stream: IO[str] | None) -> IO[str]:
-        assert stream is not None
-        return stream
-
-
-_Event = tuple[_Process, dict[str, Any] | None]  # what a worker said; None: it is gone
-
-
 class Scheduler:
     """Runs trials.
 
@@ -187,6 +90,7 @@ class Scheduler:
         store: Where records go.
         settings: How to run.
         watch: Told of every event, for the progress display: ``watch(event, trial, payload)``.
+        launched: The first worker's process, if it was launched earlier.
     """
 
     def __init__(
@@ -195,11 +99,13 @@ class Scheduler:
         store: Store,
         settings: Settings,
         watch: Callable[[str, Trial, Mapping[str, Any]], None],
+        launched: subprocess.Popen[str] | None = None,
     ) -> None:
         self.registry, self.store, self.settings, self.watch = registry, store, settings, watch
+        self._launched = launched
         self.observers = Observers(registry)
-        self._events: queue.Queue[_Event] = queue.Queue()
-        self._workers: dict[int, _Process] = {}
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._workers: dict[int, WorkerProcess] = {}
         self._waiting: deque[tuple[list[Trial], int]] = deque()
 
     def start(self) -> None:
@@ -230,7 +136,23 @@ class Scheduler:
         self.observers.call("harness_sweep_finished")
 
     def _start(self, number: int) -> None:
-        self._workers[number] = _Process(number, self.settings, self.store, self._events)
+        process, self._launched = self._launched or launch(), None
+        self._workers[number] = WorkerProcess(number, process, self._setup(number), self._events)
+
+    def _setup(self, number: int) -> dict[str, Any]:
+        """Return what a worker is told first."""
+        settings = self.settings
+        return {
+            "results": self.store.root,
+            "device": settings.devices[number],
+            "threads": settings.threads,
+            "data_dir": str(settings.data_dir) if settings.data_dir else None,
+            "block": list(settings.block),
+            "environment": dict(settings.environment),
+            "allow_code_execution": settings.allow_code_execution,
+            "compiled": settings.compiled,
+            "recomputes": settings.recomputes,
+        }
 
     def _dispatch(self) -> None:
         for number in range(len(self.settings.devices)):
@@ -253,13 +175,13 @@ class Scheduler:
         self.watch("finished", trial, {"record": record})
         return True
 
-    def _next_event(self) -> _Event | None:
+    def _next_event(self) -> Event | None:
         try:
             return self._events.get(timeout=1.0)
         except queue.Empty:
             return None
 
-    def _handle(self, item: _Event | None) -> None:
+    def _handle(self, item: Event | None) -> None:
         if item is None:
             return
         worker, event = item
@@ -281,7 +203,7 @@ class Scheduler:
             for trial in (each for each in worker.jobs if each.id == event["trial"]):
                 self._show(worker, trial, event)
 
-    def _show(self, worker: _Process, trial: Trial, event: Mapping[str, Any]) -> None:
+    def _show(self, worker: WorkerProcess, trial: Trial, event: Mapping[str, Any]) -> None:
         """Tell everyone that a trial has started or come further."""
         if event["event"] == "started":
             worker.started[trial.id] = time.monotonic()
@@ -310,7 +232,7 @@ class Scheduler:
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
 
-    def _died(self, worker: _Process) -> None:
+    def _died(self, worker: WorkerProcess) -> None:
         """A worker is gone: blame the trial it was on, and give the others to a new worker."""
         why = worker.why()
         del self._workers[worker.number]
@@ -360,7 +282,7 @@ class Scheduler:
                             self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
         self._waiting.clear()
 
-    def _ended(self, worker: _Process, trial: Trial, state: State, kind: str, message: str) -> Record:
+    def _ended(self, worker: WorkerProcess, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""
         task = self.registry.task(trial.task)
         now = datetime.now(UTC)

@@ -365,15 +365,18 @@ def _jobs() -> Iterator[Mapping[str, Any]]:
 def main() -> None:
     """Serve jobs until standard input closes."""
     events = _protocol_stream()
-    setup = json.loads(sys.stdin.readline())
-    if setup["threads"]:
-        torch.set_num_threads(setup["threads"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers.models.auto.modeling_auto  # noqa: F401 - takes seconds, and the scheduler is still planning
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    line = sys.stdin.readline()
+    if not line:
+        return  # the command found nothing to do
+    setup = json.loads(line)
+    if setup["threads"]:
+        torch.set_num_threads(setup["threads"])
 
     def emit(event: Mapping[str, Any]) -> None:
         print(json.dumps(event, allow_nan=False), file=events, flush=True)

@@ -47,6 +47,11 @@ def run(
     trial_seconds: float, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again."""
+    from harness.process import kill, launch
+
+    launched = launch()  # before anything else: it takes as long to load its libraries as this process does
+    click.get_current_context().call_on_close(lambda: kill(launched))
+
     import torch
 
     from harness.environment import describe_environment
@@ -83,7 +88,7 @@ def run(
         },
     )
     display = Display(quiet)
-    scheduler = Scheduler(registry, store, settings, display)
+    scheduler = Scheduler(registry, store, settings, display, launched)
     known: dict[str, Record] = {}
 
     def look_up(trial: Trial) -> Record | None:

@@ -1,0 +1,100 @@
+"""Each lane's loss is the mean over its own labels, whatever else is in the batch and however logits are computed."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from harness.batch import Row, collate, encode
+from harness.losses import lane_losses
+from harness.task import Example, ModelKind
+from harness.training import evaluating
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_classifiers_of_padded_texts_lose_as_they_do_alone_and_row_by_row(kit, kind):
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    solo = [kit.run(base := kit.make_classifier(kind), [kit.make_lane(base, *each)]) for each in settings]
+    base = kit.make_classifier(kind)
+    lanes = [kit.make_lane(base, *each) for each in settings]
+    heads = [lane.modules["score" if kind == "decoder" else "classifier"] for lane in lanes]
+    expected = []
+    for lane, head in zip(lanes, heads, strict=True):  # each row alone, without padding, through the lane's own head
+        with evaluating(base, lane) as model:
+            logits = torch.cat([model(input_ids=torch.from_numpy(row.ids)[None]).logits for row in lane.rows()])
+        targets = torch.tensor([int(row.targets[0]) for row in lane.rows()])
+        expected.append(float(torch.nn.functional.cross_entropy(logits, targets)))
+        assert head.training is False
+    packed = kit.run(base, lanes)
+    kit.assert_same_as_solo(packed, solo)
+    assert [packed.losses[lane.trial.id][0] for lane in lanes] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_loses_its_mean_squared_error_lane_by_lane():
+    targets = [0.0, 2.0, 3.0, 1.0]
+    rows = [Row(np.array([3, 4]), None, np.array([target], dtype=np.float32)) for target in targets]
+    (batch,) = collate([rows[:2], rows[2:]], pad_token=0)
+    outputs = SimpleNamespace(logits=torch.tensor([[1.0], [2.0], [3.0], [5.0]]))
+    losses = lane_losses(lambda **_: outputs, ModelKind.REGRESSION, batch)
+    assert losses.tolist() == [(1 + 0) / 2, (0 + 16) / 2]
+
+
+@torch.no_grad()
+def test_logits_are_computed_only_where_labels_are(kit):
+    """And a lane with few labels takes their mean, not a share of another lane's many."""
+    model, seen = kit.language_model(), []
+    model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
+    model.lm_head.weight.zero_()
+    model.lm_head.weight[7] = math.nan  # poison: only a look at a place without a label could notice
+    model.lm_head.weight[7] = 0.0
+    ids = list(range(3, 13))
+    few = encode(Example(ids, [-100] * 9 + ids[9:]), ModelKind.CAUSAL_LM)
+    many = encode(Example(ids, [-100] * 4 + ids[4:]), ModelKind.CAUSAL_LM)
+    (batch,) = collate([[few], [many]], pad_token=0, causal=True)
+    losses = lane_losses(model, ModelKind.CAUSAL_LM, batch)
+    assert losses.tolist() == pytest.approx([math.log(40)] * 2), "of 40 equal logits"
+    assert seen == [(2 * 6, 24)], "six labels in the lane with most"
+
+
+@pytest.mark.parametrize("trains", [(), ("lm_head",)])
+def test_logits_in_pieces_give_the_same_losses(kit, trains, monkeypatch):
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    base = kit.make_base(trains)
+    whole = kit.run(base, [kit.make_lane(base, *each) for each in settings])
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
+    base = kit.make_base(trains)
+    pieces = kit.run(base, [kit.make_lane(base, *each) for each in settings])
+    assert pieces.losses.keys() == whole.losses.keys()
+    for trial_id, expected in whole.losses.items():
+        assert pieces.losses[trial_id] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monkeypatch):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=40, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=64, final_logit_softcapping=1e-3, pad_token_id=0,
+    )  # fmt: skip
+    base = kit.make_base(model=Gemma2ForCausalLM(config).requires_grad_(False))
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    recorder = kit.run(base, [kit.make_lane(base, "lora", steps=2)])
+    ((first, _),) = recorder.losses.values()
+    assert first == pytest.approx(math.log(40), abs=2e-3), "of 40 logits within a thousandth of zero"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trains", [(), ("lm_head",)])
+def test_logits_in_pieces_and_recomputing_are_captured(kit, trains, monkeypatch, caplog):
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
+    expected = kit.run(base := kit.make_base(trains), [kit.make_lane(base, *each) for each in settings])
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    base = kit.make_base(trains, device="cuda", recomputes=True)
+    found = kit.run(base, [kit.make_lane(base, *each) for each in settings])
+    for trial_id, losses in expected.losses.items():
+        assert found.losses[trial_id] == pytest.approx(losses, rel=1e-3)
+    assert not caplog.records, "no warning that a step could not be captured"

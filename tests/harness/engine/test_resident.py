@@ -1,0 +1,78 @@
+"""The resident model computes what the pretrained one does, is never changed, and knows its own structure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+IDS = torch.arange(3, 33).reshape(5, 6)
+CLASSIFIERS = ["decoder", "encoder", "shared positions"]
+
+
+def test_the_base_model_is_untouched(kit, method):
+    base = kit.make_base()
+    before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    kit.run(base, [kit.make_lane(base, method)])
+    after = base.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(not slot.parts for slot in base.slots.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["language model", *CLASSIFIERS])
+def test_without_lanes_it_computes_what_the_pretrained_model_does(kit, kind):
+    if kind == "language model":
+        plain, base = kit.language_model(), kit.make_base()
+    else:
+        plain, base = kit.classifier(kind), kit.make_classifier(kind)
+    mask = torch.ones_like(IDS)
+    mask[1, 4:] = 0
+    expected = plain(input_ids=IDS, attention_mask=mask).logits
+    assert torch.equal(base.model(input_ids=IDS, attention_mask=mask).logits, expected)
+
+
+def test_every_linear_layer_but_the_output_head_can_be_adapted(kit):
+    base = kit.make_base()
+    square, up, down = (24, 24), (24, 36), (36, 24)
+    of_a_block = {
+        "self_attn.q_proj": square, "self_attn.k_proj": square, "self_attn.v_proj": square, "self_attn.o_proj": square,
+        "mlp.gate_proj": up, "mlp.up_proj": up, "mlp.down_proj": down,
+    }  # fmt: skip
+    expected = {f"model.layers.{n}.{name}": shape for n in range(2) for name, shape in of_a_block.items()}
+    assert base.layers == expected
+    assert set(base.slots) == set(expected)
+    # Two tables of 40 tokens, the linear layers, two norms a block, and the last norm.
+    assert base.parameters == 2 * 40 * 24 + 2 * (4 * 24 * 24 + 3 * 24 * 36) + 2 * 2 * 24 + 24
+
+
+def test_what_trains_whole_is_not_adapted(kit):
+    base = kit.make_base(("lm_head", "layers.1", "model.layers.0.mlp"))
+    assert set(base.module_slots) == {"lm_head", "model.layers.0.mlp"}, "a pattern is a whole name, or its last part"
+    assert set(base.linear_slots) == {
+        f"model.layers.{place}"
+        for place in [
+            *(f"{n}.self_attn.{letter}_proj" for n in (0, 1) for letter in "qkvo"),
+            *(f"1.mlp.{name}_proj" for name in ("gate", "up", "down")),
+        ]
+    }
+
+
+@pytest.mark.parametrize("kind", ["language model", "decoder", "encoder"])
+def test_lanes_of_usual_models_share_a_batch(kit, kind):
+    base = kit.make_base() if kind == "language model" else kit.make_classifier(kind)
+    assert base.rowwise == set(base.slots)
+
+
+def test_the_repeated_blocks_are_found(kit):
+    base = kit.make_base()
+    assert base.blocks == list(base.model.model.layers)
+    base = kit.make_classifier("encoder")
+    assert base.blocks == list(base.model.roberta.encoder.layer)
+
+
+def test_recomputing_activations_changes_no_result(kit, method):
+    kept = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
+    base = kit.make_base(recomputes=True)
+    again = kit.run(base, [kit.make_lane(base, method)])
+    (expected,), (found,) = kept.losses.values(), again.losses.values()
+    assert found == pytest.approx(expected, rel=1e-6)
