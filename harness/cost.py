@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import psutil
 import torch
@@ -51,34 +52,38 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
     if on_gpu:
         torch.cuda.empty_cache()
         reserved_before = torch.cuda.memory_reserved(base.device)
-    peak = PeakMemory(base.device)
-    lane = build()
-    lane.hold_rows()
-    pack = Pack(base, [lane])
-    with FlopCounterMode(display=False) as counter:
-        pack.step()
-    tokens = lane.train_tokens
-    for _ in range(min(2, lane.steps - lane.done) if on_gpu else 0):  # captures, then replays once
-        pack.step()
-    timed = min(5, lane.steps - lane.done)
+    with PeakMemory(base.device) as peak:
+        lane = build()
+        lane.hold_rows()
+        pack = Pack(base, [lane])
+        with FlopCounterMode(display=False) as counter:
+            pack.step()
+        tokens = lane.train_tokens
+        for _ in range(min(2, lane.steps - lane.done) if on_gpu else 0):  # captures, then replays once
+            pack.step()
+        seconds = _step_seconds(pack, min(5, lane.steps - lane.done), on_gpu)
+    lane_bytes = torch.cuda.memory_reserved(base.device) - reserved_before if on_gpu else 0
+    return SoloCost(seconds, counter.get_total_flops(), tokens, peak.bytes(), max(0, lane_bytes))
+
+
+def _step_seconds(pack: Pack, steps: int, on_gpu: bool) -> float | None:
+    """Return the seconds of a step: the mean between device events, or the median on a CPU; ``None`` without steps."""
+    if steps <= 0:
+        return None
     if on_gpu:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
-        for _ in range(timed):
+        for _ in range(steps):
             pack.step()
         end.record()
         end.synchronize()
-        seconds = start.elapsed_time(end) / 1e3 / timed if timed > 0 else None
-    else:
-        samples = []
-        for _ in range(timed):
-            begin = time.perf_counter()
-            pack.step()
-            samples.append(time.perf_counter() - begin)
-        seconds = sorted(samples)[len(samples) // 2] if samples else None
-    peak.stop()
-    lane_bytes = torch.cuda.memory_reserved(base.device) - reserved_before if on_gpu else 0
-    return SoloCost(seconds, counter.get_total_flops(), tokens, peak.bytes(), max(0, lane_bytes))
+        return float(start.elapsed_time(end)) / 1e3 / steps
+    samples = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        pack.step()
+        samples.append(time.perf_counter() - begin)
+    return sorted(samples)[len(samples) // 2]
 
 
 def lanes_that_fit(base: Base, lane_bytes: int) -> int:
@@ -89,14 +94,21 @@ def lanes_that_fit(base: Base, lane_bytes: int) -> int:
 
 
 class PeakMemory:
-    """The largest memory in use since it was made: of the device on a GPU, resident in this process on a CPU."""
+    """The largest memory in use within a ``with`` block: of the device on a GPU, resident in this process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._most, self._stop = device, 0, threading.Event()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         else:
             threading.Thread(target=self._sample, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._most = self.bytes()
+        self._stop.set()
 
     def _sample(self) -> None:
         process = psutil.Process()
@@ -105,10 +117,8 @@ class PeakMemory:
 
     def bytes(self) -> int:
         """Return the peak so far."""
+        if self._stop.is_set():
+            return self._most
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return max(self._most, int(psutil.Process().memory_info().rss))
-
-    def stop(self) -> None:
-        """End the sampling."""
-        self._stop.set()

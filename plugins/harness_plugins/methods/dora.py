@@ -6,7 +6,8 @@ and m starts at the row norms of W.
 
 A row belongs to one output unit (the paper writes the transposed weight and says "column"). The paper treats
 n as a constant in the backward pass (section 4.3): the gradients of A and B are scaled by m / n but do not go
-through n.
+through n. The paper says nothing of dropout. The authors' code (and PEFT) lets it act on the correction of W x too,
+which costs one more product with W:  y = W x + diag(m / n - 1) W drop(x) + diag(m / n) s B A drop(x).
 
 Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv:2402.09353, section 4.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from harness import Method, hookimpl, setting
 from harness_plugins.methods.lora import LoRA, LoRAAdapter, LoRAConfig
@@ -36,9 +38,10 @@ class DoRAAdapter(LoRAAdapter):
         generator: torch.Generator,
         init: str = "uniform",
         detach_norm: bool = True,
+        drops: str = "correction",
     ) -> None:
         super().__init__(layer, r, scale, dropout, generator, init)
-        self.detach_norm = detach_norm
+        self.detach_norm, self.drops = detach_norm, drops
         # By the same function as in the forward pass, so that m / n is exactly 1 at the start.
         self.m = nn.Parameter(self.row_norms().detach())
 
@@ -52,10 +55,16 @@ class DoRAAdapter(LoRAAdapter):
         return norms.clamp_min(torch.finfo(self.dtype).tiny)
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``diag(m / n) (W x + s B A x)``; dropout acts on ``x`` of the update only."""
-        v = base_output + self.update(x)
-        # As v + (m / n - 1) v: rounding m / n itself to half precision would scale every row by up to 0.4 %.
-        return torch.addcmul(v, (self.m / self.row_norms() - 1).to(v.dtype), v)
+        """Return ``diag(m / n) (W x + s B A x)``, with dropout as ``drops`` says."""
+        dropped = self.dropout(x)
+        update = self.update(dropped)
+        is_dropping = self.training and self.dropout.p > 0
+        if is_dropping and self.drops == "correction":
+            corrected = linear(dropped, self.pretrained_weight.to(x.dtype)) + update
+        else:
+            corrected = base_output + update
+        # As W x + (m / n - 1) W x: rounding m / n itself to half precision would scale every row by up to 0.4 %.
+        return torch.addcmul(base_output + update, (self.m / self.row_norms() - 1).to(update.dtype), corrected)
 
     def delta_weight(self) -> Tensor:
         """Return ``diag(m / n) (W + s B A) - W``, shape (O, I)."""
@@ -69,6 +78,11 @@ class DoRAConfig(LoRAConfig):
     """Settings of DoRA: LoRA's and the norm's."""
 
     detach_norm: bool = setting(True, "hold n constant in the backward pass (section 4.3); False: differentiate it")
+    drops: str = setting(
+        "correction",
+        "what dropout acts on: the whole correction, W x in it included (published code), or 'update', B A x only",
+        choices=("correction", "update"),
+    )
 
 
 class DoRA(LoRA):
@@ -88,7 +102,7 @@ class DoRA(LoRA):
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> DoRAAdapter:
         """Build A, B and m for one layer."""
         c = self.config
-        return DoRAAdapter(linear, c.r, self.scale(), c.dropout, generator, c.init, c.detach_norm)
+        return DoRAAdapter(linear, c.r, self.scale(), c.dropout, generator, c.init, c.detach_norm, c.drops)
 
 
 @hookimpl

@@ -59,13 +59,13 @@ class LoRAAdapter(Adapter):
         self.dropout = Dropout(dropout, generator, self.device)
 
     def update(self, x: Tensor) -> Tensor:
-        """Return ``s B A x``, shape (..., O), with dropout on ``x``."""
+        """Return ``s B A x``, shape (..., O)."""
         # The scale multiplies R values per token here, O after B.
-        return linear(self.scale * linear(self.dropout(x), self.a), self.b)
+        return linear(self.scale * linear(x, self.a), self.b)
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + s B A x``; dropout acts on ``x`` of the update only."""
-        return base_output + self.update(x)
+        return base_output + self.update(self.dropout(x))
 
     def delta_weight(self) -> Tensor:
         """Return ``s B A``, shape (O, I)."""

@@ -8,8 +8,8 @@ approximation of a step of full fine-tuning. The adapter is PiSSA's; the signs o
 itself is not unique.
 
 Source: Wang, Yu, Li, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation", NeurIPS 2024,
-arXiv:2407.05000, section 3. The released code samples the SVD with 4 r vectors, which fails at small ranks;
-here it is exact.
+arXiv:2407.05000, section 3. The released code samples the SVD, with 4 r vectors and 4 iterations (``niter=4``), which
+misses directions at small ranks; the default is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from harness import Calibration, HarnessError, Method, MethodConfig, MethodTraits, hookimpl, setting, svd
-from harness_plugins.methods.pissa import SplitAdapter, check_rank
+from harness_plugins.methods.pissa import SplitAdapter, check_rank, subspace_iteration
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class LoRAGAConfig(MethodConfig):
         "the scale s: 'alpha/sqrt(r)' is the paper's and what the released code's own commands switch on; "
         "'alpha/r' is what that code does when nothing is switched on",
         choices=("alpha/sqrt(r)", "alpha/r"),
+    )
+    niter: int = setting(
+        0, "0: exact SVD; more: subspace iterations on 4 r random vectors (the released code: 4)", minimum=0
     )
     gamma: float = setting(16.0, "larger: smaller A and B at the start; 16 in the released code", minimum=1e-6)
     dropout: float = setting(
@@ -86,8 +89,12 @@ class LoRAGA(Method):
                     f"{self.name}: the calibration gradient of layer {name!r} is not finite; "
                     "check the calibration batches, or run the model in float32 or bfloat16"
                 )
-            u, _, vh = svd(gradient, cache=False)
             r = adapter.a.shape[0]
+            if self.config.niter:
+                vectors = min(4 * r, *gradient.shape)
+                u, _, vh = subspace_iteration(gradient, vectors, self.config.niter, calibration.generator)
+            else:
+                u, _, vh = svd(gradient, cache=False)
             size = adapter.out_features**0.25 / math.sqrt(self.config.gamma)
             adapter.start_from(size * u[:, r : 2 * r], size * vh[:r])
 

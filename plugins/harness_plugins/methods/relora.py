@@ -6,8 +6,8 @@ The pretrained weight is never changed: what was merged lives in the buffer D (O
 optimizer's moments are erased and the learning rate is warmed up again.
 
 Here are also the parts that other merge-and-restart methods share: ``RestartConfig`` and the functions on it.
-Left out: the trainable scaling (at a merge it kills the branch), separate periods for merging and resetting
-(the published runs use one), and the full-rank warm start (it is the base model's business).
+Left out: the trainable scaling (at a merge it kills the branch), and the full-rank warm start (it is the base model's
+business).
 
 Source: Lialin et al., "ReLoRA: High-Rank Training Through Low-Rank Updates", ICLR 2024, arXiv:2307.05695.
 Defaults follow the authors' code. The MoRA authors ran ReLoRA through code of their own, which differs; where
@@ -20,7 +20,8 @@ MoRA paper's ReLoRA numbers:
 * ``schedule``: one global cosine with a floor, dented at every restart (``jagged_cosine``), against a fresh
   cosine to 0 from the current rate at every restart (``compounding_cosine``).
 * ``reset``: random pruning of the moments keeping the step counter, against deleting the state, counter
-  included.
+  included. ``reset_scope``: outside of pretraining the other deletes that of all parameters, heads included.
+* ``reset_every``: the official code counts merges and the cycles of reset and warm-up apart.
 * ``initial_a``: the official wrapper zeroes A too at the start, a known bug: nothing is learned before the
   first merge. ``zero`` reproduces it.
 * alpha 32 with r = 128 (a scale of 0.25) and dropout 0.1 are the official code's; at r = 8 the scale is 4.
@@ -49,6 +50,9 @@ class RestartConfig(MethodConfig):
     merge_every: int = setting(
         0, "T, updates between merges (papers: 1000 to 5000); 0: the run is split into `cycles`", minimum=0
     )
+    reset_every: int = setting(
+        0, "updates between resets, each with a warmup: the period of the schedule; 0: as merges", minimum=0
+    )
     cycles: int = setting(4, "number of cycles when merge_every is 0; the last one may be shorter", minimum=2)
     timing: str = setting(
         "official", "merge after update T + 1 (official) or T (mora_repo)", choices=("official", "mora_repo")
@@ -74,14 +78,20 @@ class RestartConfig(MethodConfig):
         minimum=0,
         maximum=1,
     )
+    reset_scope: str = setting(
+        "adapters",
+        "whose moments: the adapters', or all that the optimizer has (mora_repo, outside of pretraining)",
+        choices=("adapters", "all"),
+    )
 
     def __post_init__(self) -> None:
         """Check that a cycle can hold an update besides the empty one."""
         super().__post_init__()
-        if self.merge_every == 1:
-            raise ConfigError(
-                f"{type(self).__qualname__}: merge_every=1 leaves no update to train; give 0 or at least 2"
-            )
+        for name in ("merge_every", "reset_every"):
+            if getattr(self, name) == 1:
+                raise ConfigError(
+                    f"{type(self).__qualname__}: {name}=1 leaves no update to train; give 0 or at least 2"
+                )
 
 
 def merge_period(config: RestartConfig, total_steps: int) -> int:
@@ -101,12 +111,32 @@ def merge_period(config: RestartConfig, total_steps: int) -> int:
     return config.merge_every
 
 
-def is_merge_due(config: RestartConfig, step: int, total_steps: int) -> bool:
-    """Return whether to merge after update ``step`` (from 1)."""
-    period = merge_period(config, total_steps)
+def reset_period(config: RestartConfig, total_steps: int) -> int:
+    """Return the updates between resets, at least 2: the schedule's T."""
+    return config.reset_every or merge_period(config, total_steps)
+
+
+def is_due(period: int, timing: str, step: int, total_steps: int) -> bool:
+    """Return whether what happens every ``period`` updates happens after update ``step`` (from 1)."""
     if step >= total_steps or step < period:
         return False
-    return step % period == (1 if config.timing == "official" else 0)
+    return step % period == (1 if timing == "official" else 0)
+
+
+def is_merge_due(config: RestartConfig, info: StepInfo) -> bool:
+    """Return whether to merge after this update."""
+    return is_due(merge_period(config, info.total_steps), config.timing, info.step, info.total_steps)
+
+
+def reset_if_due(config: RestartConfig, info: StepInfo) -> None:
+    """Forget the optimizer's moments if a cycle ends with this update."""
+    if not is_due(reset_period(config, info.total_steps), config.timing, info.step, info.total_steps):
+        return
+    if config.reset_scope == "all":
+        chosen = [p for group in info.optimizer.param_groups for p in group["params"]]
+    else:
+        chosen = [p for adapter in info.adapters.values() for p in adapter.parameters()]
+    reset_moments(info.optimizer, chosen, config.reset, config.reset_ratio, info.generator)
 
 
 def restart_multiplier(config: RestartConfig, step: int, total_steps: int, default: Callable[[int], float]) -> float:
@@ -115,7 +145,7 @@ def restart_multiplier(config: RestartConfig, step: int, total_steps: int, defau
     Raises:
         ConfigError: A warmup does not fit into a cycle.
     """
-    period = merge_period(config, total_steps)
+    period = reset_period(config, total_steps)
     if config.schedule == "recipe":
         return default(step)
     room = period - config.adjust_step
@@ -129,7 +159,7 @@ def restart_multiplier(config: RestartConfig, step: int, total_steps: int, defau
         if value > most:
             raise ConfigError(
                 f"{type(config).__qualname__}: {name}={value} does not fit into a cycle of {period} updates; "
-                f"give at most {most}, or raise merge_every"
+                f"give at most {most}, or raise merge_every or reset_every"
             )
     if config.schedule == "mora_repo":
         return compounding_cosine(step, total_steps, period, warmup, restart_warmup)
@@ -191,7 +221,7 @@ def reset_moments(
 
     Args:
         optimizer: An Adam or AdamW.
-        parameters: The adapters' parameters; nobody else's state is touched.
+        parameters: Nobody else's state is touched.
         how: ``random_pruning`` (each entry with probability ``ratio``), ``magnitude_pruning`` (entries not
             above the ``ratio``-quantile of their tensor's magnitudes), ``zero`` (all) or ``delete`` (all, and
             the step counter).
@@ -307,12 +337,10 @@ class ReLoRA(Method):
 
     def after_step(self, info: StepInfo) -> None:
         """Merge and forget when a cycle ends."""
-        c = self.config
-        if not is_merge_due(c, info.step, info.total_steps):
-            return
-        for adapter in info.adapters.values():
-            adapter.merge(info.generator)
-            reset_moments(info.optimizer, adapter.parameters(), c.reset, c.reset_ratio, info.generator)
+        if is_merge_due(self.config, info):
+            for adapter in info.adapters.values():
+                adapter.merge(info.generator)
+        reset_if_due(self.config, info)
 
 
 @hookimpl

@@ -9,13 +9,14 @@ buffers, rewritten in place, and never branches in the code.
 
 Source: Jiang et al., "MoRA", arXiv:2405.12130, and its pretraining experiments. Settings to know:
 
-* ``groups``: ``official`` cycles through the code's sharing types 1, 2, 3, 4, ``alternate`` (another flag of
-  that code) through 1, 2. There are only two groupings per side in these, so the rank stops growing in the
-  second cycle, at less than 2 R. ``permutation``, the default, draws new groups at every merge (type 1 on
-  shuffled inputs and outputs; the first cycle is type 1 itself), which keeps the rank growing, as the paper
-  argues it does. For the code that made the paper's numbers choose ``official``.
+* ``groups``: ``official``, the default, cycles through the code's sharing types 1, 2, 3, 4, ``alternate`` (another
+  flag of that code) through 1, 2. There are only two groupings per side in these, so the rank stops growing in the
+  second cycle, at less than 2 R. ``permutation`` draws new groups at every merge (type 1 on shuffled inputs and
+  outputs; the first cycle is type 1 itself), which keeps the rank growing, as the paper argues it does.
 * ``padding``, ``rounding``: as in ``mora``; the defaults are the code's.
-* Merging, learning rate and reset are ``relora``'s, with the same settings.
+* Merging, learning rate and reset have ``relora``'s settings. ``timing`` and ``reset`` default to what the MoRA
+  repository does, the only published ReMoRA: merge after update T, delete the adapters' state. ``schedule``
+  defaults to the jagged cosine, which the paper names; the repository's own command runs the other (``mora_repo``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from harness_plugins.methods.relora import (
     RestartConfig,
     is_merge_due,
     merge_period,
-    reset_moments,
+    reset_if_due,
     restart_multiplier,
 )
 
@@ -132,9 +133,18 @@ class ReMoRAConfig(RestartConfig):
     """Settings of ReMoRA."""
 
     r: int = setting(8, "rank of the LoRA whose parameters M gets; 128 in the paper", minimum=1)
+    timing: str = setting(
+        "mora_repo", "merge after update T (mora_repo) or T + 1 (as ReLoRA)", choices=("official", "mora_repo")
+    )
+    reset: str = setting(
+        "delete",
+        "moments at a merge: the state deleted with its step counter (mora_repo), all erased, or erased at random or "
+        "by size (as ReLoRA)",
+        choices=("random_pruning", "magnitude_pruning", "zero", "delete"),
+    )
     groups: str = setting(
-        "permutation",
-        "how groups change at a merge: drawn anew, or through the code's sharing types 1-2-3-4 or 1-2",
+        "official",
+        "how groups change at a merge: through the code's sharing types 1-2-3-4 or 1-2, or drawn anew",
         choices=("permutation", "official", "alternate"),
     )
     rounding: str = setting(
@@ -176,13 +186,11 @@ class ReMoRA(Method):
 
     def after_step(self, info: StepInfo) -> None:
         """Merge, regroup and forget when a cycle ends."""
-        c = self.config
-        if not is_merge_due(c, info.step, info.total_steps):
-            return
-        cycle = info.step // merge_period(c, info.total_steps)
-        for adapter in info.adapters.values():
-            adapter.merge(cycle, info.generator)
-            reset_moments(info.optimizer, adapter.parameters(), c.reset, c.reset_ratio, info.generator)
+        if is_merge_due(self.config, info):
+            cycle = info.step // merge_period(self.config, info.total_steps)
+            for adapter in info.adapters.values():
+                adapter.merge(cycle, info.generator)
+        reset_if_due(self.config, info)
 
 
 @hookimpl

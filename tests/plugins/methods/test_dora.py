@@ -86,13 +86,21 @@ def test_low_precision(kit):
     kit.check_low_precision(DoRA())
 
 
-def test_dropout_spares_the_frozen_part(kit, generator):
+@pytest.mark.parametrize("drops", ["correction", "update"])
+def test_dropout_spares_the_frozen_output(kit, generator, drops):
     layer = kit.build_layer(60, 100)
-    adapter = kit.disturb(DoRA(DoRAConfig(r=4, alpha=8, dropout=0.5)).adapter(layer, generator))
+    adapter = kit.disturb(DoRA(DoRAConfig(r=4, alpha=8, dropout=0.5, drops=drops)).adapter(layer, generator))
     x = torch.randn(3, 60, dtype=torch.float64, generator=generator)
-    v = layer.weight + 2 * adapter.b @ adapter.a
-    expected = (adapter.m / v.norm(dim=1)) * (x @ layer.weight.T + 2 * adapter.dropout(x) @ adapter.a.T @ adapter.b.T)
-    torch.testing.assert_close(adapter(x, x @ layer.weight.T), expected)
+    frozen, dropped = x @ layer.weight.T, adapter.dropout(x)  # the same mask until the next step
+    ratio = adapter.m / (layer.weight + 2 * adapter.b @ adapter.a).norm(dim=1)
+    update = 2 * dropped @ adapter.a.T @ adapter.b.T
+    expected = {
+        "correction": frozen + (ratio - 1) * (dropped @ layer.weight.T) + ratio * update,
+        "update": ratio * (frozen + update),
+    }
+    torch.testing.assert_close(adapter(x, frozen), expected[drops])
+    assert not torch.allclose(expected["correction"], expected["update"])
+    torch.testing.assert_close(adapter.eval()(x, frozen), x @ (layer.weight + adapter.delta_weight()).T)
 
 
 def test_the_frozen_weight_is_read_at_every_forward_and_not_copied(kit, generator):

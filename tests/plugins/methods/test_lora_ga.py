@@ -71,6 +71,21 @@ def test_the_pair_starts_in_disjoint_singular_directions_of_the_gradient(kit, sh
     torch.testing.assert_close(b @ b.T, size * u[:, -8:-4] @ u[:, -8:-4].T, rtol=1e-8, atol=1e-8)
 
 
+def test_the_released_codes_sampled_svd_finds_a_gradient_of_low_rank_and_misses_a_flat_ones_order(kit, shape):
+    """Four r = 16 random vectors span all of a matrix of rank 12, and not of one of full rank."""
+    low = draw_gradient((shape[0], 12)).T @ draw_gradient((12, shape[1]), seed=21).T
+    flat = draw_gradient(shape)
+    for gradient, is_found in [(low.T.contiguous(), True), (flat, False)]:
+        layer = kit.build_layer(*shape)
+        exact = calibrated(LoRAGA(LoRAGAConfig(r=4)), layer, gradient)
+        sampled = calibrated(LoRAGA(LoRAGAConfig(r=4, niter=4)), layer, gradient)
+        for one, other in [
+            (exact.a.T @ exact.a, sampled.a.T @ sampled.a),
+            (exact.b @ exact.b.T, sampled.b @ sampled.b.T),
+        ]:
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-6) is is_found
+
+
 def test_the_first_step_is_the_best_rank_2r_approximation_of_a_full_step(kit, shape):
     """Section 3 of the paper: to first order, the effective weight moves along the top of the gradient."""
     layer, gradient, r = kit.build_layer(*shape), draw_gradient(shape), 4

@@ -405,6 +405,40 @@ def test_training_resets_the_moments_at_each_merge_and_counts_on():
     assert all(kept[step] == 1 for step in (3, 5, 8, 10, 13, 15, 18, 20))
 
 
+@pytest.mark.parametrize(("timing", "late"), [("official", 1), ("mora_repo", 0)])
+def test_merges_and_resets_may_have_periods_of_their_own(timing, late):
+    method, layer, adapter = build(12, 20, random=False, merge_every=4, reset_every=10, reset="delete", timing=timing)
+    merged, forgotten, last = [], [], [adapter.merged.clone()]
+
+    def on_step(step, optimizer):
+        if not torch.equal(adapter.merged, last[0]):
+            merged.append(step)
+            last[0] = adapter.merged.clone()
+        if optimizer.state[adapter.b]["step"] == 0:
+            forgotten.append(step)
+
+    train(method, layer, adapter, 30, on_step)
+    assert merged == [each + late for each in (4, 8, 12, 16, 20, 24, 28)]
+    assert forgotten == [10 + late, 20 + late]
+    rates = [method.learning_rate_multiplier(step, 30, lambda _: 1.0) for step in range(30)]
+    assert [step for step, rate in enumerate(rates) if rate == 0] == [0, 10, 20], "it warms up after resets"
+    with pytest.raises(ConfigError, match="reset_every=1 leaves no update"):
+        ReLoRAConfig(reset_every=1)
+
+
+@pytest.mark.parametrize("scope", ["adapters", "all"])
+def test_a_reset_may_take_in_what_trains_besides(scope):
+    method, _, adapter = build(12, 20, merge_every=2, timing="mora_repo", reset="delete", reset_scope=scope)
+    head = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([{"params": adapter.parameters()}, {"params": [head]}])
+    for step in (1, 2):
+        (sum(p.sum() for p in adapter.parameters()) + head.sum()).backward()
+        optimizer.step()
+        method.after_step(StepInfo(step, 10, {"layer": adapter}, optimizer, torch.Generator()))
+    assert optimizer.state[adapter.a]["step"] == 0
+    assert optimizer.state[head]["step"] == (0 if scope == "all" else 2)
+
+
 def test_the_same_generator_gives_the_same_run():
     def run():
         method, layer, adapter = build(12, 20, random=False, merge_every=5)

@@ -104,7 +104,9 @@ def test_one_cycle_is_mora_with_the_sharing_type_of_that_cycle(sizes, padding, g
 
 
 def test_new_groups_shuffle_all_inputs_and_outputs_evenly():
-    _, _, adapter = build(60, 100, r=1, padding="zero")  # R = 13, five rounds of inputs with five places to spare
+    _, _, adapter = build(
+        60, 100, r=1, padding="zero", groups="permutation"
+    )  # R = 13, five rounds of inputs with five places to spare
     adapter.merge(1, torch.Generator().manual_seed(0))
     first = adapter.compress.clone(), adapter.expand.clone()
     assert (adapter.compress.sum(0) == 1).all(), "every input is in one group"
@@ -117,7 +119,7 @@ def test_new_groups_shuffle_all_inputs_and_outputs_evenly():
 
 
 def test_wrapped_places_are_filled_with_the_first_of_the_shuffled_inputs():
-    _, _, adapter = build(60, 100, r=1)
+    _, _, adapter = build(60, 100, r=1, groups="permutation")
     before = adapter.compress.clone()
     assert before.sum(0).tolist() == [2] * 5 + [1] * 55
     adapter.merge(1, torch.Generator().manual_seed(0))
@@ -163,8 +165,28 @@ def test_the_rank_grows_beyond_two_r_only_with_new_groups(groups, ranks):
     assert seen == ranks
 
 
+def test_by_default_it_merges_and_forgets_as_the_only_published_code_does():
+    """After update T, state and step counter deleted, sharing types 1-2-3-4."""
+    method, layer, adapter = build(60, 100, random=False, merge_every=5)
+    counted, groups = {}, {}
+
+    def on_step(step, optimizer):
+        counted[step] = int(optimizer.state[adapter.m]["step"])
+        groups[step] = adapter.compress.clone(), adapter.expand.clone()
+
+    train(method, layer, adapter, 20, on_step)
+    assert [step for step, count in counted.items() if count == 0] == [5, 10, 15]
+    assert counted[14] == 4
+    for step, sharing in [(4, 1), (5, 2), (10, 3), (15, 4), (20, 4)]:
+        mora = MoRA(MoRAConfig(sharing=sharing)).adapter(layer, torch.Generator())
+        mora.m.data.copy_(m := torch.randn(mora.m.shape, dtype=torch.float64))
+        compress, expand = groups[step]
+        torch.testing.assert_close(expand @ m @ compress, mora.delta_weight(), rtol=1e-12, atol=1e-12)
+
+
 def test_training_merges_on_time_resets_moments_and_counts_on():
-    method, layer, adapter = build(60, 100, random=False, merge_every=5, groups="official")
+    how = {"timing": "official", "reset": "random_pruning"}
+    method, layer, adapter = build(60, 100, random=False, merge_every=5, groups="official", **how)
     zero, kept = [], {}
 
     def on_step(step, optimizer):
@@ -201,7 +223,7 @@ def test_the_groups_follow_the_merges_under_both_timings():
 def test_schedule_and_refusals_are_those_of_the_restarts():
     method = ReMoRA(ReMoRAConfig(merge_every=200))
     assert method.learning_rate_multiplier(225, 1000, lambda _: 1.0) == jagged_cosine(225, 1000, 200, 100, 50)
-    with pytest.raises(ConfigError, match="ReMoRAConfig: merge_every=200 merges from update 201"):
+    with pytest.raises(ConfigError, match="ReMoRAConfig: merge_every=200 merges from update 200"):
         method.learning_rate_multiplier(0, 100, lambda _: 1.0)
     with pytest.raises(ConfigError, match="groups='random' is not allowed"):
         ReMoRAConfig(groups="random")

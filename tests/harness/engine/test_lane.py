@@ -1,0 +1,169 @@
+"""A lane has its own order of rows, its own trainable state, and gives copies of it away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.errors import ConfigError
+from harness.learning_rate import schedule
+from harness.pack import Pack
+from harness.task import Example, TaskData
+
+HEAD = [f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")]
+
+
+class Stream:
+    """Examples of given lengths, in their order: a plain iterable, which nobody can shuffle."""
+
+    def __init__(self, *lengths):
+        self.lengths = lengths
+
+    def __iter__(self):
+        for length in self.lengths:
+            yield Example([3] * length, [3] * length)
+
+
+def texts(rows):
+    return [row.ids.tolist() for row in rows]
+
+
+def test_rows_stay_until_their_update_is_done(kit):
+    lane = kit.make_lane(kit.make_base(), "lora")
+    first = texts(lane.rows())
+    assert texts(lane.rows()) == first
+    lane.advance()
+    assert lane.done == 1
+    assert texts(lane.rows()) != first
+
+
+def test_the_order_of_rows_depends_on_the_seed_alone(kit):
+    def order(*settings, data=None):
+        lane = kit.make_lane(kit.make_base(), *settings, data=data)
+        found = []
+        for _ in range(7):  # two epochs of ten rows, and one row of the third
+            found += texts(lane.rows())
+            lane.advance()
+        return found
+
+    data = TaskData([Example([n, n], [n, n]) for n in range(3, 13)], {})
+    expected = order("lora", 1e-2, 1, data=data)
+    assert order("mora", 3e-3, 1, data=data) == expected
+    assert order("full", 1e-4, 1, data=data) == expected
+    assert order("lora", 1e-2, 2, data=data) != expected
+    every = sorted([n, n] for n in range(3, 13))
+    assert sorted(expected[:10]) == sorted(expected[10:20]) == every, "each row once an epoch"
+    assert expected[:10] != expected[10:20], "shuffled anew"
+
+
+def test_held_rows_are_those_of_the_next_update_again_and_again(kit):
+    base = kit.make_base()
+    free, held = (kit.make_lane(base, "lora", seed=3) for _ in range(2))
+    free.advance()
+    held.advance()
+    expected = texts(free.rows())
+    assert texts(held.rows()) == expected
+    held.hold_rows()
+    for _ in range(3):
+        assert texts(held.rows()) == expected
+        held.advance()
+    free.advance()
+    assert texts(free.rows()) != expected, "only the lane that was told so holds its rows"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        # Tokens of 10, 16, 17, 40 and 12, in sixteens: 1, 1, 2, 3, 1. Labels, one fewer each: 1, 1, 1, 3, 1.
+        ({"batch_size": 1}, [1, 1, 2, 3, 3, 3]),
+        # (10, 16), (17, 40), (12, 10), (16, 17), ...: the longest 1, 3, 1, 2; labels 24, 55, 20, 31, in 32s 1, 2, 1, 1.
+        ({"batch_size": 2}, [1, 2, 2, 3, 3, 3]),
+        # Two forward passes each: (1, 1), (2, 3), (1, 1), (1, 2), (3, 1), ...
+        ({"batch_size": 2, "micro_batch_size": 1}, [1, 2, 2, 3, 4, 4]),
+    ],
+)
+def test_forms_of_batch_are_counted_as_a_gpu_pads_them(kit, recipe, expected):
+    data = TaskData(Stream(10, 16, 17, 40, 12), {})
+    lane = kit.make_lane(kit.make_base(), "lora", data=data, **recipe)
+    assert [lane.forms(steps) for steps in range(1, 7)] == expected
+    assert len(lane.rows()[0].ids) == 10, "counting takes no row"
+
+
+def test_the_length_of_a_recipe_in_epochs(kit):
+    base = kit.make_base()
+    assert kit.make_lane(base, "lora", steps=0, epochs=2.0).steps == 7, "ten rows twice, by threes"
+    assert kit.make_lane(base, "lora", steps=0, epochs=0.01).steps == 1
+    assert kit.make_lane(base, "lora", steps=5, epochs=2.0).steps == 5
+    with pytest.raises(ConfigError, match="--steps"):
+        kit.make_lane(base, "lora", steps=0, epochs=2.0, data=TaskData(Stream(10, 12), {}))
+
+
+def test_warm_up_is_a_number_of_updates_or_else_a_fraction_of_them(kit):
+    def multipliers(**recipe):
+        return kit.make_lane(kit.make_base(), "lora", steps=10, **recipe).multipliers
+
+    after_four = schedule("linear", 10, 4)
+    expected = [after_four(step) for step in range(10)]
+    assert multipliers(warmup_steps=4, warmup_fraction=0.9) == expected
+    assert multipliers(warmup_fraction=0.4) == expected
+
+
+def test_a_head_that_the_checkpoint_lacked_is_drawn_from_the_trials_seed(kit):
+    def heads(fresh):
+        base = kit.make_classifier("encoder", fresh=fresh)
+        lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 0, 1)]
+        return [lane.modules["classifier"].dense.weight for lane in lanes], base.model.classifier.frozen.dense.weight
+
+    (first, again, other), shared = heads(HEAD)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, shared)
+    pretrained, shared = heads([])
+    assert all(torch.equal(head, shared) for head in pretrained), "one of the checkpoint is where every trial starts"
+
+
+def test_building_a_lane_draws_nothing_from_the_process(kit, method):
+    base = kit.make_classifier("encoder", fresh=HEAD)
+    before = torch.get_rng_state()
+    kit.make_lane(base, method)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_share_a_batch(kit):
+    base = kit.make_base()
+    assert kit.make_lane(base, "lora").packs()
+    assert not kit.make_lane(base, "full").packs(), "it has a model of its own"
+    base = kit.make_classifier("shared positions")
+    assert not kit.make_lane(base, "lora").packs(), "it adapts layers that see more than the batch's rows"
+
+
+def test_state_is_a_copy_of_everything_trained(kit, method):
+    base = kit.make_base(() if method == "full" else ("lm_head",))
+    lane = kit.make_lane(base, method)
+    live = {
+        **lane.masters,
+        **{f"{name}.{key}": p for name, module in lane.trained().items() for key, p in module.named_parameters()},
+    }
+    assert {id(p) for p in live.values()} >= {id(p) for p in lane.parameters()}, "everything the optimizer moves"
+    state = lane.state()
+    assert state.keys() >= live.keys()
+    assert all(torch.equal(state[name], p) for name, p in live.items())
+    kit.run(base, [lane])
+    assert any(not torch.equal(state[name], p) for name, p in live.items()), "training goes on, the copy stays"
+    assert all(torch.equal(value, live[name]) for name, value in lane.state().items() if name in live)
+
+
+def test_a_lane_that_left_a_pack_shares_no_memory_with_the_others(kit):
+    base = kit.make_base()
+    lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 1)]
+    Pack(base, lanes).step()
+
+    def storages(lane):
+        return {p.untyped_storage().data_ptr() for p in lane.parameters()}
+
+    assert storages(lanes[0]) & storages(lanes[1]), "stacked, they do"
+    before = lanes[0].state()
+    lanes[0].leave()
+    assert not storages(lanes[0]) & storages(lanes[1])
+    after = lanes[0].state()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

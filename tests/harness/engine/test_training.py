@@ -1,0 +1,184 @@
+"""The loop ends every lane where it should end, scores it, and no lane's end changes another's course."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.errors import TrialDivergedError
+from harness.pack import Pack
+from harness.task import Evaluation
+from harness.training import evaluating
+
+
+def test_full_fine_tuning_matches_a_plain_loop(kit):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "full", learning_rate=1e-3, clip_norm=0.0)
+    plain = kit.language_model().requires_grad_(True)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
+    expected = []
+    again = kit.make_lane(kit.make_base(), "full")
+    for step in range(12):
+        losses = []
+        for row in again.rows():
+            ids = torch.from_numpy(row.ids)[None]
+            logits = plain(input_ids=ids).logits[0, 1:-1]  # the first two tokens of a toy example carry no loss
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 2:], reduction="none"))
+        loss = torch.cat(losses).mean()
+        expected.append(float(loss.detach()))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - step / 12)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        again.advance()
+    recorder = kit.run(base, [lane])
+    assert recorder.losses[lane.trial.id] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_lane_that_ends_earlier_changes_nothing_for_the_others(kit):
+    lengths = [12, 5, 9]
+    solo = [kit.run(base := kit.make_base(), [kit.make_lane(base, "lora", seed=n, steps=n)]) for n in lengths]
+    base = kit.make_base()
+    packed = kit.run(base, [kit.make_lane(base, "lora", seed=n, steps=n) for n in lengths])
+    kit.assert_same_as_solo(packed, solo)
+    assert [lane.done for lane in packed.finished_lanes] == sorted(lengths)
+
+
+def test_a_diverged_lane_leaves_and_the_rest_go_on(kit):
+    solo = kit.run(base := kit.make_base(), [kit.make_lane(base, "lora", seed=1)])
+    base = kit.make_base()
+    bad = kit.make_lane(base, "lora", learning_rate=1e30, clip_norm=0.0)
+    packed = kit.run(base, [bad, kit.make_lane(base, "lora", seed=1)])
+    kit.assert_same_as_solo(packed, [solo])
+    assert isinstance(bad.error, TrialDivergedError)
+    assert "step" in str(bad.error)
+    assert bad.done < 12
+
+
+def test_out_of_memory_halves_the_pack_and_loses_nothing(kit, monkeypatch):
+    settings = [("lora", 1e-2, 0), ("dora", 1e-2, 1), ("relora", 3e-3, 2)]
+    solo = [kit.run(base := kit.make_base(), [kit.make_lane(base, *each)]) for each in settings]
+    base = kit.make_base()
+    original = Pack._gradients
+
+    def small_device(self, batches):
+        losses = original(self, batches)  # the failure comes after gradients were written
+        if len(self.lanes) > 1 and self.lanes[0].done == 4:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        return losses
+
+    monkeypatch.setattr(Pack, "_gradients", small_device)
+    packed = kit.run(base, [kit.make_lane(base, *each) for each in settings])
+    kit.assert_same_as_solo(packed, solo)
+    assert all(lane.error is None for lane in packed.finished_lanes)
+
+
+def test_a_lane_that_does_not_fit_alone_says_so(kit, monkeypatch):
+    base = kit.make_base()
+
+    def no_memory(self, batches):
+        raise torch.OutOfMemoryError("out of memory, for this test")
+
+    monkeypatch.setattr(Pack, "_gradients", no_memory)
+    packed = kit.run(base, [kit.make_lane(base, "lora"), kit.make_lane(base, "mora")])
+    assert [type(lane.error) for lane in packed.finished_lanes] == [torch.OutOfMemoryError] * 2
+
+
+def test_lanes_of_a_model_whose_layers_see_more_than_rows_train_one_by_one(kit):
+    """DeBERTa gives its query and key layers relative positions too, once for all rows."""
+    settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1)]
+    solo = [kit.run(base := kit.make_classifier("shared positions"), [kit.make_lane(base, *each)]) for each in settings]
+    base = kit.make_classifier("shared positions")
+    names = {name.rsplit(".", 1)[-1] for name in set(base.slots) - base.rowwise}
+    assert names == {"query_proj", "key_proj"}
+    packed = kit.run(base, [kit.make_lane(base, *each) for each in settings])
+    kit.assert_same_as_solo(packed, solo)
+    assert [lane.pack_lanes for lane in packed.finished_lanes] == [1, 1]
+
+
+def test_nothing_is_compiled_unless_asked_for(kit, method):
+    """Neither training nor a method's calibration: a machine may have no C++ compiler, and every form takes seconds."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    kit.run(base := kit.make_base(), [kit.make_lane(base, method, steps=3)])
+    assert not torch._dynamo.utils.counters["frames"]
+
+
+class Scored:
+    """Scores a model by what it is asked to score: which lane, at which step, on which split."""
+
+    def __init__(self, kit, monkeypatch, fails=lambda context: False):
+        self.calls = []
+
+        def evaluate(task, model, context, split):
+            self.calls.append((context.seed, split))
+            if fails(context):
+                raise RuntimeError("scoring failed on purpose")
+            return Evaluation({"loss": float(len(self.calls))})
+
+        def load(task, context, load=kit.ToyTask.load):
+            return replace(load(task, context), splits={"validation": "validation", "test": "test"})
+
+        monkeypatch.setattr(kit.ToyTask, "evaluate", evaluate)
+        monkeypatch.setattr(kit.ToyTask, "load", load)
+
+
+def test_validation_is_scored_where_the_recipe_says_and_test_once_at_the_end(kit, monkeypatch):
+    scored = Scored(kit, monkeypatch)
+    lane = kit.make_lane(base := kit.make_base(), "lora", evaluate_at=(4, 8, 12))
+    kit.run(base, [lane])
+    assert [split for _, split in scored.calls] == ["validation", "validation", "test"]
+    assert {each["step"]: each["metrics"]["loss"] for each in lane.history if "loss" in each["metrics"]} == {
+        4: 1.0, 8: 2.0, 12: 3.0
+    }  # fmt: skip
+    assert lane.evaluation.metrics == {"loss": 3.0}
+    assert [each["step"] for each in lane.history] == list(range(1, 13)), "and every loss is there"
+
+
+def test_a_trial_that_only_chooses_a_learning_rate_never_sees_test(kit, monkeypatch):
+    scored = Scored(kit, monkeypatch)
+    base = kit.make_base()
+    kit.run(base, [kit.make_lane(base, "lora", seed=0, purpose="tune"), kit.make_lane(base, "lora", seed=1)])
+    assert sorted(scored.calls) == [(0, "validation"), (1, "test")]
+
+
+def test_a_failing_score_is_that_lanes_result_alone(kit, monkeypatch):
+    Scored(kit, monkeypatch, fails=lambda context: context.seed == 0)
+    base = kit.make_base()
+    bad, good = lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 1)]
+    recorder = kit.run(base, lanes)
+    assert recorder.finished_lanes == lanes
+    assert "on purpose" in str(bad.error)
+    assert bad.evaluation is None
+    assert good.error is None
+    assert good.evaluation is not None
+    assert all(not slot.parts for slot in base.slots.values())
+
+
+def test_tokens_are_counted_without_padding(kit):
+    base = kit.make_base()
+    lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 1)]
+    expected = []
+    for seed in (0, 1):
+        again = kit.make_lane(kit.make_base(), "lora", seed=seed)
+        expected.append(0)
+        for _ in range(12):
+            expected[-1] += sum(len(row.ids) for row in again.rows())
+            again.advance()
+    kit.run(base, lanes)
+    assert [lane.train_tokens for lane in lanes] == expected
+
+
+def test_a_lane_is_evaluated_without_gradients_and_leaves_no_trace_even_of_a_failure(kit):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora")
+    with evaluating(base, lane) as model:
+        assert not model(input_ids=torch.arange(3, 9)[None]).logits.requires_grad
+        assert not any(module.training for module in lane.trained().values())
+    with pytest.raises(IndexError), evaluating(base, lane) as model:
+        model(input_ids=torch.tensor([[40]]))  # the model knows 40 tokens
+    assert torch.is_grad_enabled()
+    assert all(not slot.parts for slot in base.slots.values())
