@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.errors import DataError
 from harness.task import IGNORE, Example, ModelKind, TaskData
 
 GPU_MULTIPLE = 16  # tokens: on a GPU batches are padded to few different forms, since each is captured apart
@@ -84,18 +85,34 @@ def draw(data: TaskData, kind: ModelKind, batch_size: int, seed: int) -> Iterato
     A sequence is shuffled anew each epoch; a batch that reaches its end goes on into the next epoch, so that every
     batch is full. The order depends on the seed alone, so that methods can be compared in pairs. A plain iterable is
     read in its own order, again from the start when it ends.
+
+    Raises:
+        DataError: There is nothing to read, or nothing a second time.
     """
 
     def stream() -> Iterator[Row]:
         for epoch in itertools.count():
-            if isinstance(data.train, Sequence):
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-                for place in torch.randperm(len(data.train), generator=generator).tolist():
-                    if place not in data.rows:
-                        data.rows[place] = encode(data.train[place], kind)
-                    yield data.rows[place]
-            else:
-                yield from (encode(example, kind) for example in data.train)
+            rows = epoch_of(epoch)
+            first = next(rows, None)
+            if first is None:
+                raise DataError(
+                    "TaskData.train holds no examples"
+                    if epoch == 0
+                    else "TaskData.train ends before the training does and cannot be read again; "
+                    "give a list, or an object whose __iter__ starts anew, instead of a generator"
+                )
+            yield first
+            yield from rows
+
+    def epoch_of(epoch: int) -> Iterator[Row]:
+        if isinstance(data.train, Sequence):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            for place in torch.randperm(len(data.train), generator=generator).tolist():
+                if place not in data.rows:
+                    data.rows[place] = encode(data.train[place], kind)
+                yield data.rows[place]
+        else:
+            yield from (encode(example, kind) for example in data.train)
 
     rows = stream()
     while True:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.errors import BudgetError, ConfigError
+from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError
 from harness.method import Method
 from harness.registry import Registry
 
@@ -188,16 +188,35 @@ def count_on_layers(method: type[Method], config: Any, layers: Mapping[str, tupl
 
     Raises:
         ConfigError: The method cannot be applied to a layer; the message names it.
+        PluginLoadError: The method's formula fails, or gives no number of parameters.
     """
     instance, found, total = method(config), dict[tuple[int, int], int](), 0
     for name, shape in layers.items():
         if shape not in found:  # models repeat few shapes many times
             try:
-                found[shape] = instance.trainable_parameters(*shape)
+                found[shape] = _count_on_layer(instance, shape)
             except ConfigError as error:
                 raise ConfigError(f"layer {name!r}: {error}") from error
         total += found[shape]
     return total
+
+
+def _count_on_layer(method: Method, shape: tuple[int, int]) -> int:
+    """Return the parameters that a method says it trains on one layer (in, out); what it says is a stranger's code."""
+    call = f"{method.name}: trainable_parameters(in_features={shape[0]}, out_features={shape[1]})"
+    advice = "correct the method (`harness check` tests it), or leave it out"
+    try:
+        count: Any = method.trainable_parameters(*shape)
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise PluginLoadError(
+            f"{call} raises {type(error).__name__}: {error}; it must return an int >= 0, "
+            f"or raise ConfigError where the method cannot be applied. Please {advice}."
+        ) from error
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise PluginLoadError(f"{call} returns {count!r}; it must return an int >= 0. Please {advice}.")
+    return count
 
 
 def _within(
@@ -281,7 +300,7 @@ class _Mix:
     ) -> None:
         self._low, self._knob, self._high, self._layers = replace(config, **{knob: low}), knob, high, layers
         methods = [method(replace(config, **{knob: value})) for value in (low, high)]
-        counts = {shape: [each.trainable_parameters(*shape) for each in methods] for shape in set(layers.values())}
+        counts = {shape: [_count_on_layer(each, shape) for each in methods] for shape in set(layers.values())}
         self._base = sum(counts[shape][0] for shape in layers.values())
         self._kinds: dict[int, list[str]] = {}
         for name, shape in layers.items():

@@ -206,15 +206,19 @@ def linear_layers(model: nn.Module, trains: Sequence[str]) -> dict[str, tuple[in
 
     Args:
         model: The base model, possibly on the meta device.
-        trains: Patterns of modules that train whole; their layers get no adapter. Nor does the output head.
+        trains: Patterns of modules that train whole; their layers get no adapter. Nor does the output head: a language
+            model's output embeddings, or all that another model has outside of its body.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    has_body = head is None and getattr(model, "base_model", model) is not model
+    body = f"{model.base_model_prefix}." if has_body else ""
     whole = trained_modules(model, trains)
     return {
         name: shape
         for name, module in model.named_modules()
         if (shape := linear_shape(module)) is not None
         and module is not head
+        and name.startswith(body)
         and not any(name == other or name.startswith(f"{other}.") for other in whole)
     }
 

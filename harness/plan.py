@@ -16,7 +16,14 @@ from typing import Any
 from harness.budget import budget_parameters, count_on_layers, parse_settings_but_knob, parse_value, solve
 from harness.errors import BudgetError, ConfigError, UsageError
 from harness.method import Method, attaches
-from harness.model import build_on_meta, choose_model, count_parameters, linear_layers, select_layers
+from harness.model import (
+    build_on_meta,
+    choose_model,
+    count_parameters,
+    linear_layers,
+    select_layers,
+    trained_modules,
+)
 from harness.record import Record
 from harness.registry import Registry
 from harness.suite import Suite
@@ -80,6 +87,12 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         data = task.data_identity(recipe, data_dir)
         choice = choose_model(suite.model or task.model, suite.revision, task, recipe)
         skeleton = build_on_meta(choice, task, recipe)
+        if task.trains and not trained_modules(skeleton, task.trains):
+            parts = ", ".join(name for name, _ in skeleton.named_children())
+            raise UsageError(
+                f"task {task.name!r}: trains={', '.join(task.trains)} matches no module of model {choice.name!r}, so "
+                f"its head would stay as it is; the model's outermost modules are: {parts}"
+            )
         layers = select_layers(linear_layers(skeleton, task.trains), suite.targets or task.targets, bool(suite.targets))
         for budget_number, budget in enumerate(suite.budgets):
             asked = budget_parameters(budget, layers, count_parameters(skeleton), registry)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -110,8 +112,11 @@ class Record:
         """Rebuild a record.
 
         Raises:
-            RecordError: another schema version, missing or unknown keys, or an id that does not match the content.
+            RecordError: not an object, another schema version, missing or unknown keys, a value of a wrong type, or an
+                id that does not match the content.
         """
+        if not isinstance(data, Mapping):
+            raise RecordError(f"it holds {_shorten(data)}, not a record; a record is a JSON object")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise RecordError(
@@ -121,10 +126,109 @@ class Record:
         try:
             body = {key: value for key, value in data.items() if key != "trial_id"}
             record = cls(**{**body, "trial": Trial.from_json(body["trial"]), "state": State(body["state"])})
+            trial_id = record.trial_id
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"record {data.get('trial_id')!r} is not readable: {error}") from error
-        if data.get("trial_id") != record.trial_id:
+        if data.get("trial_id") != trial_id:
             raise RecordError(
-                f"record {data.get('trial_id')!r} does not match its content (id {record.trial_id}): it was edited"
+                f"record {data.get('trial_id')!r} does not match its content (id {trial_id}): it was edited"
             )
+        for name, misfits in FIELDS.items():
+            for where, value, wanted in misfits(getattr(record, name), name):
+                raise RecordError(f"record {trial_id!r}: {where}={_shorten(value)} is not allowed; give {wanted}")
         return record
+
+
+def loads(text: str | bytes) -> Any:
+    """Return what JSON text holds. NaN and infinity, which Python would let pass, are not JSON: ``ValueError``."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Yields (where, value, what is wanted there) for all in a value, which stands at a place, that is of a wrong type.
+Misfits = Callable[[Any, str], Iterator[tuple[str, Any, str]]]
+
+
+def _one(fits: Callable[[Any], bool], wanted: str) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not fits(value):
+            yield where, value, wanted
+
+    return misfits
+
+
+def _object(of: Misfits) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not isinstance(value, Mapping):
+            yield where, value, "an object"
+            return
+        for name, each in value.items():
+            yield from of(each, f"{where}.{name}")
+
+    return misfits
+
+
+def _list(of: Misfits) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not isinstance(value, list | tuple):
+            yield where, value, "a list"
+            return
+        for place, each in enumerate(value):
+            yield from of(each, f"{where}[{place}]")
+
+    return misfits
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is finite or missing. True and false count: per-item scores may be either."""
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return value == "" or bool(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+ANYTHING = _one(lambda value: True, "")
+TEXT = _one(lambda value: isinstance(value, str), "text")
+NUMBER = _one(_is_number, "a finite number or null")
+STEP = _one(lambda value: type(value) is int, "a whole number")
+TIME = _one(_is_time, "a time in ISO 8601")
+
+
+def _curve_point(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+    if not isinstance(value, Mapping) or not {"step", "metrics"} <= set(value):
+        yield where, value, "an object with step and metrics"
+        return
+    yield from STEP(value["step"], f"{where}.step")
+    yield from _object(NUMBER)(value["metrics"], f"{where}.metrics")
+
+
+FIELDS: Mapping[str, Misfits] = {
+    "metrics": _object(NUMBER),
+    "reasons": _object(TEXT),
+    "history": _list(_curve_point),
+    "items": _object(_list(NUMBER)),
+    "main_metric": TEXT,
+    "higher_is_better": _one(lambda value: isinstance(value, bool), "true or false"),
+    "metric_details": _object(_object(ANYTHING)),
+    "counts": _object(NUMBER),
+    "cost": _object(NUMBER),
+    "environment": _object(ANYTHING),
+    "error": _one(lambda value: value is None or isinstance(value, Mapping), "an object or null"),
+    "started_at": TIME,
+    "finished_at": TIME,
+    "artifacts": _object(TEXT),
+    "published": _list(_object(ANYTHING)),
+    "paper_recipe": _object(ANYTHING),
+}

@@ -6,6 +6,7 @@ every submodule is registered as its own plugin, named ``<entry point>:<module>`
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import logging
@@ -13,7 +14,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
@@ -34,6 +35,8 @@ GROUP = "harness"
 SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]*(/[a-z0-9][a-z0-9_.+-]*)*")  # a name that the command line can take apart
 RESERVED = ("all", "everything")
 REQUIRED = {"method": ("paper",), "task": ("main_metric", "metrics", "recipes"), "suite": ()}
+# The types of default that a field annotated so may have; other annotations are left to the class itself.
+PLAIN: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,8 @@ def build_registry(block: Collection[str] = ()) -> Registry:
             to them.
 
     Raises:
-        PluginLoadError: A plugin cannot be imported, misspells a hook, or claims a name that another has.
+        PluginLoadError: A plugin cannot be imported, misspells a hook, declares something that cannot be used, or
+            claims a name that another has.
     """
     blocked = {*block, *filter(None, os.environ.get("HARNESS_BLOCK", "").split(","))}
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -135,7 +139,7 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                 manager.check_pending()
             except PluginLoadError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a module that exits must not end the harness without a word
                 raise PluginLoadError(
                     f"plugin {name!r} ({how}, {point.value}) does not load: {type(error).__name__}: {error}. {advice}"
                 ) from error
@@ -152,7 +156,7 @@ def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callab
     """Yield (plugin name, loader) for the module an entry point names, or for each module of the package it names."""
     try:
         target = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(
             f"{how} ({point.value}) does not load: {type(error).__name__}: {error}. "
             f"Fix or uninstall it, or go on without it: --block {point.name} (or HARNESS_BLOCK={point.name})."
@@ -184,6 +188,77 @@ def _check_marked(module: ModuleType) -> None:
             raise TypeError(f"{name}() is not marked as a hook; write @hookimpl (from harness) above it")
 
 
+def _check_declared(kind: str, thing: Any) -> str:
+    """Return what is wrong with what a method or task class declares, and what to write instead; empty if nothing.
+
+    Only what every command relies on. Whether a method does what it says is for ``harness check``.
+    """
+    if kind == "method":
+        return _check_config(thing.Config) or _check_traits(thing)
+    if kind == "task":
+        problem = _check_values(thing, "metrics", "Metric") or _check_values(thing, "recipes", "Recipe")
+        if problem or thing.main_metric in list(thing.metrics):
+            return problem
+        known = ", ".join(thing.metrics) or "none yet"
+        return f"main_metric is {thing.main_metric!r}; make it one of its metrics ({known})"
+    return ""
+
+
+def _check_config(config: Any) -> str:
+    if not inspect.isclass(config) or not dataclasses.is_dataclass(config):
+        return f"Config is {config!r}; make it a frozen dataclass, a subclass of harness.MethodConfig"
+    name = config.__qualname__
+    if undecorated := [key for key, value in vars(config).items() if isinstance(value, dataclasses.Field)]:
+        return f"{name} declares {', '.join(undecorated)} but is no dataclass; write @dataclass(frozen=True) above it"
+    bare = [
+        each.name
+        for each in dataclasses.fields(config)
+        if each.init and each.default is each.default_factory is dataclasses.MISSING
+    ]
+    if bare:
+        return f"{name} has no default for {', '.join(bare)}; give every field one, with harness.setting(default, help)"
+    for each in dataclasses.fields(config):
+        annotation = each.type if isinstance(each.type, str) else getattr(each.type, "__name__", "")
+        if each.default is None or each.default is dataclasses.MISSING or annotation not in PLAIN:
+            continue
+        if not isinstance(each.default, PLAIN[annotation]) or (isinstance(each.default, bool) and annotation != "bool"):
+            return f"the default of {name}.{each.name} is {each.default!r}; make it of type {annotation}, as declared"
+    try:
+        config()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises with it
+        return f"the defaults of {name} are refused: {type(error).__name__}: {error}"
+    return ""
+
+
+def _check_traits(method: type[Method]) -> str:
+    from harness.method import MethodTraits
+
+    traits: Any = method.traits
+    if not isinstance(traits, MethodTraits):
+        return f"traits is {traits!r}; write traits = MethodTraits(...)"
+    knob, config = traits.budget_knob, method.Config()
+    fields = [each.name for each in dataclasses.fields(config) if type(getattr(config, each.name)) is int]
+    if knob is None or knob in fields:
+        return ""
+    return (
+        f"traits.budget_knob is {knob!r}, which is no int field of {method.Config.__qualname__}; write "
+        f"MethodTraits(budget_knob=...) with one of {', '.join(fields) or 'its int fields (it has none)'}, "
+        "or with None where the size is fixed"
+    )
+
+
+def _check_values(task: type[Task], field: str, wanted: str) -> str:
+    from harness import task as contract
+
+    values: Any = getattr(task, field)
+    if not isinstance(values, Mapping):
+        return f"{field} is {values!r}; make it a dict of names to harness.{wanted}"
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, getattr(contract, wanted)):
+            return f"{field}[{name!r}] is {value!r}; make it a harness.{wanted}(...) under a name"
+    return ""
+
+
 def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
     """Ask every plugin what it registers, keeping who said it."""
     from harness.method import Method
@@ -208,6 +283,12 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
                 f"two plugins register a {kind} called {name!r}: {other.file} ({other.pin}) and {origin.file} "
                 f"({origin.pin}). Rename one, or leave one out: --block {origin.plugin}."
             )
+        problem = _check_declared(kind, thing)
+        if problem:
+            raise PluginLoadError(
+                f"{where[:-1]}, {origin.pin}) registers a {kind} {name!r} that cannot be used: {problem}. "
+                f"Correct it, or go on without it: --block {origin.plugin}."
+            )
         tables[kind][name], found[kind, name] = thing, origin
 
     for kind, base in (("method", Method), ("task", Task), ("suite", Path)):
@@ -216,7 +297,12 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
             origin = origins[implementation.plugin_name]
             try:
                 things = implementation.function()
-            except Exception as error:
+                if not isinstance(things, Iterable):
+                    raise TypeError(
+                        f"{implementation.function.__name__}() returns {things!r}; return a list of {kind}s"
+                    )
+                things = list(things)
+            except (Exception, SystemExit) as error:
                 raise PluginLoadError(
                     f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {kind}s: "
                     f"{type(error).__name__}: {error}. Go on without it: --block {origin.plugin}."

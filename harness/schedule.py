@@ -32,6 +32,8 @@ from harness.trial import Trial
 
 logger = logging.getLogger(__name__)
 
+MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -196,6 +198,8 @@ class Scheduler:
             for trial in lost:
                 why = "the worker ended its job without a record"
                 self._keep(self._ended(worker, trial, State.FAILED, "NoRecord", why))
+        elif event["event"] == "stop":
+            raise HarnessError(f"{event['why']}. {MAKE_ROOM}")
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
             worker.jobs = [trial for trial in worker.jobs if trial.id != event["record"]["trial_id"]]
@@ -226,8 +230,7 @@ class Scheduler:
             record = there
         except OSError as error:
             raise HarnessError(
-                f"the record of {record.trial.label} cannot be written to {self.store.root}: {error}. "
-                "Make room, then run the same command again: finished trials are kept."
+                f"the record of {record.trial.label} cannot be written to {self.store.root}: {error}. {MAKE_ROOM}"
             ) from error
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})

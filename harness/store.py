@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 import fsspec
 
 from harness.errors import RecordError, UsageError
-from harness.record import Record
+from harness.record import Record, loads
 
 RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
 
@@ -79,8 +78,8 @@ class Store:
         except FileNotFoundError:
             return None
         try:
-            return Record.from_json(json.loads(text))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecordError, AttributeError) as error:
+            return Record.from_json(loads(text))
+        except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
             raise RecordError(f"{self.root}/{trial_id}.json: {error}. Move it away to run the trial again.") from error
 
     def records(self) -> Iterator[Record]:
@@ -109,7 +108,7 @@ class Store:
             aside = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
             Path(self._join(name)).replace(aside)  # takes whatever is there now, so look at it before it goes
             try:
-                if Record.from_json(json.loads(aside.read_bytes())).state.is_final:
+                if Record.from_json(loads(aside.read_bytes())).state.is_final:
                     os.link(aside, self._join(name))
                     raise RecordError(f"{self.root}/{name} exists by now; records are written once") from None
             finally:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from harness.errors import HarnessError
 from harness.method import check_settings, setting
 
 
@@ -181,6 +182,37 @@ class Evaluation:
     def metrics_present(self) -> dict[str, float]:
         """Return the metrics that have a value."""
         return {name: value for name, value in self.metrics.items() if value is not None}
+
+
+def check_evaluation(task: Task, found: Any) -> Evaluation:
+    """Return what ``task.evaluate`` found, in plain numbers.
+
+    Raises:
+        HarnessError: It is no ``Evaluation``, a declared metric is missing or another one is there, a value is no
+            number, or there is none and no reason.
+    """
+    where = f"task {task.name!r}: evaluate()"
+    if not isinstance(found, Evaluation):
+        raise HarnessError(f"{where} returned {type(found).__name__}; return harness.Evaluation(metrics={{...}})")
+    for name in (*task.metrics, *found.metrics):
+        if name not in found.metrics:
+            raise HarnessError(f"{where} returned no metric {name!r}; give its value, or None and a reason")
+        if name not in task.metrics:
+            raise HarnessError(f"{where} returned a metric {name!r}; the task declares {', '.join(task.metrics)}")
+        if found.metrics[name] is None and not found.reasons.get(name):
+            raise HarnessError(f"{where}: metric {name!r} is None; say why in reasons[{name!r}]")
+
+    def number(value: Any, name: str) -> float | None:
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise HarnessError(f"{where}: {name} has {value!r}, which is not a number") from error
+
+    return Evaluation(
+        {name: number(value, f"metrics[{name!r}]") for name, value in found.metrics.items()},
+        {name: str(reason) for name, reason in found.reasons.items()},
+        {name: [number(each, f"items[{name!r}]") for each in values] for name, values in found.items.items()},
+    )
 
 
 class Task:

@@ -19,7 +19,7 @@ from harness.lane import Lane
 from harness.pack import Pack
 from harness.resident import Base
 from harness.slots import Reader
-from harness.task import Evaluation
+from harness.task import Evaluation, check_evaluation
 
 
 class Watch(Protocol):
@@ -107,7 +107,7 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
 def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:
     start = time.perf_counter()
     with evaluating(base, lane) as model:
-        result = base.task.evaluate(model, lane.context, lane.data.splits[split])
+        result = check_evaluation(base.task, base.task.evaluate(model, lane.context, lane.data.splits[split]))
     lane.evaluate_seconds += time.perf_counter() - start
     return result
 

@@ -284,11 +284,11 @@ class _Reporter:
         """Send the record."""
         self.done.add(lane.trial.id)
         try:
-            record = self.worker.record(lane, self.started)
-        except Exception as error:  # noqa: BLE001 - e.g. no room for the adapter: that trial's result
-            lane.error = error
-            record = self.worker.record(lane, self.started)
-        self.worker.emit({"event": "record", "record": record.to_json()})
+            self.worker.emit({"event": "record", "record": self.worker.record(lane, self.started).to_json()})
+        except OSError as error:  # of the place for results, not of the trial
+            self.worker.emit({"event": "stop", "why": f"the adapter of {lane.trial.label} cannot be written: {error}"})
+        except Exception as error:  # noqa: BLE001 - a record that cannot be made is that trial's result
+            self.worker._emit_failure(lane.trial, error, self.started)
 
 
 def build_config(method: type[Method], values: Mapping[str, Any]) -> Any:

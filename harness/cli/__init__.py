@@ -16,12 +16,14 @@ import click
 from harness import __version__
 from harness.cli import base, catalogue, check, data, export, plan, results, run, track
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PluginLoadError
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
+    from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = ["INTERRUPTED", "TRACKING_INCOMPLETE", "TRIALS_FAILED", "app", "main"]
+
+logger = logging.getLogger(__name__)
 
 
 class Commands(click.Group):
@@ -32,12 +34,19 @@ class Commands(click.Group):
         return sorted({*super().list_commands(context), *others().names})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return a command, importing it on first use."""
+        """Return a command, importing it on first use. One that does not load says so when it is used."""
         built_in = super().get_command(context, name)
         if built_in is not None:
             return built_in
         found = [each for each in others() if each.name == name]
-        command: click.Command | None = found[0].load() if found else None
+        if not found:
+            return None
+        try:
+            command = found[0].load()
+            if not isinstance(command, click.Command):
+                raise TypeError(f"it is a {type(command).__name__}, not a click.Command")
+        except Exception as error:  # noqa: BLE001  whatever a stranger's module raises
+            return broken(found[0], error)
         return command
 
 
@@ -46,6 +55,28 @@ def others() -> EntryPoints:
     from importlib import metadata  # takes a fifth of a built-in command's start, which never comes here
 
     return metadata.entry_points(group="harness.commands")
+
+
+def broken(point: EntryPoint, error: Exception) -> click.Command:
+    """Return a stand-in for a command that does not load, so that the other commands and the help still work."""
+    distribution = point.dist.name if point.dist else "unknown"
+    version = point.dist.version if point.dist else "0"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+
+    def explain() -> None:
+        logger.debug("", exc_info=error)
+        raise PluginLoadError(
+            f"command {point.name!r} (entry point {point.name!r} of {distribution} {version}, {point.value}) "
+            f"does not load: {what}. Fix or reinstall it, or remove it: pip uninstall {distribution}."
+        )
+
+    return click.Command(
+        point.name,
+        callback=explain,
+        short_help=f"(does not load: {what})",
+        add_help_option=False,  # `--help`, too, gets the message
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 @click.group(
@@ -63,13 +94,13 @@ def others() -> EntryPoints:
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, with tracebacks.")
 @click.pass_context
 def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
-    r"""Compare parameter-efficient fine-tuning methods fairly: same budget, same tuning, several seeds.
+    """Compare parameter-efficient fine-tuning methods fairly: same budget, same tuning, several seeds.
 
     \b
     harness run --methods all --task uuid     train and score every method on a task
     harness leaderboard                       render the results as a page
     harness list methods                      see what there is
-    """
+    """  # noqa: D301  click wants the character itself, before lines to be kept
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import signal
 import sys
@@ -17,8 +18,10 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.plan import Cell
     from harness.record import Record
-    from harness.registry import Registry
+    from harness.schedule import Observers
     from harness.trial import Trial
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -112,21 +115,35 @@ def run(
     finally:
         scheduler.close()
     records = finished(cells, look_up)
-    click.echo(summary(registry, records))
+    click.echo(summary(scheduler.observers, records))
+    where = "" if store.root == "results" else f" --results {shlex.quote(store.root)}"  # for commands to copy
     if display.total:
-        click.echo(f"Records are in {store.root}. `harness leaderboard` renders them as a page.", err=True)
+        click.echo(f"Records are in {store.root}. `harness leaderboard{where}` renders them as a page.", err=True)
     else:
         click.echo(f"Nothing to train: all {len(records)} trials are in {store.root}.", err=True)
-    if scheduler.observers.failures:
+    reported = [each for each in records if each.trial.purpose == "report"]
+    failed = [each for each in reported if each.state != "complete"]
+    unscored = [each for each in reported if each.state == "complete" and each.score is None]
+    for each in failed:
         click.echo(
-            "harness: results complete, tracking incomplete (see the warnings); `harness track rebuild` repairs it",
+            f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}{where}`; "
+            f"to run it again, move {store.root.rstrip('/')}/{each.trial_id}.json away",
             err=True,
         )
-        return TRACKING_INCOMPLETE
-    failed = [each for each in records if each.state != "complete" and each.trial.purpose == "report"]
-    for each in failed:
-        click.echo(f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}`", err=True)
-    return TRIALS_FAILED if failed else 0
+    for each in unscored:
+        reason = each.reasons.get(each.main_metric, "the record gives no reason")
+        click.echo(
+            f"harness: {each.trial.label} has no {each.main_metric}: {reason}: "
+            f"`harness results show {each.trial_id}{where}`",
+            err=True,
+        )
+    if scheduler.observers.failures:
+        complete = "" if failed or unscored else "results complete, "
+        click.echo(
+            f"harness: {complete}tracking incomplete (see the warnings); `harness track rebuild{where}` repairs it",
+            err=True,
+        )
+    return TRIALS_FAILED if failed else TRACKING_INCOMPLETE if scheduler.observers.failures else 0
 
 
 def parse_pack(text: str, device: str) -> int:
@@ -145,6 +162,22 @@ def finished(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -
     return [record for cell in cells for trial in wanted(cell, look_up) if (record := look_up(trial)) is not None]
 
 
-def summary(registry: Registry, records: Sequence[Record]) -> str:
-    """Return what plugins have to say about a finished sweep, usually a table."""
-    return "\n".join(reversed(registry.hook.harness_summarize(records=records)))  # pluggy: last registered first
+def summary(observers: Observers, records: Sequence[Record]) -> str:
+    """Return what plugins have to say about a finished sweep, usually a table.
+
+    A plugin that fails here loses its own text only, and is counted as an observer that failed.
+    """
+    texts: list[str] = []
+    for implementation in observers.registry.hook.harness_summarize.get_hookimpls():
+        try:
+            text = implementation.function(*([records] if implementation.argnames else []))
+            if not isinstance(text, str | None):
+                raise TypeError(f"returned {type(text).__name__}, not a string")
+        except Exception as error:
+            observers.failures += 1
+            name, kind = implementation.plugin_name, type(error).__name__
+            logger.warning("plugin %s, harness_summarize: %s: %s", name, kind, error)
+            logger.debug("", exc_info=True)
+        else:
+            texts += [text] if text is not None else []
+    return "\n".join(texts)

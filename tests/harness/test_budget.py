@@ -19,7 +19,7 @@ from harness.budget import (
     parse_value,
     solve,
 )
-from harness.errors import BudgetError, ConfigError, UsageError
+from harness.errors import BudgetError, ConfigError, PluginLoadError, TrialDivergedError, UsageError
 from harness.method import Method, MethodConfig, MethodTraits, setting
 from harness.registry import build_registry
 
@@ -271,3 +271,49 @@ def test_lora_at_rank_8_of_llama_7b_by_hand():
     # 32 layers of 4 x 8 (4096 + 4096) + 3 x 8 (4096 + 11008)
     assert budget_parameters("lora:r=8", LLAMA_7B, 1, REGISTRY) == 32 * (4 * 65_536 + 3 * 120_832) == 19_988_480
     assert parse_settings("r=8", REGISTRY.method("lora")).r == 8
+
+
+# --- formulas that fail ---------------------------------------------------------------------------------------------
+
+
+def formula(said):
+    """Return a method whose formula gives, or raises, what is said."""
+
+    class Broken(Coarse):
+        name = "broken"
+
+        def trainable_parameters(self, in_features: int, out_features: int) -> int:
+            if isinstance(said, Exception):
+                raise said
+            return said
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("said", "reported"),
+    [
+        (ZeroDivisionError("on purpose"), "raises ZeroDivisionError: on purpose"),
+        (AssertionError(), "raises AssertionError"),
+        (60.0, r"returns 60\.0"),
+        (None, "returns None"),
+        (True, "returns True"),
+        (-1, "returns -1"),
+    ],
+)
+def test_a_formula_that_fails_names_the_method_and_the_layer(said, reported):
+    broken = formula(said)
+    shape = r"broken: trainable_parameters\(in_features=10, out_features=6\) "
+    for call in (
+        lambda: count_on_layers(broken, CoarseConfig(), LAYERS),
+        lambda: solve(broken, CoarseConfig(), 100, LAYERS),
+    ):
+        with pytest.raises(PluginLoadError, match=rf"{shape}{reported}.*must return an int >= 0") as caught:
+            call()
+        assert caught.value.exit_code == 2
+
+
+def test_what_the_harness_itself_raises_in_a_formula_is_kept():
+    with pytest.raises(TrialDivergedError, match="as it was"):
+        count_on_layers(formula(TrialDivergedError("as it was")), CoarseConfig(), LAYERS)
+    assert count_on_layers(formula(0), CoarseConfig(), LAYERS) == 0

@@ -169,6 +169,17 @@ def test_what_cannot_be_planned_is_refused_with_what_is_allowed(suite, said):
         cells(**suite)
 
 
+def test_a_task_that_trains_modules_which_the_model_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(REGISTRY.task("uuid"), "trains", ("clasifier", "scores"))
+    with pytest.raises(UsageError, match=r"task 'uuid': trains=clasifier, scores matches no module.*model, lm_head"):
+        cells()
+
+
+def test_one_name_of_those_that_a_task_trains_is_enough(monkeypatch):
+    monkeypatch.setattr(REGISTRY.task("uuid"), "trains", ("classifier", "lm_head"))
+    assert len(cells()) == 1
+
+
 def test_every_method_that_cannot_reach_the_budget_is_named_at_once():
     with pytest.raises(UsageError) as caught:
         cells(methods=["lora", "mora", "full"], budgets=["7"])

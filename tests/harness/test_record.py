@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import RecordError
-from harness.record import Record, State
+from harness.record import Record, State, loads
 from harness.trial import Trial
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -138,3 +138,66 @@ def test_missing_unknown_and_wrong_keys_are_refused(make_record, spoil):
     spoil(data)
     with pytest.raises(RecordError):
         Record.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("metrics", "x", "metrics='x' is not allowed; give an object"),
+        ("metrics", {"accuracy": float("inf")}, "metrics.accuracy=inf is not allowed; give a finite number or null"),
+        ("reasons", {"accuracy": 3}, "reasons.accuracy=3 is not allowed; give text"),
+        ("history", {}, "history={} is not allowed; give a list"),
+        ("history", [{"metrics": 3}], "history[0]={'metrics': 3} is not allowed; give an object with step and metrics"),
+        ("history", [{"step": 1, "metrics": 3}], "history[0].metrics=3 is not allowed"),
+        ("history", [{"step": "1", "metrics": {}}], "history[0].step='1' is not allowed; give a whole number"),
+        ("history", [{"step": 1, "metrics": {"loss": "low"}}], "history[0].metrics.loss='low' is not allowed"),
+        ("items", {"m": "abc"}, "items.m='abc' is not allowed; give a list"),
+        ("items", {"m": [1.0, "abc"]}, "items.m[1]='abc' is not allowed"),
+        ("main_metric", None, "main_metric=None is not allowed; give text"),
+        ("higher_is_better", "yes", "higher_is_better='yes' is not allowed; give true or false"),
+        ("metric_details", {"accuracy": "A"}, "metric_details.accuracy='A' is not allowed; give an object"),
+        ("counts", {"adapter_parameters": "many"}, "counts.adapter_parameters='many' is not allowed"),
+        ("cost", {"train_seconds": "abc"}, "cost.train_seconds='abc' is not allowed"),
+        ("cost", {"train_seconds": float("nan")}, "cost.train_seconds=nan is not allowed"),
+        ("environment", None, "environment=None is not allowed"),
+        ("error", "out of memory", "error='out of memory' is not allowed; give an object or null"),
+        ("started_at", "yesterday", "started_at='yesterday' is not allowed; give a time in ISO 8601"),
+        ("finished_at", None, "finished_at=None is not allowed"),
+        ("artifacts", {"adapter": None}, "artifacts.adapter=None is not allowed"),
+        ("published", ["MELoRA"], "published[0]='MELoRA' is not allowed"),
+        ("paper_recipe", [], "paper_recipe=[] is not allowed"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_with_its_place(make_record, name, value, said):
+    with pytest.raises(RecordError, match=re.escape(said)):
+        Record.from_json({**make_record().to_json(), name: value})
+
+
+@pytest.mark.parametrize("data", [[], "text", 3, None])
+def test_what_is_no_object_is_no_record(data):
+    with pytest.raises(RecordError, match=re.escape(f"it holds {data!r}, not a record")):
+        Record.from_json(data)
+
+
+def test_a_trial_with_an_infinite_number_is_refused(make_record):
+    data = make_record().to_json()
+    data["trial"]["learning_rate"] = float("inf")  # as 1e999 reads
+    with pytest.raises(RecordError, match="not readable"):
+        Record.from_json(data)
+
+
+def test_what_trials_write_is_allowed(make_record):
+    record = make_record(
+        items={"correct": [True, False, None]},
+        cost={"compiled": True, "train_seconds": None, "train_tokens": 10**30},
+        metrics={},
+        error={"type": "E", "step": 3},
+        started_at="",
+    )
+    assert Record.from_json(loads(record.dumps())) == record
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_text_with_a_constant_that_json_lacks_is_refused(constant):
+    with pytest.raises(ValueError, match=f"{constant} is not a number"):
+        loads(f'{{"a": [{constant}]}}')

@@ -14,11 +14,12 @@ from harness.registry import build_registry
 
 HOOK = "from harness import hookimpl\n@hookimpl\n"
 METHOD = """
-from harness import Method, hookimpl
+from harness import Method, MethodTraits, hookimpl
 
 class {title}(Method):
     name = "{name}"
     paper = "https://example.org"
+    traits = MethodTraits(budget_knob=None)
 
 @hookimpl
 def harness_register_methods():
@@ -36,6 +37,25 @@ class Count(Task):
 @hookimpl
 def harness_register_tasks():
     return [Count]
+"""
+SIZED = """
+from dataclasses import dataclass
+from harness import Method, MethodConfig, MethodTraits, hookimpl, setting
+
+@dataclass(frozen=True)
+class SizedConfig(MethodConfig):
+    r: int = setting(8, "size", minimum=1)
+    scale: float = setting(1.0, "factor")
+
+class Sized(Method):
+    name = "sized"
+    paper = "https://example.org"
+    Config = SizedConfig
+    traits = MethodTraits(budget_knob='r')
+
+@hookimpl
+def harness_register_methods():
+    return [Sized]
 """
 
 
@@ -173,11 +193,77 @@ def test_blocking_what_is_not_there_is_mentioned(caplog):
         (METHOD.format(title="Mine", name="all"), "whose name is 'all'"),
         (METHOD.format(title="Mine", name="Two Words"), "whose name is 'Two Words'"),
         (METHOD.format(title="Mine", name="mine").replace("paper =", "page ="), "without paper"),
+        (HOOK + "def harness_register_methods(): pass", r"harness_register_methods\(\) returns None; return a list"),
+        (HOOK + "def harness_register_methods(): return int", r"returns <class 'int'>; return a list of methods"),
+        (HOOK + "def harness_register_suites(): yield 1 / 0", "ZeroDivisionError"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_hook_names_the_plugin_and_the_way_out(distribute, code, said):
     distribute("mine = stranger_module", stranger_module=code)
     with pytest.raises(PluginLoadError, match=f"(?s)'mine'.*{said}"):
+        build_registry()
+    assert "lora" in build_registry(block=["mine"]).methods
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "said"),
+    [
+        ('r: int = setting(8, "size", minimum=1)', "r: int", "SizedConfig has no default for r; .*harness.setting"),
+        ("setting(8,", "setting(0,", "the defaults of SizedConfig are refused: .*r=0 is not allowed; .*int >= 1"),
+        ("setting(8,", "setting('8',", "the default of SizedConfig.r is '8'; make it of type int"),
+        ("setting(8,", "setting(True,", "the default of SizedConfig.r is True; make it of type int"),
+        ("setting(1.0,", "setting(1,", None),  # as Python's typing has it, an int is a float
+        ("@dataclass(frozen=True)", "", "SizedConfig declares r, scale but is no dataclass; write @dataclass"),
+        ("Config = SizedConfig", "Config = SizedConfig()", r"Config is SizedConfig\(.*make it a frozen dataclass"),
+        ("Config = SizedConfig", "Config = None", "Config is None; make it a frozen dataclass"),
+        ("MethodTraits(budget_knob='r')", "MethodTraits", "traits is <class .*write traits = MethodTraits"),
+        ("knob='r'", "knob='rank'", "budget_knob is 'rank', which is no int field of SizedConfig; .* one of r,"),
+        ("knob='r'", "knob='scale'", "budget_knob is 'scale', which is no int field of SizedConfig"),
+        ("knob='r'", "knob=None", None),
+    ],
+)
+def test_a_method_that_is_badly_declared_is_refused(distribute, was, becomes, said):
+    assert was in SIZED
+    distribute("mine = stranger_module", stranger_module=SIZED.replace(was, becomes, 1))
+    if said is None:
+        assert "sized" in build_registry().methods
+        return
+    with pytest.raises(PluginLoadError, match=rf"(?s)'mine' .*stranger_module.py, stranger==1.2.*'sized'.*{said}") as e:
+        build_registry()
+    assert "--block mine" in str(e.value)
+    assert e.value.exit_code == 2
+    assert "lora" in build_registry(block=["mine"]).methods
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "said"),
+    [
+        ('main_metric = "score"', 'main_metric = "accuracy"', r"main_metric is 'accuracy'; .*\(score\)"),
+        (
+            'Metric("Score", "fraction", True, "A score.")',
+            '"Score"',
+            r"metrics\['score'\] is 'Score'; .*harness.Metric",
+        ),
+        ("Recipe(steps=2)", "{'steps': 2}", r"recipes\['smoke'\] is {'steps': 2}; .*harness.Recipe"),
+        ('{"smoke": Recipe(steps=2)}', "[Recipe(steps=2)]", r"recipes is \[Recipe.*make it a dict"),
+    ],
+)
+def test_a_task_that_is_badly_declared_is_refused(distribute, was, becomes, said):
+    assert was in TASK
+    distribute("mine = stranger_module", stranger_module=TASK.replace(was, becomes))
+    with pytest.raises(PluginLoadError, match=rf"'mine' .*stranger_module.py, stranger==1.2.*'count/one'.*{said}"):
+        build_registry()
+    assert "uuid" in build_registry(block=["mine"]).tasks
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_module_that_exits_when_imported_is_reported(distribute, package):
+    code = "import sys; sys.exit(0)"
+    if package:
+        distribute("mine = stranger_pack", stranger_pack__SLASH____init__="", stranger_pack__SLASH__bad=code)
+    else:
+        distribute("mine = stranger_module", stranger_module=code)
+    with pytest.raises(PluginLoadError, match=r"'mine.*stranger 1\.2.*SystemExit: 0.*--block mine"):
         build_registry()
     assert "lora" in build_registry(block=["mine"]).methods
 

@@ -242,6 +242,19 @@ def test_a_disk_that_is_full_is_named(registry, tmp_path, make_record, monkeypat
         sweep.scheduler._keep(make_record(plan(registry, ["quick"])[0]))
 
 
+def test_no_room_for_an_adapter_stops_the_run_and_the_same_command_goes_on(trouble, registry, tmp_path):
+    sweep = Sweep(tmp_path, plan(registry, ["quick"]), registry)
+    (tmp_path / "adapters").touch()  # a file in the place of the folder
+    with pytest.raises(HarnessError, match=r"the adapter of uuid/quick.* cannot be written.*run the same command"):
+        sweep.run()
+    record = sweep.record("quick")
+    assert record.state is State.INTERRUPTED
+    assert not record.state.is_final
+    (tmp_path / "adapters").unlink()
+    again = Sweep(tmp_path, plan(registry, ["quick"]), registry).run()
+    assert again.record("quick").state is State.COMPLETE
+
+
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 

@@ -203,6 +203,16 @@ def test_a_broken_file_is_named(store, make_record, text):
         list(store.records())
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", '"abc"'])
+def test_a_value_that_is_no_number_is_named_with_its_file(store, make_record, number):
+    record = make_record()
+    text = record.dumps().replace('"train_seconds": 12.5', f'"train_seconds": {number}')
+    assert text != record.dumps()
+    store.write_artifact(f"{record.trial_id}.json", text.encode())
+    with pytest.raises(RecordError, match=rf"{record.trial_id}\.json: .*(is not a number|cost.train_seconds=)"):
+        list(store.records())
+
+
 def test_an_edited_file_is_refused(store, make_record):
     record = make_record()
     text = record.dumps().replace('"learning_rate": 0.001', '"learning_rate": 0.1')

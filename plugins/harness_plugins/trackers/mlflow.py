@@ -105,11 +105,15 @@ def harness_trial_finished(trial: Trial, record: Record) -> None:
         running = Running(trial, record.environment, _tracker(record.environment), started)
     sweep = running.environment.get("sweep")
     busy = any(other.environment.get("sweep") == sweep for other in _running.values())
+    running.opening = _tracker(running.environment)  # another one, if that of the trial's start failed
     running.opening.result().finish(record, running, sweep_goes_on=busy)
 
 
 def _tracker(environment: Mapping[str, Any]) -> Future[Tracker]:
-    """Return the tracker of this environment; the first call starts to open it and does not wait."""
+    """Return the tracker of this environment; the first call starts to open it and does not wait.
+
+    One that failed to open is not kept: the reason may be gone, e.g. another sweep that created the same database.
+    """
     root = str(environment["results_root"])
     uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI") or None, None
     if uri is None:
@@ -120,7 +124,8 @@ def _tracker(environment: Mapping[str, Any]) -> Future[Tracker]:
                 "Set MLFLOW_TRACKING_URI to a server's address, or pass --no-mlflow."
             )
         uri, artifacts = f"sqlite:///{folder.as_posix()}/mlflow.db", (folder / "mlartifacts").as_posix()
-    if uri not in _trackers:
+    known = _trackers.get(uri)
+    if known is None or (known.done() and known.exception() is not None):
         _trackers[uri] = _opener.submit(Tracker, uri, artifacts)
     return _trackers[uri]
 
@@ -140,7 +145,17 @@ class Tracker:
 
         for name in ("mlflow.store.db.utils", "alembic"):  # which announce every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.client = MlflowClient(tracking_uri=uri)
+        try:
+            self.client = MlflowClient(tracking_uri=uri)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            if artifacts is None or re.search("locked|unable to open", reason):  # not ours, or not the file's fault
+                raise
+            folder = Path(artifacts).parent
+            raise UsageError(
+                f"{folder / 'mlflow.db'} cannot be opened or migrated ({reason}). If no other sweep is creating it "
+                f"now, move it away and run `harness track rebuild --results {folder}`."
+            ) from error
         self.artifacts = artifacts
         self.parents: dict[tuple[str, ...], tuple[str, str]] = {}  # (task, sweep, root): (experiment, run)
         self.ended: dict[str, int] = {}  # last end of a trial, milliseconds since the epoch, by parent run

@@ -6,6 +6,8 @@ import resource
 import subprocess
 import sys
 
+import pytest
+
 
 def test_help_answers_at_once_and_names_the_commands():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -28,6 +30,38 @@ print(sorted({"torch", "transformers", "pandas", "mlflow", "datasets", "numpy"} 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_shows_the_examples_as_lines(command):
+    done = command("--help")
+    lines = [line.split() for line in done.out.splitlines()]
+    for example in ("harness run --methods all --task uuid", "harness leaderboard", "harness list methods"):
+        assert any(line[: len(example.split())] == example.split() for line in lines), done.out
+    assert "\\b" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("harness_gone:command", "ModuleNotFoundError: No module named 'harness_gone'"), ("os:sep", "it is a str, not a")],
+)
+def test_a_command_that_does_not_load_leaves_the_others_alone(command, tmp_path, monkeypatch, target, reason):
+    package = tmp_path / "strange_tool-1.2.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-tool\nVersion: 1.2\n")
+    (package / "entry_points.txt").write_text(f"[harness.commands]\nstrange = {target}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    helped = command("--help")
+    assert helped.code == 0
+    assert "\n  run " in helped.out
+    assert "(does not load: " in helped.out
+    assert command("list", "methods").code == 0
+    for arguments in (["strange"], ["strange", "--help"], ["strange", "--any", "thing"]):
+        done = command(*arguments)
+        assert done.code == 2
+        assert f"entry point 'strange' of strange-tool 1.2, {target}" in done.err
+        assert reason in done.err
+        assert "pip uninstall strange-tool" in done.err
+        assert done.err.count("\n") == 1
 
 
 def test_version(command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from harness import hookimpl
 from harness.bases import resolve
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.store import Store
@@ -38,7 +40,10 @@ def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results,
     assert code == TRIALS_FAILED, err
     assert "trouble: 2 records" in out
     assert "[2/2] diverged uuid/diverging" in err
-    assert f"`harness results show {records['diverging'].trial_id}`" in err
+    identity = records["diverging"].trial_id
+    assert f"`harness results show {identity} --results {root}`" in err
+    assert f"to run it again, move {root}/{identity}.json away" in err
+    assert f"`harness leaderboard --results {root}` renders them" in err
     assert "diverged" in command("results", "show", records["diverging"].trial_id, "--results", root).out
     assert "Traceback" not in err
     assert records["quick"].environment["command"].startswith("harness run --budget quick")
@@ -64,6 +69,47 @@ def test_a_failing_observer_exits_with_3_and_the_records_are_complete(command, r
     done = command("run", *QUICK, "--methods", "quick", "--results", root)
     assert done.code == TRACKING_INCOMPLETE
     assert "results complete, tracking incomplete" in done.err
+
+
+def test_a_failing_observer_does_not_hide_failed_trials(command, results, monkeypatch):
+    root, *_ = results
+    monkeypatch.setenv("TROUBLE_RAISE", "sweep finished")
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    done = command("run", *QUICK, "--methods", "quick,diverging", "--results", root)
+    assert done.code == TRIALS_FAILED
+    assert "harness: uuid/diverging/" in done.err
+    assert f"harness: tracking incomplete (see the warnings); `harness track rebuild --results {root}`" in done.err
+    assert "results complete" not in done.err
+
+
+def test_a_complete_trial_without_a_score_is_named_with_its_reason(command, results, tmp_path, monkeypatch):
+    (scored,) = [each for each in Store(str(results[0])).records() if each.trial.method == "quick"]
+    store = Store(str(tmp_path / "results"))
+    store.prepare()
+    nothing = {"metrics": {scored.main_metric: None}, "reasons": {scored.main_metric: "no item could be scored"}}
+    store.write(dataclasses.replace(scored, **nothing))
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    done = command("run", *QUICK, "--methods", "quick", "--results", store.root)
+    assert f"{scored.trial.label} has no {scored.main_metric}: no item could be scored: " in done.err
+    assert f"harness results show {scored.trial_id} " in done.err
+
+
+def test_a_plugin_that_cannot_summarize_loses_only_its_own_text(command, results, monkeypatch, caplog):
+    @hookimpl
+    def harness_summarize(records):
+        raise ValueError("no table today")
+
+    root, *_ = results
+    monkeypatch.setattr("harness_trouble.harness_summarize", harness_summarize)
+    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    done = command("run", *QUICK, "--methods", "quick", "--results", root)
+    assert done.code == TRACKING_INCOMPLETE
+    (warning,) = [each.getMessage() for each in caplog.records if "harness_summarize" in each.getMessage()]
+    assert "trouble" in warning
+    assert "ValueError: no table today" in warning
+    assert "trouble:" not in done.out
+    assert "quick" in done.out  # the table of another plugin
+    assert "Traceback" not in done.err
 
 
 def test_a_local_gpt2_is_trained_end_to_end_and_its_observer_may_fail(trouble, command, tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -341,6 +343,31 @@ def test_a_database_that_cannot_be_opened_fails_at_the_end_of_the_trial(root, ho
     hook.harness_trial_progress(trial=what.trial, step=1, metrics={"train/loss": 1.0})
     with pytest.raises(Exception, match="not a database"):
         hook.harness_trial_finished(trial=what.trial, record=what)
+
+
+def test_a_database_that_cannot_be_migrated_says_what_to_do_and_the_next_trial_tries_again(root, hook, empty_database):
+    with sqlite3.connect(root / "mlflow.db") as database_of_an_interrupted_start:
+        database_of_an_interrupted_start.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    what = record(root)
+    advice = rf"mlflow\.db cannot be .*move it away and run `harness track rebuild --results {re.escape(str(root))}`"
+    with pytest.raises(UsageError, match=advice) as failure:
+        replay(hook, what)
+    assert "\n" not in str(failure.value)
+    shutil.copy(empty_database, root / "mlflow.db")
+    replay(hook, what)
+    assert len(runs(database(root))[1]) == 1
+
+
+def test_a_start_that_failed_once_costs_no_trial_its_run(root, hook, monkeypatch):
+    """As when two sweeps create one database: the other has done it by the time that this trial ends."""
+    what = record(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "Tracker", lambda *_: (_ for _ in ()).throw(OSError("table exists")))
+        hook.harness_trial_started(trial=what.trial, environment=what.environment)
+        with pytest.raises(OSError, match="table exists"):
+            tracker._running[what.trial_id].opening.result()
+    hook.harness_trial_finished(trial=what.trial, record=what)
+    assert len(runs(database(root))[1]) == 1
 
 
 def test_database_is_created_quietly_where_there_is_none(tmp_path):

@@ -1,0 +1,44 @@
+"""Which linear layers of a model may be adapted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from harness.model import linear_layers
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=300)
+
+
+def build(config, auto):
+    with torch.device("meta"):
+        return auto.from_config(config(**SMALL, pad_token_id=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "body", "per_block"),
+    [
+        (transformers.LlamaConfig, "model.", 7),  # q, k, v, o, gate, up, down
+        (transformers.GPT2Config, "transformer.", 4),  # qkv in one, output, and two of the MLP
+        (transformers.RobertaConfig, "roberta.", 6),  # query, key, value, output, and two of the MLP
+    ],
+    ids=["llama", "gpt2", "roberta"],
+)
+def test_a_head_that_no_pattern_names_gets_no_adapter(config, body, per_block):
+    found = linear_layers(build(config, transformers.AutoModelForSequenceClassification), ())
+    blocks = 2
+    assert all(name.startswith(body) for name in found)
+    assert len(found) == blocks * per_block
+
+
+def test_a_body_without_a_head_keeps_every_layer():
+    assert len(linear_layers(build(transformers.LlamaConfig, transformers.AutoModel), ())) == 2 * 7
+
+
+def test_a_language_model_loses_its_output_embeddings_alone():
+    model = build(transformers.RobertaConfig, transformers.AutoModelForMaskedLM)
+    found = linear_layers(model, ())
+    assert "lm_head.dense" in found
+    assert "lm_head.decoder" not in found
+    assert len(found) == 2 * 6 + 1
