@@ -106,7 +106,10 @@ def parse_value(raw: str, default: Any, what: str) -> Any:
             words = [each for each in raw.split("+") if each]
             return tuple(words if default and isinstance(default[0], str) else map(int, words))
     except (ValueError, KeyError):
-        raise ConfigError(f"{what}={raw!r} is not {type(default).__name__}; the default is {default!r}") from None
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers joined by +"}
+        example = "+".join(map(str, default)) if isinstance(default, tuple) else default
+        said = f", as the default {example}" if example != "" else ""
+        raise ConfigError(f"{what}={raw!r} cannot be read; give {kinds[type(default)]}{said}") from None
     return raw
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.method import check_settings, setting
 
 
@@ -125,6 +125,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check every field."""
         check_settings(self)
+        if strange := [step for step in self.evaluate_at if step < 1]:
+            raise ConfigError(f"{type(self).__qualname__}: evaluate_at={strange[0]} is no update; the first is 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ def test_what_is_no_budget_is_refused(text):
     [
         ("lorra:r=8", "did you mean lora"),
         ("lora:rank=8", r"cannot read setting 'rank=8'.*fields: r,"),
-        ("lora:r=eight", r"r='eight' is not int; the default is 8"),
+        ("lora:r=eight", r"r='eight' cannot be read; give a whole number, as the default 8"),
         ("lora:r=0", r"r=0 is not allowed; give an int >= 1"),
         ("full", "reference outside every budget"),
         ("melora:n=3", r"layer 'a'.*n=3"),

@@ -153,7 +153,7 @@ def test_recipe_fields_are_overridden_and_later_evaluations_fall_away():
     ("suite", "said"),
     [
         ({"recipe": {"colour": 3}}, r"the recipe has no 'colour'; it has steps, .*pairs"),
-        ({"recipe": {"steps": "many"}}, "recipe: steps='many' is not int"),
+        ({"recipe": {"steps": "many"}}, "recipe: steps='many' cannot be read; give a whole number"),
         ({"recipe": {"steps": -1}}, "steps=-1 is not allowed; give an int >= 0"),
         ({"recipe": {"steps": 0}}, "steps and epochs are both 0"),
         ({"scale": "huge"}, "no scale 'huge'; it has smoke, small, paper"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness import HarnessError
-from harness.task import Evaluation, Metric, Task, check_evaluation
+from harness import ConfigError, HarnessError
+from harness.task import Evaluation, Metric, Recipe, Task, check_evaluation
 
 
 class Riddles(Task):
@@ -51,3 +51,9 @@ def test_a_missing_number_has_a_reason():
 def test_anything_else_is_named(found, message):
     with pytest.raises(HarnessError, match=f"task 'riddles': evaluate.*{message}"):
         check_evaluation(Riddles(), found)
+
+
+@pytest.mark.parametrize("step", [0, -3])
+def test_validation_before_the_first_update_is_refused(step):
+    with pytest.raises(ConfigError, match=f"Recipe: evaluate_at={step} is no update; the first is 1"):
+        Recipe(evaluate_at=(step, 10))
