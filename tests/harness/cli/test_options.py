@@ -52,7 +52,7 @@ def test_seeds_are_a_number_or_a_list():
         (["--set", "junk", *SMALL], "--set 'junk': write FIELD=VALUE"),
         (["--set", "=3", *SMALL], "--set '=3': write FIELD=VALUE"),
         (["--set", "colour=3", *SMALL], "the recipe has no 'colour'"),
-        (["--set", "clip_norm=x", *SMALL], "clip_norm='x' is not float"),
+        (["--set", "clip_norm=x", *SMALL], "clip_norm='x' cannot be read; give a number"),
         (["--set", "clip_norm=-1", *SMALL], "clip_norm=-1.0 is not allowed; give a float >= 0"),
         (["--set", "schedule=jagged", *SMALL], "give one of 'constant', 'linear', 'cosine'"),
         (["--seeds", "many", *SMALL], "--seeds 'many': give a number of seeds (5) or a list"),
