@@ -122,6 +122,9 @@ def load_model(
     """Return the frozen base model on a device, and the names of parameters that its checkpoint did not have.
 
     A from-scratch model's random weights come from a fixed seed: they are part of the base, the same for every trial.
+
+    Raises:
+        DataError: The checkpoint lacks weights of a module that the task does not train.
     """
     dtype = DTYPES[precision]
     state = torch.random.get_rng_state()
@@ -141,6 +144,14 @@ def load_model(
             fresh = sorted(report["missing_keys"])
     finally:
         torch.random.set_rng_state(state)
+    if task.model_kind is not ModelKind.FROM_SCRATCH:
+        trained = trained_modules(model, task.trains)
+        left = [name for name in fresh if not any(name.startswith(f"{module}.") for module in trained)]
+        if left:
+            raise DataError(
+                f"model {choice.name!r} has no weights for {', '.join(left)}, and task {task.name!r} trains only "
+                f"{', '.join(trained) or 'adapters'}: they would stay random; add their modules to the task's `trains`"
+            )
     model = model.to(device).requires_grad_(False)
     model.config.use_cache = False
     return model.eval(), fresh

@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
-from harness.model import linear_layers
+from harness.errors import DataError
+from harness.model import choose_model, linear_layers, load_model
+from harness.task import ModelKind, Task
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=300)
 
@@ -42,3 +44,18 @@ def test_a_language_model_loses_its_output_embeddings_alone():
     assert "lm_head.dense" in found
     assert "lm_head.decoder" not in found
     assert len(found) == 2 * 6 + 1
+
+
+@pytest.mark.parametrize(("trains", "left"), [((), "score.weight"), (("score",), None)])
+def test_weights_that_nobody_has_and_nobody_trains_are_refused(trains, left):
+    class Sorting(Task):
+        name, model_kind = "sorting", ModelKind.CLASSIFICATION
+
+    Sorting.trains = trains
+    choice = choose_model("nano", None, Sorting(), None)
+    if left is None:
+        _, fresh = load_model(choice, Sorting(), None, "float32", torch.device("cpu"))
+        assert fresh == ["score.weight"]
+        return
+    with pytest.raises(DataError, match=f"no weights for {left}, and task 'sorting' trains only adapters"):
+        load_model(choice, Sorting(), None, "float32", torch.device("cpu"))

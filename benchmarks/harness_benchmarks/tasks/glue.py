@@ -73,7 +73,7 @@ class GlueTask(Task):
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     # Names in RoBERTa, BERT and DeBERTa, and in decoders; a model has some of them.
     targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj")
-    trains = ("classifier", "score", "pooler")
+    trains = ("classifier", "pre_classifier", "score", "pooler")
 
     def tables(self, recipe: Any) -> Sequence[Table]:
         """Return the training table and those that are scored."""
