@@ -17,7 +17,7 @@ from torch import Tensor
 
 VECTORS, LOWER = 1, 0  # cusolverEigMode_t, cublasFillMode_t
 CUDA_TYPES = {torch.float32: 0, torch.float64: 1}  # cudaDataType
-WORST_MATRIX = 2048  # beyond this size one matrix keeps the GPU busy by itself
+LARGEST_BATCHED = 2048  # beyond this size one matrix keeps the GPU busy by itself
 
 
 def symmetric_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def symmetric_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
         matrices: Symmetric, (N, n, n), float32 or float64.
     """
     solver = _solver(matrices.device) if matrices.is_cuda and 1 < len(matrices) else None
-    if solver is None or matrices.shape[-1] > WORST_MATRIX:
+    if solver is None or matrices.shape[-1] > LARGEST_BATCHED:
         return tuple(torch.linalg.eigh(matrices))
     return solver.eigen(matrices)
 

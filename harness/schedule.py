@@ -73,15 +73,17 @@ class Observers:
         self.registry = registry
         self.failures = 0
 
-    def call(self, hook: str, **arguments: Any) -> None:
-        """Call every implementation of a hook; an exception is logged with its plugin's name."""
+    def call(self, hook: str, **arguments: Any) -> list[Any]:
+        """Call every implementation of a hook and return the results; an exception is logged with its plugin's name."""
+        results: list[Any] = []
         for implementation in getattr(self.registry.hook, hook).get_hookimpls():
             try:
-                implementation.function(*(arguments[name] for name in implementation.argnames))
+                results.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
             except Exception as error:
                 self.failures += 1
                 logger.warning("plugin %s, %s: %s: %s", implementation.plugin_name, hook, type(error).__name__, error)
                 logger.debug("", exc_info=True)
+        return results
 
 
 class Scheduler:

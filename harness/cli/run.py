@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import signal
 import sys
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from harness.record import Record
     from harness.schedule import Observers
     from harness.trial import Trial
-
-logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -167,17 +164,4 @@ def summary(observers: Observers, records: Sequence[Record]) -> str:
 
     A plugin that fails here loses its own text only, and is counted as an observer that failed.
     """
-    texts: list[str] = []
-    for implementation in observers.registry.hook.harness_summarize.get_hookimpls():
-        try:
-            text = implementation.function(*([records] if implementation.argnames else []))
-            if not isinstance(text, str | None):
-                raise TypeError(f"returned {type(text).__name__}, not a string")
-        except Exception as error:
-            observers.failures += 1
-            name, kind = implementation.plugin_name, type(error).__name__
-            logger.warning("plugin %s, harness_summarize: %s: %s", name, kind, error)
-            logger.debug("", exc_info=True)
-        else:
-            texts += [text] if text is not None else []
-    return "\n".join(texts)
+    return "\n".join(str(text) for text in observers.call("harness_summarize", records=records) if text is not None)
