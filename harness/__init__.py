@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.data import read_rows as read_rows
     from harness.data import read_table as read_table
     from harness.data import require as require
+    from harness.decoding import continuations as continuations
     from harness.decoding import generate as generate
     from harness.decomposition import svd as svd
     from harness.dropout import Dropout as Dropout
@@ -76,6 +77,7 @@ _HOMES = {
     "StepInfo": "harness.method",
     "Trial": "harness.trial",
     "UsageError": "harness.errors",
+    "continuations": "harness.decoding",
     "generate": "harness.decoding",
     "negative_log_likelihoods": "harness.evaluation",
     "identify": "harness.data",

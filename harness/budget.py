@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError
+from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError, UsageError
 from harness.method import Method
-from harness.registry import Registry
+from harness.registry import RESERVED, Registry
 
 TOLERANCE_FRACTION = 0.01
 WINDOW = 256  # accepted values of a knob lie closer together than this
@@ -125,27 +125,40 @@ def budget_parameters(
         registry: Finds the method that a budget like ``lora:r=8`` names.
 
     Raises:
-        BudgetError: The text is not a budget, or not positive.
+        BudgetError: The text is not a budget, or not positive, or names no method that can be one.
+        PluginLoadError: The formula of the method that it names fails.
     """
     text = text.strip()
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
+    if match := re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*%", text):
         count = round(float(match[1]) / 100 * base_parameters)
-    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", text):
+    elif match := re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([kKmMbB]?)", text):
         count = round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
-    elif re.fullmatch(r"[^\s:=,]+(:.*)?", text) and not text[0].isdigit():
-        name, _, settings = text.partition(":")
-        method = registry.method(name)
-        if method.traits.reference:
-            raise BudgetError(f"--budget {text!r}: {name} is a reference outside every budget; name an adapter method")
-        count = count_on_layers(method, parse_settings(settings, method), layers)
+    elif re.fullmatch(r"[^\s:=,]+(:.*)?", text) and text[0].isalpha():
+        try:
+            count = _count_of_named(text, layers, registry)
+        except PluginLoadError:
+            raise
+        except UsageError as error:
+            raise BudgetError(f"--budget {text!r}: {error}") from error
     else:
         raise BudgetError(
             f"--budget {text!r} is not a budget; "
             "write a method with settings (lora:r=8), a share (0.5%) or a count (300k)"
         )
     if count < 1:
-        raise BudgetError(f"--budget {text!r} comes to {count} parameters; give at least 1")
+        raise BudgetError(f"--budget {text!r} comes to {count:,} parameters; give at least 1")
     return count
+
+
+def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: Registry) -> int:
+    """Return what the method of a budget like ``lora:r=8`` trains with those settings."""
+    name, _, settings = text.partition(":")
+    if name in RESERVED:
+        raise BudgetError(f"{name!r} stands for several methods, each of its own size; name one of them (lora:r=8)")
+    method = registry.method(name)
+    if method.traits.reference:
+        raise BudgetError(f"{name} is a reference outside every budget; name an adapter method")
+    return count_on_layers(method, parse_settings(settings, method), layers)
 
 
 def solve(

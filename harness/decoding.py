@@ -18,7 +18,7 @@ from harness.losses import only_at
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 16  # tokens: how often to wait for the device to see whether every text has ended
+LOOK_EVERY = 16  # tokens: how often to wait for the device, and see whether every text has ended
 
 
 def generate(
@@ -56,7 +56,13 @@ def generate(
 
 
 def continuations(
-    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int = 0
+    model: Any,
+    tokenizer: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    stop: Sequence[str] = (),
 ) -> Tensor:
     """Return the greedy continuations of a batch, (B, up to ``max_new_tokens``); padding follows the end of a text.
 
@@ -67,15 +73,18 @@ def continuations(
         attention_mask: (B, T), 0 where padded.
         max_new_tokens: At least 1.
         min_new_tokens: No end-of-text token before this many.
+        stop: Nobody reads a text beyond the first of these strings in it, so its tokens there may be anything.
     """
     if input_ids.is_cuda and is_capturable(model):
+        sizes = max_new_tokens, min_new_tokens
         try:
-            return _by_steps(model, tokenizer, input_ids, attention_mask, max_new_tokens, min_new_tokens, _captured)
+            return _by_steps(model, tokenizer, input_ids, attention_mask, *sizes, stop, _captured)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             logger.warning("decoding of %s cannot be captured and runs slower: %s", type(model).__name__, error)
             logger.debug("", exc_info=True)
+    written = slice(input_ids.shape[1], None)
     output: Tensor = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -86,8 +95,15 @@ def continuations(
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        stopping_criteria=[lambda ids, _: have_stopped(tokenizer, ids[:, written], stop)] if stop else None,
     )
-    return output[:, input_ids.shape[1] :]
+    return output[:, written]
+
+
+def have_stopped(tokenizer: Any, tokens: Tensor, stop: Sequence[str]) -> Tensor:
+    """Return which rows of tokens hold one of the strings when they are decoded, (B,) of bool."""
+    texts = tokenizer.batch_decode(tokens)
+    return torch.tensor([any(each in text for each in stop) for text in texts], device=tokens.device)
 
 
 def is_capturable(model: Any) -> bool:
@@ -117,7 +133,7 @@ def _captured(step: Step) -> Step:
 @torch.no_grad()
 def _by_steps(
     model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int,
-    prepare: Callable[[Step], Step],
+    stop: Sequence[str], prepare: Callable[[Step], Step],
 ) -> Tensor:  # fmt: skip
     """Do as ``continuations``, over a cache of fixed size: each step reads and writes the same tensors.
 
@@ -167,6 +183,8 @@ def _by_steps(
         if done == 2:
             run = prepare(step)
         run()
-        if done % LOOK_EVERY == 0 and has_ended.all():
-            return output[:, : done + 1]
+        if done % LOOK_EVERY == 0:
+            written = output[:, : done + 1]
+            if (has_ended | have_stopped(tokenizer, written, stop) if stop else has_ended).all():
+                return written
     return output

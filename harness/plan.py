@@ -178,7 +178,12 @@ def split_names(text: str) -> list[str]:
 
 
 def resolve_recipe(task: Task, suite: Suite) -> Any:
-    """Return the task's recipe at the suite's scale, with overrides."""
+    """Return the task's recipe at the suite's scale, with overrides. Those that are text were set by hand (``--set``).
+
+    Raises:
+        UsageError: A scale or field that the task has not, a value that the field does not allow, no steps at all, or
+            an evaluation set by hand that would come after the last step.
+    """
     if suite.scale not in task.recipes:
         raise UsageError(f"task {task.name!r} has no scale {suite.scale!r}; it has {', '.join(task.recipes)}")
     recipe = task.recipes[suite.scale]
@@ -190,8 +195,16 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         recipe = replace(recipe, **_read_changes(given, recipe, task))
     if not recipe.steps and not recipe.epochs:
         raise UsageError(f"task {task.name!r}: steps and epochs are both 0; give --steps N or --set epochs=N")
-    # A shorter run than the recipe's keeps those of its evaluations that come before the end.
-    return replace(recipe, evaluate_at=tuple(s for s in recipe.evaluate_at if not recipe.steps or s < recipe.steps))
+    if not recipe.steps:  # how many steps the epochs make is known once the data is read
+        return recipe
+    late = [step for step in recipe.evaluate_at if step > recipe.steps]
+    if late and isinstance(plain.get("evaluate_at"), str):
+        raise UsageError(
+            f"task {task.name!r}: evaluate_at={plain['evaluate_at']} names step {late[0]}, but step {recipe.steps} is "
+            f"the last; give steps of at most {recipe.steps}, or train longer with --steps N"
+        )
+    # A shorter run than the recipe's or the suite's keeps those of its evaluations that come before the end.
+    return replace(recipe, evaluate_at=tuple(step for step in recipe.evaluate_at if step < recipe.steps))
 
 
 def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                     )
                 _check_marked(module)
                 manager.register(module, name)
-                manager.check_pending()
+                _check_known(manager, module)
             except PluginLoadError:
                 raise
             except (Exception, SystemExit) as error:  # a module that exits must not end the harness without a word
@@ -186,6 +186,16 @@ def _check_marked(module: ModuleType) -> None:
         own = inspect.isfunction(thing) and thing.__module__ == module.__name__
         if own and name in vars(hookspecs) and not hasattr(thing, f"{hookspecs.PROJECT}_impl"):
             raise TypeError(f"{name}() is not marked as a hook; write @hookimpl (from harness) above it")
+
+
+def _check_known(manager: pluggy.PluginManager, module: ModuleType) -> None:
+    """Refuse an implementation of no hook, as pluggy's ``check_pending`` does, and say which hook may be meant."""
+    known = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.PROJECT}_")]
+    for caller in manager.get_hookcallers(module) or ():
+        if not caller.has_spec() and not all(each.optionalhook for each in caller.get_hookimpls()):
+            near = difflib.get_close_matches(caller.name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise TypeError(f"{module.__file__} implements {caller.name!r}, which is no hook ({hint})")
 
 
 def _check_declared(kind: str, thing: Any) -> str:

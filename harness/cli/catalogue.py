@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from harness.cli.options import family
 
 if TYPE_CHECKING:
     from harness.registry import Registry
@@ -66,7 +69,7 @@ def _shorten(path: str) -> str:
 @click.argument("name")
 @click.pass_obj
 def describe(block: tuple[str, ...], name: str) -> None:
-    """Describe a method or a task: settings with meaning and range, formula, citation."""
+    """Describe a method or a task: settings with meaning and range, formula, citation. Of a family, list its tasks."""
     from harness.registry import build_registry, unknown_name
 
     registry = build_registry(block)
@@ -74,6 +77,8 @@ def describe(block: tuple[str, ...], name: str) -> None:
         click.echo(describe_method(registry, name))
     elif name in registry.tasks:
         click.echo(describe_task(registry, name))
+    elif members := family(name, registry):
+        click.echo(describe_family(registry, name, members))
     else:
         raise unknown_name("method or task", name, [*registry.methods, *registry.tasks])
 
@@ -156,3 +161,16 @@ def describe_task(registry: Registry, name: str) -> str:
     table = [[each, *(getattr(recipe, each) for recipe in task.recipes.values())] for each in names]
     lines.append(tabulate(table, ["recipe", *task.recipes], disable_numparse=True))
     return "\n".join(lines)
+
+
+def describe_family(registry: Registry, name: str, members: Sequence[str]) -> str:
+    """Return the tasks of a family as text, and how to ask for them."""
+    from tabulate import tabulate
+
+    tasks = [registry.task(each) for each in members]
+    rows = [[each.name, each.title or each.name, each.main_metric, ", ".join(each.recipes)] for each in tasks]
+    return (
+        f"{name} is a family of tasks: --task {name} takes them all, --task {members[0]} takes one.\n\n"
+        f"{tabulate(rows, ['task', 'title', 'metric', 'scales'])}\n\n"
+        f"`harness describe {members[0]}` says more about one."
+    )

@@ -32,7 +32,8 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--methods", "--method", metavar="NAMES",
                help="Comma-separated: all, everything, lora, mora:operator=rotation."),
         option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
-        option("--tasks", "--task", metavar="NAMES", help="Comma-separated task names."),
+        option("--tasks", "--task", metavar="NAMES",
+               help="Comma-separated: uuid, glue/rte, or a family of tasks like glue."),
         option("--scale", metavar="NAME", help="Which recipe: smoke, small or paper.  [default: smoke]"),
         option("--model", metavar="NAME", help="A shipped base, hub id or local folder.  [default: the task's]"),
         option("--revision", metavar="COMMIT", help="Of a hub model."),
@@ -90,8 +91,14 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         name, equals, value = each.partition("=")
         if not equals or not name.strip():
             raise UsageError(f"--set {each!r}: write FIELD=VALUE, e.g. --set batch_size=8")
-        recipe[name.strip()] = value
+        if (name := name.strip()) in recipe:
+            raise UsageError(f"--set {name}={recipe[name]} and --set {each} set one field twice; give one of them")
+        recipe[name] = value
     if options["steps"] is not None:
+        if "steps" in recipe:
+            raise UsageError(
+                f"--steps {options['steps']} and --set steps={recipe['steps']} set one field twice; give one of them"
+            )
         recipe["steps"] = options["steps"]
     if options["suite_name"]:
         path = registry.suite(options["suite_name"])
@@ -104,11 +111,12 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
 
 def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:
     """Return task names; a family name like ``glue`` stands for every ``glue/...``."""
-    found: list[str] = []
-    for name in names:
-        family = [each for each in registry.tasks if each.startswith(f"{name}/")]
-        found += family if family and name not in registry.tasks else [registry.task(name).name]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(each for name in names for each in family(name, registry) or [registry.task(name).name]))
+
+
+def family(name: str, registry: Registry) -> list[str]:
+    """Return the tasks ``name/...``; none where one task has the name itself."""
+    return [] if name in registry.tasks else [each for each in registry.tasks if each.startswith(f"{name}/")]
 
 
 def parse_seeds(text: str) -> list[int]:

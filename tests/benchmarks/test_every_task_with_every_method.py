@@ -65,11 +65,11 @@ def results(tmp_path_factory):
     return Store(str(tmp_path_factory.mktemp("results")))
 
 
-@pytest.fixture(scope="module")
-def run(tables, results):
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def run(tables, results, request):
     """Return what trains a task with every method in one worker, and returns the records by method."""
     events = []
-    worker = Worker(REGISTRY, results, torch.device("cpu"), tables, {}, events.append)
+    worker = Worker(REGISTRY, results, torch.device(request.param), tables, {}, events.append)
 
     def run(name, **suite):
         recipe = shortened(REGISTRY.task(name).recipes["smoke"])

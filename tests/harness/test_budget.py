@@ -110,10 +110,15 @@ def test_what_is_no_budget_is_refused(text):
         ("lora:r=0", r"r=0 is not allowed; give an int >= 1"),
         ("full", "reference outside every budget"),
         ("melora:n=3", r"layer 'a'.*n=3"),
+        ("all:r=3", "'all' stands for several methods, each of its own size; name one"),
+        ("everything", "'everything' stands for several methods"),
+        ("-5", "comes to -5 parameters; give at least 1"),
+        ("-20%", "comes to -2,000 parameters; give at least 1"),
+        ("-lora", r"is not a budget; write a method with settings \(lora:r=8\)"),
     ],
 )
 def test_a_mistake_in_a_budget_says_what_is_allowed(text, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(BudgetError, match=f"^--budget {text!r}.*{said}"):
         budget_parameters(text, LAYERS, 10_000, REGISTRY)
 
 

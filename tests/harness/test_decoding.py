@@ -74,7 +74,7 @@ def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least):
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 5)[0, 4])  # some text ends early
 
     expected = continuations(model, Tokenizer, ids, mask, most, least)
-    found = _by_steps(model, Tokenizer, ids, mask, most, least, prepare)
+    found = _by_steps(model, Tokenizer, ids, mask, most, least, (), prepare)
     shared = min(found.shape[1], expected.shape[1])
     assert torch.equal(found[:, :shared], expected[:, :shared])
     assert (found[:, shared:] == Tokenizer.pad_token_id).all(), "behind the end of every text is padding"
@@ -88,7 +88,23 @@ def test_it_stops_when_every_text_has_ended(model):
         pad_token_id = TOKENIZER.pad_token_id
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 1)[0, 0])
 
-    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, lambda step: step).shape[1] < 50
+    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, (), lambda step: step).shape[1] < 50
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_it_stops_when_every_text_holds_a_stop_string(model, captures):
+    ids, mask = padded(draw([4, 6], seed=6))
+    plain = continuations(model, TOKENIZER, ids, mask, 200)
+    texts = TOKENIZER.batch_decode(plain)
+    stop = [text[10:14] for text in texts]
+    if captures:
+        found = _by_steps(model, TOKENIZER, ids, mask, 200, 0, stop, lambda step: step)
+    else:
+        found = continuations(model, TOKENIZER, ids, mask, 200, stop=stop)
+    assert found.shape[1] < 100
+    for text, said in zip(texts, TOKENIZER.batch_decode(found), strict=True):
+        first = min(text.index(each) + len(each) for each in stop if each in text)
+        assert said[:first] == text[:first]
 
 
 def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
@@ -106,3 +122,14 @@ def test_a_gpu_decodes_captured(model, least, caplog):
     found = generate(model, TOKENIZER, prompts, 40, 3, least)
     assert not caplog.records, "no warning that it could not be captured"
     assert found == generate(copy.deepcopy(model).cpu(), TOKENIZER, prompts, 40, 3, least)
+
+
+@pytest.mark.gpu
+def test_a_gpu_stops_at_a_stop_string(model, caplog):
+    model = copy.deepcopy(model).cuda().double()
+    ids, mask = (each.cuda() for each in padded(draw([4], seed=6)))
+    text = TOKENIZER.decode(continuations(model, TOKENIZER, ids, mask, 100)[0])
+    found = continuations(model, TOKENIZER, ids, mask, 100, stop=[text[10:14]])
+    assert not caplog.records
+    assert found.shape[1] < 60
+    assert TOKENIZER.decode(found[0]).startswith(text[:14])

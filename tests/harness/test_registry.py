@@ -185,7 +185,17 @@ def test_blocking_what_is_not_there_is_mentioned(caplog):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (HOOK + "def harness_register_method(): return []", "harness_register_method"),
+        (
+            HOOK + "def harness_register_method(): return []",
+            r"stranger_module.py implements 'harness_register_method', which is no hook "
+            r"\(did you mean harness_register_methods\?\)",
+        ),
+        (HOOK + "def harness_sweep_ended(): pass", r"is no hook \(did you mean harness_sweep_finished\?\)"),
+        (HOOK + "def zzz(): pass", r"'zzz', which is no hook \(known: harness_register_methods, .*harness_summarize\)"),
+        (
+            "from harness import hookimpl\n@hookimpl(specname='harness_sumarize')\ndef anything(): pass",
+            r"'harness_sumarize', which is no hook \(did you mean harness_summarize\?\)",
+        ),
         ("def harness_register_methods(): return []", "not marked as a hook.*@hookimpl"),
         (HOOK + "def harness_register_methods(colour): return []", "colour"),
         (HOOK + "def harness_register_methods(): return 1 / 0", "ZeroDivisionError"),
@@ -200,9 +210,16 @@ def test_blocking_what_is_not_there_is_mentioned(caplog):
 )  # fmt: skip
 def test_a_mistake_in_a_hook_names_the_plugin_and_the_way_out(distribute, code, said):
     distribute("mine = stranger_module", stranger_module=code)
-    with pytest.raises(PluginLoadError, match=f"(?s)'mine'.*{said}"):
+    with pytest.raises(PluginLoadError, match=f"(?s)'mine'.*{said}") as caught:
         build_registry()
+    assert caught.value.exit_code == 2
     assert "lora" in build_registry(block=["mine"]).methods
+
+
+def test_a_hook_that_only_newer_versions_have_may_be_optional(distribute):
+    code = METHOD.format(title="Mine", name="mine") + "@hookimpl(optionalhook=True)\ndef harness_tea_time(): pass"
+    distribute("mine = stranger_module", stranger_module=code)
+    assert "mine" in build_registry().methods
 
 
 @pytest.mark.parametrize(

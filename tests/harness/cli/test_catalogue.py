@@ -41,6 +41,23 @@ def test_describe_says_what_can_be_set(command):
         assert part in task
 
 
+def test_describe_lists_a_family(command):
+    done = command("describe", "glue")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("glue is a family of tasks: --task glue takes them all, --task glue/cola takes one.\n")
+    lines = [line.split() for line in done.out.splitlines()]
+    for name, title, metric in (("glue/cola", "CoLA", "matthews"), ("glue/stsb", "STS-B", "pearson")):
+        assert [name, "GLUE", title, metric, "smoke,", "small,", "paper"] in lines
+    assert sum(line[:1] != [] and line[0].startswith("glue/") for line in lines) == 8
+
+
+def test_a_task_that_is_also_the_start_of_others_is_described_itself(command):
+    done = command("describe", "c4")
+    assert done.code == 0
+    assert "family" not in done.out
+    assert "(c4)" in done.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

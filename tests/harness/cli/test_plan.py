@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 
 
@@ -22,3 +24,22 @@ def test_plan_prints_a_table_or_json_and_writes_nothing(command, tmp_path):
     assert not (tmp_path / "none").exists()
     tuned = command(*arguments, "--tune", "3")
     assert "6 trials, 6 to do (more follow" in tuned.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        (["--steps", "35"], [30]),  # of the recipe's own 30, 40 and 50
+        (["--suite", "{tmp}/late.toml", "--steps", "35"], [20]),  # of the suite's own 20 and 40
+        (["--suite", "{tmp}/late.toml", "--set", "steps=45"], [20, 40]),
+        (["--set", "evaluate_at=7+60"], [7]),  # the last of 60, which is always scored
+        (["--set", "evaluate_at="], []),
+    ],
+)
+def test_evaluations_that_nobody_asked_for_by_hand_give_way_to_fewer_steps(command, tmp_path, asked, left):
+    (tmp_path / "late.toml").write_text('tasks = ["uuid"]\n[recipe]\nevaluate_at = [20, 40]')
+    options = ["--task", "uuid", "--methods", "lora", "--results", tmp_path / "none", "--json"]
+    done = command("plan", *options, *(each.replace("{tmp}", str(tmp_path)) for each in asked))
+    assert (done.code, done.err) == (0, "")
+    (trial,) = json.loads(done.out)
+    assert trial["recipe"]["evaluate_at"] == left
