@@ -237,7 +237,7 @@ def test_humaneval_is_null_where_code_cannot_be_confined(nano, data_dir, monkeyp
 def test_lm_eval_itself_refuses_to_run_code_without_permission(nano):
     row = {"task_id": "1", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): pass"}
     with pytest.raises(ValueError, match="unsafe"):
-        samples(nano[0], nano[1], [Part("humaneval", "humaneval", [row])], 1, 4, allow_code_execution=False)
+        samples(nano[0], nano[1], [Part("humaneval", "humaneval", [row])], 1, allow_code_execution=False)
 
 
 def test_the_likeliest_letter_is_the_choice(nano):

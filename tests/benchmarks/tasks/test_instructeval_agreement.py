@@ -185,7 +185,7 @@ def test_the_model_under_its_adapter_says_what_the_merged_model_says(both):
     model = PeftModel.from_pretrained(base, both.adapter).eval()
     parts = [part for part in both.parts if part.file != "humaneval" or not refusal()]
     with torch.no_grad():
-        ours = samples(model, both.tokenizer, parts, 3, SIZES["max_new_tokens"], allow_code_execution=True)
+        ours = samples(model, both.tokenizer, parts, 3, allow_code_execution=True)
     for part in parts:
         for mine, theirs in zip(ours[part.name], both.logged[part.name], strict=True):
             assert [each[0] for each in mine["arguments"]] == [a["arg_0"] for a in theirs["arguments"].values()]

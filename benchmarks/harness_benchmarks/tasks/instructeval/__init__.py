@@ -213,7 +213,6 @@ class InstructEvalTask(Task):
             tokenizer,
             [part for each in parts.values() for part in each],
             recipe.evaluation_batch_size,
-            recipe.max_new_tokens,
             context.allow_code_execution,
         )
         for metric, name, measure in (
@@ -304,7 +303,7 @@ def bbh_parts(rows: Sequence[Row], recipe: Any) -> list[Part]:
     rest = [row for table in tasks.values() for row in table[recipe.bbh_shots :]]
     chosen = subsample(rest, recipe.limit, lambda row: f"{row['task']} {same(row['input'])}")
     return [
-        Part("bbh", f"bbh_{task}", mine, table[: recipe.bbh_shots], recipe.bbh_shots)
+        Part("bbh", f"bbh_{task}", mine, table[: recipe.bbh_shots], recipe.bbh_shots, recipe.max_new_tokens)
         for task, table in tasks.items()
         if (mine := [row for row in chosen if row["task"] == task])
     ]
@@ -320,7 +319,7 @@ def drop_parts(rows: Sequence[Row], recipe: Any) -> list[Part]:
     left, shots = split_off(table, recipe.drop_shots, lambda row: same(row["passage"]))
     scored = subsample(left, recipe.limit, lambda row: same(f"{row['question']} {row['passage']}"))
     one_each = list({row["passage"]: row for row in reversed(shots)}.values())[::-1]
-    return [Part("drop", "drop", scored, one_each, recipe.drop_shots)]
+    return [Part("drop", "drop", scored, one_each, recipe.drop_shots, recipe.max_new_tokens)]
 
 
 def drop_answers(row: Row) -> list[str]:
@@ -333,7 +332,8 @@ def humaneval_parts(rows: Sequence[Row], recipe: Any) -> list[Part]:
     """Return HumanEval's problems."""
     fields = ("task_id", "prompt", "entry_point", "test")
     table = [{name: row[name] for name in fields} for row in rows]
-    return [Part("humaneval", "humaneval", subsample(table, recipe.limit, lambda row: row["task_id"]))]
+    chosen = subsample(table, recipe.limit, lambda row: row["task_id"])
+    return [Part("humaneval", "humaneval", chosen, max_new_tokens=recipe.max_new_tokens)]
 
 
 @hookimpl

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ class Part:
         rows: To be scored.
         shots: Rows that can stand in the prompt.
         num_shots: How many of them do.
+        max_new_tokens: Longest output in tokens; 0: as the file says.
     """
 
     file: str
@@ -40,6 +42,23 @@ class Part:
     rows: Sequence[Row]
     shots: Sequence[Row] = ()
     num_shots: int = 0
+    max_new_tokens: int = 0
+
+    @cached_property
+    def task(self) -> Any:
+        """Return lm-eval's task. It writes its prompts once, however many models it scores."""
+        from lm_eval.api.task import ConfigurableTask
+
+        class PreparedTask(ConfigurableTask):
+            _instances: Any = ()
+
+            def build_all_requests(self, **options: Any) -> None:
+                if not self._instances:
+                    super().build_all_requests(**options)
+                for each in self._instances:
+                    each.resps, each.filtered_resps = [], {}
+
+        return PreparedTask(config=task_config(self))
 
 
 def require_lm_eval() -> None:
@@ -54,13 +73,8 @@ def require_lm_eval() -> None:
         )
 
 
-def task_config(part: Part, max_new_tokens: int = 0) -> dict[str, Any]:
-    """Return the configuration of one lm-eval task: its file, with its rows and number of shots filled in.
-
-    Args:
-        part: What to score.
-        max_new_tokens: Longest output in tokens; 0: as the file says.
-    """
+def task_config(part: Part) -> dict[str, Any]:
+    """Return the configuration of one lm-eval task: its file, with its rows and number of shots filled in."""
     from datasets import Dataset, DatasetDict
 
     if part.num_shots > len(part.shots):
@@ -72,8 +86,8 @@ def task_config(part: Part, max_new_tokens: int = 0) -> dict[str, Any]:
     if not part.shots:  # no table to draw them from
         config.pop("fewshot_split", None)
         config.pop("fewshot_config", None)
-    if max_new_tokens and "generation_kwargs" in config:
-        config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": max_new_tokens}
+    if part.max_new_tokens and "generation_kwargs" in config:
+        config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": part.max_new_tokens}
     return {
         **config,
         "task": part.name,
@@ -104,7 +118,6 @@ def samples(
     tokenizer: Any,
     parts: Sequence[Part],
     batch_size: int,
-    max_new_tokens: int = 0,
     allow_code_execution: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return each part's samples as lm-eval logs them, one per row and in the rows' order: outputs and metrics.
@@ -114,19 +127,16 @@ def samples(
         tokenizer: Its tokenizer.
         parts: What to score; all prompts of one kind are batched together.
         batch_size: Prompts per batch.
-        max_new_tokens: Longest output in tokens; 0: as each task file says.
         allow_code_execution: Needed for task files that run what the model wrote.
     """
     require_lm_eval()
     with _quiet():
-        from lm_eval.api.task import ConfigurableTask
         from lm_eval.evaluator import evaluate
 
-        tasks = {part.name: ConfigurableTask(config=task_config(part, max_new_tokens)) for part in parts}
         # `evaluate`, not `simple_evaluate`: that one reseeds every global generator, in the middle of training.
         results = evaluate(
             _language_model(model, tokenizer, batch_size),
-            tasks,
+            {part.name: part.task for part in parts},
             bootstrap_iters=0,
             confirm_run_unsafe_code=allow_code_execution,
         )
