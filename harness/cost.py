@@ -72,10 +72,11 @@ def _step_seconds(pack: Pack, steps: int, on_gpu: bool) -> float | None:
         return None
     if on_gpu:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
+        stream = torch.cuda.current_stream(pack.base.device)
+        start.record(stream)
         for _ in range(steps):
             pack.step()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / steps
     samples = []

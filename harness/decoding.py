@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.capture import capture
 from harness.evaluation import by_length
 from harness.losses import only_at
 
@@ -122,18 +123,16 @@ def is_capturable(model: Any) -> bool:
 Step = Callable[[], None]
 
 
-def _captured(step: Step) -> Step:
+def _captured(step: Step, device: torch.device) -> Step:
     """Return the step as a replayed CUDA graph. Nothing is computed yet."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.graph(graph, stream=stream):
-        step()
+    graph, _ = capture(step, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     return graph.replay
 
 
 @torch.no_grad()
 def _by_steps(
     model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int,
-    stop: Sequence[str], prepare: Callable[[Step], Step],
+    stop: Sequence[str], prepare: Callable[[Step, torch.device], Step],
 ) -> Tensor:  # fmt: skip
     """Do as ``continuations``, over a cache of fixed size: each step reads and writes the same tensors.
 
@@ -181,7 +180,7 @@ def _by_steps(
         if done == min_new_tokens:
             penalty.zero_()
         if done == 2:
-            run = prepare(step)
+            run = prepare(step, device)
         run()
         if done % LOOK_EVERY == 0:
             written = output[:, : done + 1]

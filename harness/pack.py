@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from harness.batch import GPU_MULTIPLE, Batch
+from harness.capture import capture
 from harness.lane import Lane
 from harness.losses import lane_losses
 from harness.method import Adapter, Method, StepInfo
@@ -60,7 +61,7 @@ class Pack:
                 if dropout.p:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
-        self._stream = torch.cuda.Stream() if base.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(base.device) if base.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph | _Eager] = {}
         self._seen: Counter[tuple[Any, ...]] = Counter()
 
@@ -127,7 +128,8 @@ class Pack:
     def _step_on_gpu(self, batches: Sequence[Batch]) -> Tensor:
         assert self._stream is not None
         form = tuple(batch.shape() for batch in batches)
-        self._stream.wait_stream(torch.cuda.current_stream())
+        outside = torch.cuda.current_stream(self.base.device)
+        self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
             self._seen[form] += 1
             if self._seen[form] <= WARM_STEPS or (form not in self._graphs and len(self._graphs) == MOST_GRAPHS):
@@ -136,7 +138,7 @@ class Pack:
                 if form not in self._graphs:
                     self._graphs[form] = self._capture(batches)
                 losses = self._graphs[form].replay(batches)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        outside.wait_stream(self._stream)
         return losses
 
     def _capture(self, batches: Sequence[Batch]) -> _Graph | _Eager:
@@ -221,9 +223,7 @@ class _Graph:
         stream: torch.cuda.Stream,
     ) -> None:
         self.inputs = [batch.to(device) for batch in batches]
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
-            self.losses = step(self.inputs)
+        self.graph, self.losses = capture(lambda: step(self.inputs), stream)
 
     def replay(self, batches: Sequence[Batch]) -> Tensor:
         """Run the step on other batches of the same form; return a copy of the losses."""

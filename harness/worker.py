@@ -64,6 +64,8 @@ class Worker:
         environment: Mapping[str, Any], emit: Emit, allow_code_execution: bool = False, compiled: str = "off",
         recomputes: bool = False,
     ) -> None:  # fmt: skip
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # for whatever code does not say which GPU it means
         self.registry, self.store, self.device, self.data_dir = registry, store, device, data_dir
         self.environment = {**environment, **describe_environment(device)}
         self.emit, self.allow_code_execution, self.compiled = emit, allow_code_execution, compiled

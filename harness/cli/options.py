@@ -141,14 +141,15 @@ def resolve_precision(name: str, device: str) -> str:
 
 
 def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
-    """Return one device per worker, and CPU threads per worker (0: PyTorch's choice).
+    """Return one device per worker, and CPU threads per worker: its share of the cores, or what OMP_NUM_THREADS allows.
 
-    Every GPU gets one worker. On a CPU each worker gets its own share of the cores, or what OMP_NUM_THREADS allows.
+    Every GPU gets one worker.
     """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.startswith("cuda"):
         count = torch.cuda.device_count()
         if count == 0:
@@ -157,9 +158,9 @@ def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
         names = known if device == "cuda" else [device]
         if not set(names) <= set(known):
             raise UsageError(f"--device {device!r} is not here; give {', '.join(known)}")
-        return tuple(names[number % len(names)] for number in range(workers or len(names))), 0
-    if device != "cpu":
+        devices = tuple(names[number % len(names)] for number in range(workers or len(names)))
+    elif device == "cpu":
+        devices = ("cpu",) * (workers or min(cores, 2))
+    else:
         raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = workers or min(cores, 2)
-    return ("cpu",) * number, max(1, min(cores // number, torch.get_num_threads()))
+    return devices, max(1, min(cores // len(devices), torch.get_num_threads()))

@@ -127,7 +127,7 @@ def math():
         ]
 
     return {
-        "math/gsm8k/train": sums(0, 30),
+        "math/gsm8k/train": sums(0, 90),
         "math/gsm8k/test": sums(100, 4),
         "math/math/test": [{"problem": f"Solve $x={n}$.", "solution": rf"So $\boxed{{{n}}}$."} for n in range(4)],
     }

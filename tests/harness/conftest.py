@@ -112,3 +112,11 @@ def model(request):
         )  # fmt: skip
         return LlamaForCausalLM(config).eval()
     return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)).eval()
+
+
+@pytest.fixture(params=["cuda:0", "cuda:1"])
+def gpu(request) -> str:
+    """Return one of two GPUs. Whatever does not say which it means, means the first."""
+    if int(request.param[-1]) >= torch.cuda.device_count():
+        pytest.skip(f"there is no {request.param}")
+    return request.param

@@ -65,7 +65,7 @@ def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least):
     ids, mask = padded(draw(LENGTHS, seed=3))
     prepared = []
 
-    def prepare(step):
+    def prepare(step, _):
         prepared.append(step)
         return step
 
@@ -88,7 +88,7 @@ def test_it_stops_when_every_text_has_ended(model):
         pad_token_id = TOKENIZER.pad_token_id
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 1)[0, 0])
 
-    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, (), lambda step: step).shape[1] < 50
+    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, (), lambda step, _: step).shape[1] < 50
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -98,7 +98,7 @@ def test_it_stops_when_every_text_holds_a_stop_string(model, captures):
     texts = TOKENIZER.batch_decode(plain)
     stop = [text[10:14] for text in texts]
     if captures:
-        found = _by_steps(model, TOKENIZER, ids, mask, 200, 0, stop, lambda step: step)
+        found = _by_steps(model, TOKENIZER, ids, mask, 200, 0, stop, lambda step, _: step)
     else:
         found = continuations(model, TOKENIZER, ids, mask, 200, stop=stop)
     assert found.shape[1] < 100
@@ -116,8 +116,8 @@ def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("least", [0, 20])
-def test_a_gpu_decodes_captured(model, least, caplog):
-    model = copy.deepcopy(model).cuda().double()  # in double precision no two tokens are equally likely
+def test_a_gpu_decodes_captured(model, least, gpu, caplog):
+    model = copy.deepcopy(model).to(gpu).double()  # in double precision no two tokens are equally likely
     prompts = draw(LENGTHS, seed=5)
     found = generate(model, TOKENIZER, prompts, 40, 3, least)
     assert not caplog.records, "no warning that it could not be captured"
@@ -125,9 +125,9 @@ def test_a_gpu_decodes_captured(model, least, caplog):
 
 
 @pytest.mark.gpu
-def test_a_gpu_stops_at_a_stop_string(model, caplog):
-    model = copy.deepcopy(model).cuda().double()
-    ids, mask = (each.cuda() for each in padded(draw([4], seed=6)))
+def test_a_gpu_stops_at_a_stop_string(model, gpu, caplog):
+    model = copy.deepcopy(model).to(gpu).double()
+    ids, mask = (each.to(gpu) for each in padded(draw([4], seed=6)))
     text = TOKENIZER.decode(continuations(model, TOKENIZER, ids, mask, 100)[0])
     found = continuations(model, TOKENIZER, ids, mask, 100, stop=[text[10:14]])
     assert not caplog.records

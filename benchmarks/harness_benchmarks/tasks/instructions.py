@@ -113,8 +113,16 @@ def split_off(rows: Sequence[Row], count: int, key: Callable[[Row], str]) -> tup
 
     Returns:
         The rest, and the rows split off, both in the data's order.
+
+    Raises:
+        DataError: Nothing would be left.
     """
     distinct = sorted({key(row) for row in rows}, key=_hash)
+    if len(distinct) <= count:
+        raise DataError(
+            f"of {len(distinct)} different rows {count} are to be set apart, for validation or as shots, which leaves "
+            f"none; give a smaller number (--set held_out=N, shots=N) or more rows"
+        )
     chosen = set(distinct[:count])
     return [row for row in rows if key(row) not in chosen], [row for row in rows if key(row) in chosen]
 

@@ -118,6 +118,11 @@ def test_the_loss_is_on_the_solution_only_without_calculator_notes(nano, data_di
     assert response == f"It is {n}+1={n + 1}.\n#### {n + 1}\nThe answer is: {n + 1}<|eos|>"
 
 
+def test_a_slice_that_takes_every_row_is_refused(nano, data_dir):
+    with pytest.raises(DataError, match=r"10000 are to be set apart.* leaves none.* held_out"):
+        MathTask().load(context(nano, data_dir, held_out=10_000))
+
+
 def test_the_held_out_slice_does_not_depend_on_seed_or_order_of_rows(nano, data_dir):
     def held_out():
         found = MathTask().load(context(nano, data_dir)).splits["validation"].questions["gsm8k"]

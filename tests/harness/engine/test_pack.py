@@ -70,10 +70,10 @@ def test_half_precision_packing_moves_scores_less_than_a_seed_does(kit, name):
 
 
 @pytest.mark.gpu
-def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(kit, method, caplog):
+def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(kit, method, gpu, caplog):
     settings = [(1e-3, 0), (3e-4, 1)] if method != "full" else [(1e-3, 0)]
     solo = [kit.run(base := kit.make_base(), [kit.make_lane(base, method, *each)]) for each in settings]
-    base = kit.make_base(device="cuda")
+    base = kit.make_base(device=gpu)
     packed = kit.run(base, [kit.make_lane(base, method, *each) for each in settings])
     for recorder in solo:
         ((trial_id, expected),) = recorder.losses.items()
@@ -83,10 +83,10 @@ def test_captured_steps_on_a_gpu_lose_as_eager_steps_on_the_cpu(kit, method, cap
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_steps_of_padded_texts_are_captured(kit, kind, caplog):
+def test_steps_of_padded_texts_are_captured(kit, kind, gpu, caplog):
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     expected = kit.run(base := kit.make_classifier(kind), [kit.make_lane(base, *each) for each in settings])
-    found = kit.run(base := kit.make_classifier(kind, "cuda"), [kit.make_lane(base, *each) for each in settings])
+    found = kit.run(base := kit.make_classifier(kind, gpu), [kit.make_lane(base, *each) for each in settings])
     for trial_id, losses in expected.losses.items():
         assert found.losses[trial_id] == pytest.approx(losses, rel=1e-3)
     assert not caplog.records, "no warning that a step could not be captured"
