@@ -71,12 +71,12 @@ def check_data(tasks: Mapping[str, type[Task]], scale: str, data_dir: Path | Non
     for name, kind in tasks.items():
         recipe = kind.recipes.get(scale) or next(iter(kind.recipes.values()))
         tables = kind().tables(recipe)
+        if kind.source.is_generated or not tables:
+            findings.append(Finding(name, "", True, Presence.GENERATED, licence=kind.source.licence))
         for table in dict.fromkeys(tables):
             if table not in known:
                 known[table] = replace(_check(name, table, data_dir), licence=table.source.licence)
             findings.append(replace(known[table], task=name))
-        if not tables:
-            findings.append(Finding(name, "", True, Presence.GENERATED, licence=kind.source.licence))
     return findings
 
 

@@ -66,6 +66,11 @@ class Source:
     folder: str = ""
     note: str = ""
 
+    @property
+    def is_generated(self) -> bool:
+        """Return whether the data is made and not read."""
+        return not self.hub_id and not self.folder
+
 
 class Table(NamedTuple):
     """One table that a task reads.

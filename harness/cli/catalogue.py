@@ -149,9 +149,10 @@ def describe_task(registry: Registry, name: str) -> str:
         [f"{each.hub_id} {each.config}" if each.hub_id else "local only", each.revision, each.licence, each.folder]
         for each in dict.fromkeys(table.source for table in tables)
     ]
-    generated = [["generated", "", task.source.licence, ""]]
+    if task.source.is_generated or not sources:
+        sources.insert(0, ["generated", "", "", ""])
     head = ["data", "revision", "licence", "below --data-dir"]
-    lines += [tabulate(sources or generated, head, maxcolwidths=[None, None, 40, None], disable_numparse=True), ""]
+    lines += [tabulate(sources, head, maxcolwidths=[None, None, 40, None], disable_numparse=True), ""]
     rows = [
         [key + (" *" if key == task.main_metric else ""), m.unit, "higher" if m.higher_is_better else "lower", m.help]
         for key, m in task.metrics.items()

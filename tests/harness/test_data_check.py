@@ -120,6 +120,6 @@ def test_the_command_says_what_is_there_and_exits_by_it(tmp_path, capsys, monkey
 def test_every_registered_task_names_its_tables(capsys, monkeypatch, scale):
     _, out = command(capsys, monkeypatch, "--scale", scale, "--json")
     found = {(each["task"], each["table"]) for each in json.loads(out)}
-    assert {task for task, table in found if not table} == {"uuid"}
+    assert {task for task, table in found if not table} == {"uuid"}  # generated
     assert {("c4", "text/c4/validation"), ("glue/mnli", "glue/mnli/validation_mismatched")} <= found
     assert (("math", "math/metamath/train") in found) == (scale == "paper")

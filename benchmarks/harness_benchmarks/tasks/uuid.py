@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from harness import (
     Metric,
     Recipe,
     Source,
+    Table,
     Task,
     TaskContext,
     TaskData,
@@ -30,6 +31,7 @@ from harness import (
     negative_log_likelihoods,
     setting,
 )
+from harness_benchmarks import forgetting
 
 BITS_PER_UUID = 128
 
@@ -39,6 +41,15 @@ class UuidRecipe(Recipe):
     """A recipe with the number of pairs."""
 
     pairs: int = setting(10_000, "pairs to memorise", minimum=1)
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs with their examples, and on how many windows forgetting is measured."""
+
+    pairs: Sequence[tuple[Pair, Example]]
+    forgetting_windows: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class UuidTask(Task):
             True,
             "128 bits per pair, less the answers' remaining NLL in bits, over the trainable adapter parameters.",
         ),
+        **forgetting.METRICS,
     }
     recipes: ClassVar[Mapping[str, Recipe]] = {
         # Sized so that full fine-tuning of the shipped base just gets everything, and adapters do not.
@@ -92,6 +104,7 @@ class UuidTask(Task):
             schedule="cosine",
             warmup_steps=5,
             evaluate_at=(30, 40, 50),
+            forgetting_windows=0,  # it shall need no data
         ),
         "small": UuidRecipe(
             pairs=1_000,
@@ -113,27 +126,32 @@ class UuidTask(Task):
         ),
     }
 
+    def tables(self, recipe: Any) -> Sequence[Table]:
+        """Return the text that forgetting is measured on; the pairs are drawn."""
+        return [forgetting.TABLE] if recipe.forgetting_windows else []
+
     def load(self, context: TaskContext) -> TaskData:
         """Draw and tokenise the pairs."""
         pairs = draw_pairs(context.recipe.pairs, context.seed)
         examples = [_encode(pair, context.tokenizer) for pair in pairs]
         scored = list(zip(pairs, examples, strict=True))
-        return TaskData(train=examples, splits={"validation": scored, "test": scored})
+        test = Split(scored, context.recipe.forgetting_windows)
+        return TaskData(train=examples, splits={"validation": Split(scored), "test": test})
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
-        """Decode every answer greedily, and measure its likelihood."""
+        """Decode every answer greedily, and measure its likelihood; measure forgetting."""
         tokenizer = context.tokenizer
-        examples = [example for _, example in split]
+        examples = [example for _, example in split.pairs]
         losses = negative_log_likelihoods(model, examples, tokenizer.pad_token_id, context.recipe.batch_size)
         starts = [list(example.labels).count(IGNORE) for example in examples]
         prompts = [list(example.input_ids)[:start] for example, start in zip(examples, starts, strict=True)]
         longest = max(len(example.input_ids) - start for example, start in zip(examples, starts, strict=True))
         outputs = generate(model, tokenizer, prompts, longest, context.recipe.batch_size, min_new_tokens=longest)
         texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
-        accuracy = [digit_accuracy(text, pair.answer) for text, (pair, _) in zip(texts, split, strict=True)]
+        accuracy = [digit_accuracy(text, pair.answer) for text, (pair, _) in zip(texts, split.pairs, strict=True)]
         exact = [float(each == 1.0) for each in accuracy]
         bits = BITS_PER_UUID * len(examples) - sum(losses) / math.log(2)
-        return Evaluation(
+        found = Evaluation(
             metrics={
                 "character_accuracy": sum(accuracy) / len(accuracy),
                 "exact_match": sum(exact) / len(exact),
@@ -142,6 +160,7 @@ class UuidTask(Task):
             },
             items={"character_accuracy": accuracy, "exact_match": exact, "answer_nll": losses},
         )
+        return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
 
 
 def _encode(pair: Pair, tokenizer: Any) -> Example:
