@@ -202,6 +202,8 @@ class Scheduler:
                 self._keep(self._ended(worker, trial, State.FAILED, "NoRecord", why))
         elif event["event"] == "stop":
             raise HarnessError(f"{event['why']}. {MAKE_ROOM}")
+        elif event["event"] == "warning":
+            logging.getLogger(event["logger"]).warning("%s", event["message"])
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
             worker.jobs = [trial for trial in worker.jobs if trial.id != event["record"]["trial_id"]]

@@ -364,15 +364,29 @@ def _jobs() -> Iterator[Mapping[str, Any]]:
         yield json.loads(lines.get())
 
 
+class _TellingHandler(logging.Handler):
+    """Sends the warnings of the harness and of its plugins to the scheduler, whose user shall see them."""
+
+    def __init__(self, emit: Emit, registry: Registry) -> None:
+        super().__init__(logging.WARNING)
+        kinds = [*registry.methods.values(), *registry.tasks.values()]
+        self.packages = {"harness", *(kind.__module__.partition(".")[0] for kind in kinds)}
+        self.tell = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in self.packages:
+            self.tell({"event": "warning", "logger": record.name, "message": record.getMessage()})
+
+
 def main() -> None:
     """Serve jobs until standard input closes."""
     events = _protocol_stream()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers.models.auto.modeling_auto  # noqa: F401 - takes seconds, and the scheduler is still planning
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     line = sys.stdin.readline()
     if not line:
         return  # the command found nothing to do
@@ -383,8 +397,10 @@ def main() -> None:
     def emit(event: Mapping[str, Any]) -> None:
         print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
+    registry = build_registry(setup["block"])
+    logging.basicConfig(handlers=[logging.StreamHandler(), _TellingHandler(emit, registry)])
     worker = Worker(
-        build_registry(setup["block"]),
+        registry,
         Store(setup["results"]),
         torch.device(setup["device"]),
         Path(setup["data_dir"]) if setup["data_dir"] else None,

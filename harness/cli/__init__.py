@@ -101,10 +101,29 @@ def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
     harness leaderboard                       render the results as a page
     harness list methods                      see what there is
     """  # noqa: D301  click wants the character itself, before lines to be kept
+    handler = logging.StreamHandler()
+    handler.addFilter(_Once())
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        handlers=[handler],
     )
     context.obj = block
+
+
+class _Once(logging.Filter):
+    """Lets each warning through once: several workers may have the same one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING and text in self.seen:
+            return False
+        self.seen.add(text)
+        return True
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results,
     assert code == TRIALS_FAILED, err
     assert "trouble: 2 records" in out
     assert "[2/2] diverged uuid/diverging" in err
+    assert err.count("WARNING harness_trouble: there is no number any more\n") == 1, "a worker's warning is shown, once"
     identity = records["diverging"].trial_id
     assert f"`harness results show {identity} --results {root}`" in err
     assert f"to run it again, move {root}/{identity}.json away" in err

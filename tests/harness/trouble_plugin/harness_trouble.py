@@ -7,6 +7,7 @@ and ``TROUBLE_LOG`` in the environment say how long ``slow`` sleeps, whether the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 import torch
 
 from harness import Adapter, Evaluation, Example, Method, MethodTraits, Metric, Recipe, Task, TaskData, hookimpl
+
+logger = logging.getLogger(__name__)
 
 
 class Shift(Adapter):
@@ -50,6 +53,7 @@ class Diverging(Quick):
     name = "diverging"
 
     def after_step(self, info):
+        logger.warning("there is no number any more")
         for adapter in info.adapters.values():
             adapter.shift.data.fill_(torch.nan)
 

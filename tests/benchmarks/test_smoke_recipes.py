@@ -1,0 +1,67 @@
+"""``harness run --methods everything`` on every task at its smoke scale, as it is, on the tables of ``conftest``.
+
+Tasks that differ in nothing but their rows are tried once per model: on the shipped base, GLUE's one sentence, three
+classes and regression stand for its eight, which run on an encoder; C4's smallest size stands for the others. (A
+shorter recipe runs for each in ``test_every_task_with_every_method``.) What a score must be is tested with its task.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness.registry import build_registry
+from harness.store import Store
+
+REGISTRY = build_registry(block=["trackers:mlflow"])
+GLUE = [name for name in REGISTRY.tasks if name.startswith("glue/")]
+SAME = {name for name in REGISTRY.tasks if name.startswith("c4/")} | set(GLUE) - {"glue/cola", "glue/mnli", "glue/stsb"}
+
+
+@pytest.fixture(scope="module")
+def smoke(tables, tmp_path_factory):
+    """Return what runs a task with every method, and returns the records."""
+
+    def run(task, *options):
+        results = tmp_path_factory.mktemp("smoke")
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "harness.cli", "run", "--methods", "everything", "--task", task,
+                "--data-dir", str(tables), "--results", str(results), "--device", "cpu", "--no-mlflow", "-q", *options,
+            ],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3_000:]
+        return list(Store(str(results)).records())
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("task", [name for name in REGISTRY.tasks if name not in SAME])
+def test_every_method_trains_a_smoke_recipe_to_its_end(task, smoke):
+    check(smoke(task), task)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("task", GLUE)
+def test_every_method_trains_a_smoke_recipe_on_an_encoder_to_its_end(task, smoke, encoders):
+    check(smoke(task, "--model", str(encoders["bert"])), task)
+
+
+def check(records, task):
+    assert {record.trial.method for record in records} == set(REGISTRY.methods)
+    recipe = REGISTRY.task(task).recipes["smoke"]
+    for record in records:
+        assert record.state == "complete"
+        assert record.score is not None
+        assert record.history[-1]["step"] == recipe.steps > 10
+        losses = [each["metrics"]["train/loss"] for each in record.history]
+        assert min(losses) < losses[0], "something was learned"
+        if record.counts["budget_deviation_fraction"] is not None:
+            assert abs(record.counts["budget_deviation_fraction"]) <= 0.01
