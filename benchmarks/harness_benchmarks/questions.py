@@ -75,6 +75,11 @@ def entity_f1(given: str, right: str) -> float:
     return hits / (len(found) + len(wanted)) if wanted else 0.0
 
 
+def accuracy(questions: Sequence[Question], given: Sequence[str]) -> float:
+    """Return the share of questions that were answered right."""
+    return sum(text == question.answer for question, text in zip(questions, given, strict=True)) / len(questions)
+
+
 def weighted_f1(questions: Sequence[Question], given: Sequence[str]) -> float:
     """Return the F1 of the classes, each weighted by its share of the right answers; the mean over groups."""
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -90,15 +95,18 @@ def weighted_f1(questions: Sequence[Question], given: Sequence[str]) -> float:
 
 
 class Measure(NamedTuple):
-    """What a set's score is, in a word or two and in a sentence."""
+    """What a set's score is: in a word or two, in a sentence, and as a function of questions and chosen answers."""
 
     name: str
     help: str
+    score: Callable[[Sequence[Question], Sequence[str]], float] = accuracy
 
 
 CHOSEN = "zero-shot; the likeliest answer per token."
 ACCURACY = Measure("accuracy", f"Share of questions answered right, {CHOSEN}")
-WEIGHTED_F1 = Measure("weighted F1", f"F1 of the classes, each weighted by its share of the right answers; {CHOSEN}")
+WEIGHTED_F1 = Measure(
+    "weighted F1", f"F1 of the classes, each weighted by its share of the right answers; {CHOSEN}", weighted_f1
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,6 @@ class QuestionSet:
         tables: File names without ending, read one after the other.
         ask: Turns a row of original columns into questions; ``None``: only AdaptLLM's form is known.
         measure: What the score is.
-        is_weighted: Whether the score of chosen answers is ``weighted_f1`` and not accuracy.
         grade: What a generated answer is worth beside the right one, in 0..1.
     """
 
@@ -120,7 +127,6 @@ class QuestionSet:
     tables: tuple[str, ...] = ("test",)
     ask: Callable[[Row], Iterator[Question]] | None = None
     measure: Measure = ACCURACY
-    is_weighted: bool = False
     grade: Callable[[str, str], float] = same_text
 
     def load(self, data_dir: Path | None, limit: int = 0) -> list[Question]:
@@ -144,7 +150,7 @@ class QuestionSet:
             worth = [self.grade(text, question.answer) for text, question in zip(given, questions, strict=True)]
             return sum(worth) / len(worth), worth
         worth = [float(text == question.answer) for text, question in zip(given, questions, strict=True)]
-        return weighted_f1(questions, given) if self.is_weighted else sum(worth) / len(worth), worth
+        return self.measure.score(questions, given), worth
 
     def _questions(self, row: Row) -> Iterator[Question]:
         if "gold_index" in row:
@@ -296,11 +302,11 @@ BIOMED: Mapping[str, QuestionSet] = {
 FINANCE: Mapping[str, QuestionSet] = {
     "fpb": QuestionSet(
         "FPB", _local("finance/eval/fpb", "CC BY-NC-SA 3.0"), ("sentences_50agree",), _fpb,
-        WEIGHTED_F1, is_weighted=True,
+        WEIGHTED_F1,
     ),
     "fiqa_sa": QuestionSet(
         "FiQA SA", _local("finance/eval/fiqa_sa", "FiQA challenge"), ("headline_test", "post_test"), _fiqa,
-        WEIGHTED_F1, is_weighted=True,
+        WEIGHTED_F1,
     ),
     "ner": QuestionSet(
         "NER", _local("finance/eval/ner_sec", "CC BY 3.0"), ask=_entities,
@@ -308,13 +314,15 @@ FINANCE: Mapping[str, QuestionSet] = {
             "F1",
             f"Of the kind of each name: {WEIGHTED_F1.help} Of AdaptLLM's table, whose answers are generated: mean F1 "
             "of a sentence's names and kinds.",
+            weighted_f1,
         ),
-        is_weighted=True, grade=entity_f1,
+        grade=entity_f1,
     ),
     "headline": QuestionSet(
         "Headline", _local("finance/eval/headline", "see AdaptLLM/finance-tasks"),
-        measure=Measure("weighted F1", f"Mean over the nine kinds of question (class_id) of: {WEIGHTED_F1.help}"),
-        is_weighted=True,
+        measure=Measure(
+            "weighted F1", f"Mean over the nine kinds of question (class_id) of: {WEIGHTED_F1.help}", weighted_f1
+        ),
     ),
     "convfinqa": QuestionSet(
         "ConvFinQA", _local("finance/eval/convfinqa", "see AdaptLLM/finance-tasks"),
