@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from harness.task import Task as Task
     from harness.task import TaskContext as TaskContext
     from harness.task import TaskData as TaskData
+    from harness.token_table import tokenised_once as tokenised_once
     from harness.trial import Trial as Trial
 
 __version__ = "0.1.0"
@@ -77,6 +78,7 @@ _HOMES = {
     "StepInfo": "harness.method",
     "Trial": "harness.trial",
     "UsageError": "harness.errors",
+    "tokenised_once": "harness.token_table",
     "continuations": "harness.decoding",
     "generate": "harness.decoding",
     "negative_log_likelihoods": "harness.evaluation",

@@ -10,6 +10,7 @@ and its published scripts (RoBERTa-base: ``--model FacebookAI/roberta-base``).
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from harness import (
     hookimpl,
     read_rows,
     setting,
+    tokenised_once,
 )
 from harness_benchmarks import REVISION
 
@@ -126,11 +128,13 @@ class GlueTask(Task):
             items=items,
         )
 
-    def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> list[Example]:
+    def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> Sequence[Example]:
+        tokenizer, length = context.tokenizer, context.recipe.max_length
         texts = [[str(row[column]) for row in rows] for column in self.columns]
         number = float if self.model_kind is ModelKind.REGRESSION else int
         labels = [number(row["label"]) for row in rows]
-        return encode(context.tokenizer, texts, labels, context.recipe.max_length)
+        content = [json.dumps(each) for each in zip(labels, *texts, strict=True)]
+        return tokenised_once(content, [length], tokenizer, lambda: encode(tokenizer, texts, labels, length))
 
 
 def encode(

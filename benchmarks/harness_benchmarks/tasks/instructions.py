@@ -6,10 +6,11 @@ No task is registered here. The prompt is Stanford Alpaca's, which LLM-Adapters,
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from harness import IGNORE, DataError, Example, TaskContext, generate
+from harness import IGNORE, DataError, Example, TaskContext, generate, tokenised_once
 
 Row = TypeVar("Row")
 
@@ -77,20 +78,26 @@ def encode_turns(turns: Iterable[tuple[str, str]], tokenizer: Any, max_length: i
     return Example(ids, labels) if any(label != IGNORE for label in labels) else None
 
 
-def encode_all(conversations: Iterable[Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> list[Example]:
+def encode_all(
+    conversations: Sequence[Sequence[tuple[str, str]]], tokenizer: Any, max_length: int
+) -> Sequence[Example]:
     """Return the training examples of conversations, without those that ``max_length`` leaves no response.
 
     Raises:
         DataError: None is left.
     """
-    encoded = [encode_turns(turns, tokenizer, max_length) for turns in conversations]
-    kept = [example for example in encoded if example is not None]
-    if not kept:
+
+    def encode() -> list[Example]:
+        encoded = [encode_turns(turns, tokenizer, max_length) for turns in conversations]
+        return [example for example in encoded if example is not None]
+
+    examples = tokenised_once([json.dumps(turns) for turns in conversations], [max_length], tokenizer, encode)
+    if not examples:
         raise DataError(
-            f"of {len(encoded)} examples none has a response within max_length={max_length} tokens; "
+            f"of {len(conversations)} examples none has a response within max_length={max_length} tokens; "
             f"give a larger one, e.g. --set max_length={2 * max_length}"
         )
-    return kept
+    return examples
 
 
 def write_answers(model: Any, context: TaskContext, questions: Sequence[Question]) -> list[str]:

@@ -181,7 +181,7 @@ class InstructEvalTask(Task):
             "humaneval": humaneval_parts(read_rows(HUMANEVAL, "test", folder), recipe),
         }
 
-        def encode(conversations: Iterable[Turns]) -> list[Example]:
+        def encode(conversations: Sequence[Turns]) -> Sequence[Example]:
             return encode_all(conversations, context.tokenizer, recipe.max_length)
 
         return TaskData(
