@@ -127,7 +127,10 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
         kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
         try:
             whole_lines = {"keep_linebreaks": True} if kind == "text" else {}
-            return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train", **whole_lines)
+            # Named by content: the library's own cache tells files apart by path and time of change alone.
+            name = identify(source, [split], data_dir).replace(":", "-")
+            paths = [str(path) for path in files]
+            return datasets.load_dataset(kind, name, data_files=paths, split="train", **whole_lines)
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
             reason = (str(error.__cause__ or error) or "it holds no rows").splitlines()[0]
             raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error

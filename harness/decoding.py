@@ -7,7 +7,8 @@ one token to the next is captured in a CUDA graph, over a cache of fixed size, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,19 +87,32 @@ def continuations(
             logger.warning("decoding of %s cannot be captured and runs slower: %s", type(model).__name__, error)
             logger.debug("", exc_info=True)
     written = slice(input_ids.shape[1], None)
-    output: Tensor = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens or None,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        stopping_criteria=[lambda ids, _: have_stopped(tokenizer, ids[:, written], stop)] if stop else None,
-    )
+    with _plainly(model):
+        output: Tensor = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            stopping_criteria=[lambda ids, _: have_stopped(tokenizer, ids[:, written], stop)] if stop else None,
+        )
     return output[:, written]
+
+
+@contextmanager
+def _plainly(model: Any) -> Iterator[None]:
+    """Set aside how the model's authors like it to write, e.g. a penalty on repetition: greedy is greedy."""
+    from transformers import GenerationConfig
+
+    liked, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = liked
 
 
 def have_stopped(tokenizer: Any, tokens: Tensor, stop: Sequence[str]) -> Tensor:

@@ -26,7 +26,7 @@ from harness.losses import lane_losses
 from harness.method import Calibration, Method, attaches
 from harness.model import select_layers
 from harness.resident import Base
-from harness.slots import pretrained, set_submodule
+from harness.slots import Reader, pretrained, set_submodule
 from harness.task import Evaluation, TaskContext, TaskData
 from harness.trial import Trial
 
@@ -117,12 +117,17 @@ class Lane:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         for name, slot in self.base.module_slots.items():
             copied = copy.deepcopy(slot.frozen, memory).requires_grad_(True)
-            if any(each == name or each.startswith(f"{name}.") for each in self.base.fresh):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    copied.to("cpu").apply(cast(Any, self.base.model)._init_weights)
+            self._draw_fresh(name, copied, seed)
             high = torch.promote_types(self.base.dtype, torch.float32)
             self.modules[name] = copied.to(self.base.device, high)
+
+    def _draw_fresh(self, name: str, module: nn.Module, seed: int) -> None:
+        """Draw a module that the checkpoint did not have from the trial's own seed."""
+        if any(each == name or each.startswith(f"{name}.") for each in self.base.fresh):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module.to("cpu").apply(cast(Any, self.base.model)._init_weights)
+                module.to(self.base.device)
 
     def _attach(self) -> None:
         """Give a method that does not live on linear layers a private copy of the model."""
@@ -130,6 +135,9 @@ class Lane:
             self.private = copy.deepcopy(self.base.model)
         for name in self.base.slots:
             set_submodule(self.private, name, self.private.get_submodule(name).frozen)  # type: ignore[arg-type]
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        for name in self.base.module_slots:
+            self._draw_fresh(name, self.private.get_submodule(name), seed)
         self.method.attach(self.private, self.generator)
         for name, parameter in self.private.named_parameters():
             if parameter.requires_grad:
@@ -164,6 +172,8 @@ class Lane:
 
         # Compiling the loss for every form of batch would take longer than all of this.
         with pretrained(self.base.model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            for name, module in self.modules.items():  # heads as they will train, not as the base's seed drew them
+                self.base.slots[name].parts = ((Reader(module, self.base.dtype), 1),)
             self.method.calibrate(
                 self.adapters, Calibration(self.base.model, batches, loss, weight_gradients, self.generator)
             )

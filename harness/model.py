@@ -23,6 +23,8 @@ from harness.errors import DataError, UsageError
 from harness.hub import is_offline
 from harness.task import ModelKind, Task
 
+# Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
+IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,7 +55,7 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
     folder = Path(resolve(name))
     if folder.is_dir():
         digest = hashlib.sha256()
-        weights = sorted(each for each in folder.iterdir() if each.suffix in (".safetensors", ".json"))
+        weights = sorted(each for each in folder.iterdir() if each.suffix in IDENTIFYING)
         if not any(each.name == "config.json" for each in weights):
             raise DataError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
         for each in weights:

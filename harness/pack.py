@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from harness.batch import GPU_MULTIPLE, Batch
 from harness.capture import capture
+from harness.errors import HarnessError
 from harness.lane import Lane
 from harness.losses import lane_losses
 from harness.method import Adapter, Method, StepInfo
@@ -64,6 +64,7 @@ class Pack:
         self._stream = torch.cuda.Stream(base.device) if base.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph | _Eager] = {}
         self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._is_midway = False  # some lanes have done an update, and others perhaps not
 
     def _bind(self) -> None:
         names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
@@ -76,12 +77,9 @@ class Pack:
     def _bind_private(self, lane: Lane) -> None:
         """A private model's own parameters are the leaves; in half precision the masters are apart."""
         self.model = self._call = cast(nn.Module, lane.private)
-        leaves = {name: self.leaves.parameter([master]) for name, master in lane.masters.items()}
         live = dict(self.model.named_parameters())
-        if any(leaf is not live[name] for name, leaf in leaves.items()):
-            for name, leaf in leaves.items():
-                live[name].data = leaf.data  # evaluation sees the trained values
-            self._call = lambda *args, **kwargs: functional_call(self.model, leaves, args, kwargs)
+        for name, master in lane.masters.items():
+            self.leaves.parameter([master], exact=live[name] is master, leaf=live[name])
 
     def _bind_rates(self) -> tuple[Tensor, Tensor] | None:
         """On a GPU, point every group's learning rate into one tensor; return it and its values for every step."""
@@ -110,20 +108,30 @@ class Pack:
                 module.train()
         for name, parts in self.parts.items():
             self.base.slots[name].parts = parts
+        self._is_midway = False
         try:
             with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
                 losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
+            self._is_midway = True
+            for each in self.lanes:
+                each.train_tokens += sum(len(row.ids) for row in each.rows())
+                each.advance()
+            self._act()
+        except torch.OutOfMemoryError as error:
+            if self._is_midway and len(self.lanes) > 1:
+                raise HarnessError(f"out of memory with a step half done, so it cannot be repeated: {error}") from error
+            raise
         finally:
             self.base.clear()
-        for each in self.lanes:
-            each.train_tokens += sum(len(row.ids) for row in each.rows())
-            each.advance()
-        with torch.no_grad():
-            for each in (lane for lane in self._acting if lane.error is None):
-                each.method.after_step(StepInfo(each.done, each.steps, each.adapters, each.optimizer, each.generator))
-            if self._acting:
-                self.leaves.values_down()
         return losses
+
+    @torch.no_grad()
+    def _act(self) -> None:
+        """Let the methods act after a step."""
+        for each in (lane for lane in self._acting if lane.error is None):
+            each.method.after_step(StepInfo(each.done, each.steps, each.adapters, each.optimizer, each.generator))
+        if self._acting:
+            self.leaves.values_down()
 
     def _step_on_gpu(self, batches: Sequence[Batch]) -> Tensor:
         assert self._stream is not None
@@ -146,8 +154,10 @@ class Pack:
         assert self._stream is not None
         generator = torch.cuda.default_generators[self.base.device.index or 0]
         try:
-            return _Graph(self._step, batches, self.base.device, self._stream)
+            acting = [parameter for lane in self._acting for parameter in lane.parameters()]
+            return _Graph(self._step, batches, self.base.device, self._stream, acting)
         except torch.OutOfMemoryError:
+            self._is_midway = False  # capturing computes nothing
             generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())
             raise
         except RuntimeError as error:
@@ -169,6 +179,7 @@ class Pack:
     def _step(self, batches: Sequence[Batch]) -> Tensor:
         """Do the part of a step that is the same every time: gradients, clipping, optimizers. Waits for nothing."""
         losses = self._gradients(batches)
+        self._is_midway = True
         with torch.no_grad():
             for lane in self.lanes:
                 if lane.recipe.clip_norm:
@@ -213,6 +224,7 @@ class _Graph:
         batches: Of the form to capture.
         device: Where it runs.
         stream: Of the pack; everything of a pack runs on it.
+        parameters: Whose gradients are read between steps.
     """
 
     def __init__(
@@ -221,9 +233,11 @@ class _Graph:
         batches: Sequence[Batch],
         device: torch.device,
         stream: torch.cuda.Stream,
+        parameters: Sequence[nn.Parameter] = (),
     ) -> None:
         self.inputs = [batch.to(device) for batch in batches]
         self.graph, self.losses = capture(lambda: step(self.inputs), stream)
+        self.gradients = [(parameter, parameter.grad) for parameter in parameters]
 
     def replay(self, batches: Sequence[Batch]) -> Tensor:
         """Run the step on other batches of the same form; return a copy of the losses."""
@@ -232,6 +246,8 @@ class _Graph:
                 if isinstance(target, Tensor):
                     target.copy_(getattr(new, name).pin_memory(), non_blocking=True)
         self.graph.replay()
+        for parameter, gradient in self.gradients:  # steps of other forms left theirs there
+            parameter.grad = gradient
         return self.losses.clone()
 
 

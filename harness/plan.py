@@ -78,6 +78,8 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         UsageError: Anything named does not exist, does not fit, or cannot reach the budget. All refused methods are
             named at once.
     """
+    if suite.tune and TUNE_SEED in suite.seeds:
+        raise UsageError(f"seeds: {TUNE_SEED} is the seed on which rates are searched; report on others")
     chosen = resolve_methods(suite.methods, registry)
     cells: list[Cell] = []
     refused: list[str] = []

@@ -142,7 +142,7 @@ def render_list(records: Iterable[Record]) -> str:
     numbers = {"parameters", "learning rate", "seed", "score"}
     align = ["right" if name in numbers else "left" for name in rows[0]]
     # An id such as 12e4567890123456 reads as a number; tabulate must not.
-    return tabulate(rows, "keys", tablefmt="simple", disable_numparse=True, colalign=align)
+    return _printable(tabulate(rows, "keys", tablefmt="simple", disable_numparse=True, colalign=align))
 
 
 def _place(record: Record) -> tuple[Any, ...]:
@@ -170,7 +170,12 @@ def render_show(record: Record) -> str:
     if record.error is not None:
         error = {key: value for key, value in record.error.items() if key != "traceback"}
         parts += [_section("Error", error), str(record.error.get("traceback") or "").rstrip()]
-    return "\n\n".join(part for part in parts if part)
+    return _printable("\n\n".join(part for part in parts if part))
+
+
+def _printable(text: str) -> str:
+    """Replace control characters but line breaks: a record must not be able to steer a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
 
 
 def _dtype(column: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
+from harness.errors import HarnessError
 from harness.method import Adapter
 
 
@@ -44,12 +45,13 @@ class Leaves:
         self._low: list[Tensor] = []
         self._high: list[Tensor] = []
 
-    def parameter(self, lanes: Sequence[nn.Parameter], exact: bool = False) -> Tensor:
+    def parameter(self, lanes: Sequence[nn.Parameter], exact: bool = False, leaf: Tensor | None = None) -> Tensor:
         """Return the leaf for one parameter of K alike lanes: (K, ...), or the parameter's own shape where K is 1.
 
         Args:
             lanes: Each lane's parameter.
             exact: Whether to compute with it unrounded, whatever the precision.
+            leaf: To be the rounded copy, where there has to be one.
         """
         key = tuple(map(id, lanes))
         if key in self._known:  # tied parameters
@@ -59,11 +61,11 @@ class Leaves:
         for lane, parameter in enumerate(lanes):
             parameter.data = master if alone else master[lane]
         if exact or self._is_exact(master):
-            leaf: Tensor = lanes[0] if alone else master.detach().requires_grad_()
+            leaf = lanes[0] if alone else master.detach().requires_grad_()
             if not alone:
                 self._shared.append((leaf, lanes))
         else:
-            leaf = master.to(self.compute_dtype).requires_grad_()
+            leaf = master.to(self.compute_dtype).requires_grad_() if leaf is None else leaf
             gradient = torch.zeros_like(master)
             for lane, parameter in enumerate(lanes):
                 parameter.grad = gradient if alone else gradient[lane]
@@ -249,8 +251,19 @@ class ModuleSlot(Slot):
     """A module of which each lane trains its own copy."""
 
     def forward(self, x: Tensor, *rest: Any, **keywords: Any) -> Any:
-        """Run each lane's copy on its rows."""
-        return self.over_lanes(x) if self.parts else self.frozen(x, *rest, **keywords)
+        """Run each lane's copy on its rows.
+
+        Raises:
+            HarnessError: The module takes more than one tensor, and only the first could be given to each lane.
+        """
+        if not self.parts:
+            return self.frozen(x, *rest, **keywords)
+        if any(each is not None for each in (*rest, *keywords.values())):
+            raise HarnessError(
+                f"a {type(self.frozen).__name__} takes more than one input, so it cannot train whole beside others; "
+                "leave it out of the task's `trains`"
+            )
+        return self.over_lanes(x)
 
 
 def slots(model: nn.Module) -> dict[str, Slot]:

@@ -32,6 +32,8 @@ from harness_leaderboard.stats import (
     tie_groups,
 )
 
+TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
+
 BOOTSTRAP_SEED = 20240601  # any fixed number: the same records always give the same page
 
 PAPER_SCALE = "paper"  # the one at which published numbers were obtained
@@ -43,6 +45,8 @@ COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets",
 NOT_CONDITIONS = ("sweep",)
 # ... and those that name places on somebody's machine, which are nobody else's business.
 NOT_SHOWN = ("command", "results_root")
+
+ITEM_LIMITS = ("limit", "test_rows")  # recipe fields: most items to score per set, 0: all
 
 COSTS = (
     "train_seconds",
@@ -226,6 +230,7 @@ class Board:
         failures: Every trial that did not finish.
         tuning: The learning-rate search.
         notes: What a reader must know before believing the numbers.
+        differing: In what the rows differ that must be equal; nothing is ranked then.
         comparisons: How many pairs the correction counts.
         detectable_difference: True difference that this board would find with 80 % power; ``None``: cannot be
             said.
@@ -246,6 +251,7 @@ class Board:
     tuning: tuple[TuningTrial, ...]
     notes: tuple[str, ...]
     comparisons: int
+    differing: tuple[str, ...]
     detectable_difference: float | None
     versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -262,12 +268,18 @@ class Board:
     @property
     def item_limits(self) -> list[int]:
         """Return how many items per set the rows were scored on; 0: all."""
-        return sorted({int(row.first.trial.recipe.get("limit") or 0) for row in self.all_rows})
+        return sorted({_limit(row.first.trial.recipe) for row in self.all_rows})
 
     @property
     def is_ranked(self) -> bool:
         """Whether any row has a rank."""
         return any(row.rank for row in self.rows)
+
+
+def _limit(recipe: Mapping[str, Any]) -> int:
+    """Return the most items per set that a recipe scores; 0: all."""
+    found = [value for name in ITEM_LIMITS if isinstance(value := recipe.get(name), int) and value]
+    return min(found, default=0)
 
 
 def is_finished(record: Record) -> bool:
@@ -317,7 +329,9 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     differing = [
         name for name in COMPARABLE_FIELDS if len({_canonical(getattr(each.trial, name)) for each in reports}) > 1
     ]
-    ranked, comparisons, detectable = _rank(rows, differing, everything[0].higher_is_better)
+    units = sorted({str(each.metric_details.get(each.main_metric, {}).get("unit", "")) for each in reports})
+    reasons = [*differing, *(["the metric's unit"] if len(units) > 1 else [])]
+    ranked, comparisons, detectable = _rank(rows, reasons, everything[0].higher_is_better)
     first = everything[0]
     budgets = {each.trial.budget_parameters for each in records}
     details: dict[str, Mapping[str, Any]] = {}
@@ -343,6 +357,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         tuning=tuple(_tuning_trial(each, chosen) for each in by_method if each.trial.purpose == "tune"),
         notes=(*_notes_on_published([*ranked, *references]), *_notes(ranked, differing, reports, everything)),
         comparisons=comparisons,
+        differing=tuple(reasons),
         detectable_difference=detectable,
         versions=distinct_values(everything),
     )
@@ -354,12 +369,12 @@ def _rows(reports: Sequence[Record], everything: Sequence[Record], is_reference:
     for record in reports:
         content = {key: value for key, value in record.trial.to_json().items() if key != "seed"}
         variants[record.trial.method][_canonical(content)].append(record)
-    tune_trials = Counter(each.trial.method for each in everything if each.trial.purpose == "tune")
+    tune_trials = Counter(_cell(each) for each in everything if each.trial.purpose == "tune")
     rows = []
     for method in sorted(variants):
         groups = [variants[method][key] for key in sorted(variants[method])]
         for group, name in zip(groups, _variant_names(groups), strict=True):
-            rows.append(_row(group, name, is_reference, tune_trials[method]))
+            rows.append(_row(group, name, is_reference, tune_trials[_cell(group[0])]))
     return rows
 
 
@@ -490,12 +505,13 @@ def _rank(
 ) -> tuple[tuple[Row, ...], int, float | None]:
     """Return rows in order with ranks, the number of pairs corrected for, and the detectable difference."""
     reasons = {id(row): _why_not_ranked(row, differing) for row in rows}
+    reasons |= _why_not_paired([row for row in rows if not reasons[id(row)]])
     able = list(_by_score([row for row in rows if not reasons[id(row)]], higher_is_better))
     unable = _by_score([row for row in rows if reasons[id(row)]], higher_is_better)
     rest = tuple(replace(row, rank_reason=reasons[id(row)]) for row in unable)
     if len(able) < 2:
         alone = tuple(replace(row, rank_reason="nothing to compare with") for row in able)
-        return (*alone, *rest), 0, None
+        return _by_score([*alone, *rest], higher_is_better), 0, None
     bootstrap = PairedBootstrap(BOOTSTRAP_SEED)
     # The leader is picked by looking at the scores, so the correction counts all pairs, not only those with
     # the leader.
@@ -506,7 +522,7 @@ def _rank(
     groups = tie_groups(len(able), lambda first, second: p_values[first, second] < LEVEL)
     compared = dict(zip(pairs, results, strict=True))
     ranked = []
-    for index in sorted(range(len(able)), key=lambda each: (groups[each], each)):
+    for index in range(len(able)):  # by score: a method that is tied for being noisy does not rise above better ones
         place = 1 + sum(group < groups[index] for group in groups)
         is_tied = groups.count(groups[index]) > 1
         versus = []
@@ -530,7 +546,8 @@ def _rank(
     if usable:
         error = statistics.median(result.standard_error for result in usable)
         degrees = statistics.median_low([result.degrees for result in usable])
-        detectable = minimum_detectable_difference(error, degrees, len(pairs))
+        share = statistics.median(result.seed_share for result in usable)
+        detectable = minimum_detectable_difference(error, degrees, len(pairs), share)
     return (*ranked, *rest), len(pairs), detectable
 
 
@@ -543,8 +560,33 @@ def _why_not_ranked(row: Row, differing: Sequence[str]) -> str:
         return f"the rows differ in {', '.join(differing)}"
     if scores < len(row.records):
         # The mean of the survivors flatters a method that fails on hard seeds.
-        return f"{len(row.records) - scores} of {len(row.records)} seeds did not finish"
+        what = "did not finish" if any(not is_finished(each) for each in row.records) else "have no score"
+        return f"{len(row.records) - scores} of {len(row.records)} seeds {what}"
     return "1 seed" if scores == 1 else ""
+
+
+def _why_not_paired(rows: Sequence[Row]) -> dict[int, str]:
+    """Return, by id, why rows cannot be paired with the others: they ran other seeds, or not all items have a score.
+
+    A mean over other seeds or items is another quantity: such a row could lead although it loses every pair.
+    """
+    found = {}
+    seeds = Counter(tuple(row.seed_scores) for row in rows)
+    usual = max(seeds, key=lambda each: (seeds[each], len(each), each), default=())
+    gaps = {id(row): _gaps(row) for row in rows}
+    for row in rows:
+        if tuple(row.seed_scores) != usual:
+            ran, others = (", ".join(map(str, each)) for each in (row.seed_scores, usual))
+            found[id(row)] = f"ran seeds {ran}, not {others}"
+        elif any(gaps[id(row)]) and len(set(gaps.values())) > 1:
+            found[id(row)] = "not the same items have a score as in other rows"
+    return found
+
+
+def _gaps(row: Row) -> tuple[tuple[int, ...], ...]:
+    """Return the places of a row's items without a score, by seed."""
+    items = [each.items.get(each.main_metric, ()) for each in row.records]
+    return tuple(tuple(place for place, value in enumerate(each) if value is None) for each in items)
 
 
 def _compare(bootstrap: PairedBootstrap, first: Row, second: Row) -> Comparison | None:
@@ -639,8 +681,52 @@ def _notes(
         notes.append(f"Tuning effort is not equal (learning-rate trials): {listed}.")
     seed_sets = {tuple(each.trial.seed for each in row.records) for row in rows}
     if len(seed_sets) > 1:
-        notes.append("The methods did not run the same seeds; pairs are compared on the seeds they share.")
+        notes.append("The methods did not run the same seeds; only rows with the same seeds are ranked.")
+    uneven = {row.label: row.budget_deviation_fraction for row in rows if row.budget_deviation_fraction is not None}
+    if any(abs(each) > TOLERANCE for each in uneven.values()):
+        listed = ", ".join(f"{label} {each:+.2%}" for label, each in uneven.items()).replace("%", " %")
+        notes.append(f"The budget is not the same within 1 %; trained adapter parameters against it: {listed}.")
+    besides = {row.label: max(int(each.counts.get("task_parameters") or 0) for each in row.records) for row in rows}
+    if len(set(besides.values())) > 1:
+        listed = ", ".join(f"{label} {count:,}" for label, count in besides.items())
+        notes.append(f"Parameters trained besides the adapters, which no budget counts, differ: {listed}.")
+    versions: dict[str, list[str]] = defaultdict(list)
+    for each in reports:
+        versions[each.trial.plugins.get("task", "not recorded")].append(each.trial.method)
+    if len(versions) > 1:
+        notes.append(f"Scored by different versions of the task: {_who(versions)}. Are its numbers still the same?")
+    notes += [note for row in rows for note in _notes_on_search(row, everything)]
     return notes
+
+
+def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:
+    """Return what is odd about the learning rate of a row that was searched."""
+    scores = {
+        each.trial.learning_rate: each.score
+        for each in everything
+        if each.trial.purpose == "tune" and _cell(each) == _cell(row.first) and is_finished(each)
+    }
+    found = {rate: score for rate, score in scores.items() if score is not None}
+    if len(found) < 2:
+        return []
+    best = (max if row.first.higher_is_better else min)(found.values())
+    rates = [rate for rate, score in found.items() if score == best]
+    notes, used = [], row.first.trial.learning_rate
+    if used not in rates:
+        notes.append(f"{row.label} is reported at rate {used:g}; its search found {_rates(rates)} best.")
+    elif len(rates) == 1 and used in (min(scores), max(scores)):
+        notes.append(f"{row.label}: its rate, {used:g}, is at the edge of those searched; a better one may lie beyond.")
+    return notes
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return " or ".join(f"{each:g}" for each in sorted(rates))
+
+
+def _cell(record: Record) -> str:
+    """Return everything of a trial but rate, seed and purpose: what its learning rate is searched for."""
+    own = ("learning_rate", "seed", "purpose")
+    return _canonical({key: value for key, value in record.trial.to_json().items() if key not in own})
 
 
 def _notes_on_published(rows: Sequence[Row]) -> list[str]:

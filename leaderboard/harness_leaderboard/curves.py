@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness_leaderboard.board import Row, is_finished
+from harness_leaderboard.table import printable
 
 # Okabe and Ito 2008, "Color universal design", without the yellow that white paper swallows. Lines of one
 # colour differ in dashes.
@@ -84,7 +85,7 @@ def curves(rows: Sequence[Row], metric: str) -> list[Curve]:
         if points or stopped:
             found.append(
                 Curve(
-                    label=row.label,
+                    label=printable(row.label),
                     index=index,
                     is_reference=row.is_reference,
                     points=points,

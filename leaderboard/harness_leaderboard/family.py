@@ -35,7 +35,9 @@ class Family:
         model: The base model.
         budget: As the user wrote it.
         tasks: Those that count.
-        left_out: Those that not every method has.
+        left_out: Those that not every method has, or where the methods are not one comparison.
+        units: Of the main metrics of those that count.
+        is_partial: Whether any was scored on a part of its items.
         higher_is_better: Direction of every task's main metric.
         lines: The methods, best average first.
     """
@@ -46,6 +48,8 @@ class Family:
     budget: str
     tasks: tuple[str, ...]
     left_out: tuple[str, ...]
+    units: tuple[str, ...]
+    is_partial: bool
     higher_is_better: bool
     lines: tuple[FamilyLine, ...]
 
@@ -77,7 +81,8 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
             if row.score.value is not None and _counts(row, board):
                 own[board.task] = row.score.value
     tasks = sorted(board.task for board in boards)
-    common = [task for task in tasks if all(task in each for each in scores.values())]
+    fair = {board.task for board in boards if not board.differing and _have_same_seeds(board)}
+    common = [task for task in tasks if task in fair and all(task in each for each in scores.values())]
     lines = [
         FamilyLine(
             method=method,
@@ -96,9 +101,19 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
         budget=budget,
         tasks=tuple(common),
         left_out=tuple(task for task in tasks if task not in common),
+        units=tuple(sorted({_unit(board) for board in boards if board.task in common})),
+        is_partial=any(any(board.item_limits) for board in boards if board.task in common),
         higher_is_better=higher_is_better,
         lines=tuple(sorted(lines, key=lambda each: (each.is_reference, sign * (each.average or 0.0), each.method))),
     )
+
+
+def _unit(board: Board) -> str:
+    return str(board.metric_details.get(board.main_metric, {}).get("unit") or "no unit")
+
+
+def _have_same_seeds(board: Board) -> bool:
+    return len({tuple(row.seed_scores) for row in board.rows if row.seed_scores}) < 2
 
 
 def _counts(row: Row, board: Board) -> bool:

@@ -138,6 +138,7 @@ def render(records: Sequence[Record]) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: table.printable(value) if type(value) is str else value,  # Markup is our own
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -589,7 +590,7 @@ def _overview(sections: Sequence[Section], families: Sequence[Family]) -> Grid:
         rows.append(
             (
                 Cell(text=table.family_title(family), sort=family.name, link=f"family-{number}"),
-                Cell(text=f"{best} has the best average", sort=best)
+                Cell(text=f"{best} has the best average, untested", sort=best)
                 if best
                 else Cell(text=MISSING, sort=None, note="no task that every method within the budget has"),
                 Cell(text=f"{len(inside)}", sort=len(inside)),
@@ -597,7 +598,7 @@ def _overview(sections: Sequence[Section], families: Sequence[Family]) -> Grid:
                 Cell(text=MISSING, sort=None, note="averages are not tested"),
             )
         )
-    heads = ("Board", "Best", "Methods", "Seeds", "Smallest difference it can resolve")
+    heads = ("Board", "Best", "Methods", "Seeds", "Difference it finds in a typical pair")
     return Grid(caption="Boards on this page", heads=heads, rows=tuple(rows))
 
 

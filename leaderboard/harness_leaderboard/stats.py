@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+MANY = 200  # degrees of freedom beyond which Student's t is as good as normal here
+SEEDS_FOR_ITEMS = 3  # with two, a seeds' variance that comes out small by chance would let the items decide
 LEVEL = 0.05  # of every test; intervals cover 1 - LEVEL
 POWER = 0.8  # of the minimum detectable difference
 RESAMPLES = 1000  # a standard error is then known to about 2 % of itself
-SEEDS_FOR_SATTERTHWAITE = 5
 EXACT_FLIPS = 14  # up to this many seeds all 2^n sign patterns are tried
 
 
@@ -40,7 +41,8 @@ class Comparison:
         difference: Mean of first minus second, in the metric's unit.
         interval: 95 % interval of the difference, not corrected for many comparisons.
         standard_error: Of the difference, for new seeds and (where there are items) new items.
-        degrees: Of freedom of Student's t.
+        degrees: Of freedom of the seeds' part of the variance.
+        seed_share: That part, in (0, 1]; 1 where only the seeds' scores are paired.
         p_value: Two-sided, of "no difference".
         sign_flip_p_value: Two-sided, over the seeds alone; needs no normality but cannot be below 2 /
             2^seeds.
@@ -52,6 +54,7 @@ class Comparison:
     interval: Interval
     standard_error: float
     degrees: int
+    seed_share: float
     p_value: float
     sign_flip_p_value: float
     seeds: int
@@ -77,14 +80,24 @@ def student_p_value(t: float, degrees: int) -> float:
     return min(1.0, max(0.0, 1.0 - inside))
 
 
-def student_quantile(p_value: float, degrees: int) -> float:
+def mixed_p_value(t: float, degrees: int, seed_share: float, item_degrees: int = MANY) -> float:
+    """Return the two-sided p-value where only a share of the variance is estimated from few seeds.
+
+    Student's p-value with the seeds' degrees for their share, with the items' for the rest. Satterthwaite's
+    degrees would follow the estimate of the seeds' variance, and be most sure just where it came out too small: at
+    the small levels that many pairs need, five seeds then reject true ties up to five times too often.
+    """
+    return seed_share * student_p_value(t, degrees) + (1 - seed_share) * student_p_value(t, min(item_degrees, MANY))
+
+
+def student_quantile(p_value: float, degrees: int, seed_share: float = 1.0, item_degrees: int = MANY) -> float:
     """Return the positive t whose two-sided p-value is ``p_value``, in (0, 1), by bisection."""
     low, high = 0.0, 1.0
-    while student_p_value(high, degrees) > p_value:
+    while mixed_p_value(high, degrees, seed_share, item_degrees) > p_value:
         high *= 2
     for _ in range(200):
         middle = (low + high) / 2
-        if student_p_value(middle, degrees) > p_value:
+        if mixed_p_value(middle, degrees, seed_share, item_degrees) > p_value:
             low = middle
         else:
             high = middle
@@ -138,17 +151,16 @@ class PairedBootstrap:
     """Compares two methods on common seeds and items.
 
     Both methods are resampled together, once over seeds and once over test items, and the two variances are
-    added: a difference counts if it would survive other seeds *and* other items. The seeds' variance is
-    scaled by S / (S - 1), since a plain bootstrap of few seeds is too sure of itself. Student's t has S - 1
-    degrees of freedom up to four seeds; from five on Satterthwaite's, which let many items help (with fewer
-    seeds they reject true ties several times too often). Without items this is the paired t-test.
+    added: a difference counts if it would survive other seeds *and* other items. Each variance is
+    scaled by n / (n - 1), since a plain bootstrap of few seeds is too sure of itself. The p-value mixes
+    Student's for the seeds and for the items by their shares of the variance. Without
+    items this is the paired t-test.
 
     The draws depend on ``seed`` and on the numbers of seeds and items alone, so the order of pairs does not
     matter.
 
     Source: Owen 2007, arXiv:0712.1111 (seeds crossed with items); Hesterberg 2015, arXiv:1411.5279
-    (narrowness with few values); Satterthwaite 1946, "An approximate distribution of estimates of variance
-    components".
+    (narrowness with few values).
     """
 
     def __init__(self, seed: int, resamples: int = RESAMPLES) -> None:
@@ -172,25 +184,24 @@ class PairedBootstrap:
         sums, counts = np.where(present, table, 0.0), present.astype(np.float64)
         difference = float(sums.sum() / counts.sum())
         seed_variance = self._variance(sums.sum(1), counts.sum(1), axis=0) * seeds / (seeds - 1)
-        item_variance = self._variance(sums.sum(0), counts.sum(0), axis=1) if items > 1 else 0.0
+        item_variance = self._variance(sums.sum(0), counts.sum(0), axis=1) * items / (items - 1) if items > 1 else 0.0
         error = math.sqrt(seed_variance + item_variance)
         flip_p_value = sign_flip_p_value(sums.sum(1) / counts.sum(1), self._generator(seeds, 2))
-        degrees = seeds - 1
+        degrees, seed_share = seeds - 1, 1.0
         if error <= 1e-9 * abs(difference) or error == 0.0:
             # Equal differences on every seed: coarse scores can do that by chance, so it is no proof. Count
             # signs instead.
             error, half, p_value = 0.0, 0.0, flip_p_value
         else:
-            if seeds >= SEEDS_FOR_SATTERTHWAITE and items > 1:
-                parts = seed_variance**2 / (seeds - 1) + item_variance**2 / (items - 1)
-                degrees = max(degrees, math.floor(error**4 / parts))
-            half = student_quantile(LEVEL, degrees) * error
-            p_value = student_p_value(difference / error, degrees)
+            seed_share = seed_variance / error**2 if seeds >= SEEDS_FOR_ITEMS else 1.0
+            half = student_quantile(LEVEL, degrees, seed_share, max(1, items - 1)) * error
+            p_value = mixed_p_value(difference / error, degrees, seed_share, max(1, items - 1))
         return Comparison(
             difference=difference,
             interval=Interval(difference - half, difference + half),
             standard_error=error,
             degrees=degrees,
+            seed_share=seed_share,
             p_value=p_value,
             sign_flip_p_value=flip_p_value,
             seeds=seeds,
@@ -246,12 +257,15 @@ def tie_groups(count: int, is_separated: Callable[[int, int], bool]) -> list[int
     raise AssertionError("unreachable")
 
 
-def minimum_detectable_difference(standard_error: float, degrees: int, comparisons: int) -> float:
+def minimum_detectable_difference(
+    standard_error: float, degrees: int, comparisons: int, seed_share: float = 1.0
+) -> float:
     """Return the true difference found with 80 % power at the 5 % level, corrected for ``comparisons`` tests.
 
     Source: the usual sample-size formula (Lachin 1981, "Introduction to sample size determination"), with t
         in place of z.
     """
     return (
-        student_quantile(LEVEL / comparisons, degrees) + student_quantile(2 * (1 - POWER), degrees)
+        student_quantile(LEVEL / comparisons, degrees, seed_share)
+        + student_quantile(2 * (1 - POWER), degrees, seed_share)
     ) * standard_error

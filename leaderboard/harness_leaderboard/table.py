@@ -294,10 +294,12 @@ def summary_sentences(board: Board) -> list[str]:
         sentences.append("Only reference methods, outside any budget: nothing is ranked.")
     direction = "higher" if board.higher_is_better else "lower"
     seeds = board.seeds
-    sentences.append(
-        f"Score: mean {metric_title(board, board.main_metric)} over {_many(len(seeds), 'seed')}"
-        f"{' (' + ', '.join(map(str, seeds)) + ')' if len(seeds) <= 10 else ''}; {direction} is better."
-    )
+    if len({tuple(each.trial.seed for each in row.records) for row in board.rows}) > 1:
+        over = "each method's own seeds, which are not the same for all"
+    else:
+        listed = f" ({', '.join(map(str, seeds))})" if len(seeds) <= 10 else ""
+        over = f"{_many(len(seeds), 'seed')}{listed}"
+    sentences.append(f"Score: mean {metric_title(board, board.main_metric)} over {over}; {direction} is better.")
     if board.is_ranked:
         sentences.append(
             "Rows with the same rank cannot be told apart from the best of them "
@@ -321,8 +323,11 @@ def is_fraction(board: Board) -> bool:
 def power_text(difference: float, fraction: bool) -> str:
     """Return how much two methods must differ for a board to find it."""
     if fraction and difference >= 1:
-        return "So few seeds cannot tell any two methods apart (80 % power): run more."
-    return f"Two methods must truly differ by about {difference:.2g} for this board to tell them apart (80 % power)."
+        return "So few seeds cannot tell a typical pair of methods apart (80 % power): run more."
+    return (
+        f"A typical pair of methods must truly differ by about {difference:.2g} for this board to tell them apart "
+        "(80 % power); a pair with less noise, by less."
+    )
 
 
 def limit_text(board: Board) -> str:
@@ -340,7 +345,8 @@ def leaders_text(board: Board) -> str:
     others = sum(row.group is not None for row in board.rows) - len(leaders)
     if len(leaders) == 1:
         return f"{leaders[0]}, ahead of {others}"
-    return f"{', '.join(leaders)} (tied" + (f", ahead of {others})" if others else ")")
+    # Only the first was tested against the others; a noisy method may be tied with it and ahead of nobody.
+    return f"{', '.join(leaders)} (tied" + (f"; {leaders[0]} is ahead of {others})" if others else ")")
 
 
 def terminal_table(records: Iterable[Record]) -> str:
@@ -387,15 +393,24 @@ def family_context(family: Family) -> str:
 def family_sentence(family: Family) -> str:
     """Return what is averaged and what is left out."""
     left = ", ".join(family.left_out)
-    return "Mean of each task's main metric, in order of the mean, which is no ranking. " + (
-        f"Left out, since not every method has all seeds of it: {left}." if left else "Every task counts."
+    parts = ["Mean of each task's main metric, in order of the mean, which is no ranking."]
+    parts.append(
+        f"Left out, since not every method has all seeds of it, or its trials are not one comparison: {left}."
+        if left
+        else "Every task counts."
     )
+    if len(family.units) > 1:
+        parts.append(f"The metrics' units differ: {', '.join(family.units)}.")
+    if family.is_partial:
+        parts.append("Some tasks were scored on a part of their items: not the whole data.")
+    return " ".join(parts)
 
 
 def _terminal_family(family: Family) -> str:
-    body = [[_printable(cell.text) for cell in line] for line in family_cells(family)]
-    grid = tabulate(body, headers=family_heads(family), disable_numparse=True, tablefmt="simple")
-    return "\n".join([_printable(family_title(family)), _printable(family_sentence(family)), "", grid])
+    body = [[printable(cell.text) for cell in line] for line in family_cells(family)]
+    heads = [printable(each) for each in family_heads(family)]
+    grid = tabulate(body, headers=heads, disable_numparse=True, tablefmt="simple")
+    return "\n".join([printable(family_title(family)), printable(family_sentence(family)), "", grid])
 
 
 def _terminal_board(board: Board) -> str:
@@ -419,7 +434,9 @@ def _terminal_board(board: Board) -> str:
     lines = [board_title(board), *summary_sentences(board)]
     if body:
         heads = [column.title for column in shown]
-        lines += ["", tabulate(body, headers=heads, colalign=align, disable_numparse=True, tablefmt="simple")]
+        heads = [printable(each) for each in heads]
+        grid = tabulate(body, headers=heads, colalign=align, disable_numparse=True, tablefmt="simple")
+        lines += ["", *grid.splitlines()]
     if board.references:
         lines.append("ref.: reference, outside the budget")
     if board.is_ranked:
@@ -428,12 +445,12 @@ def _terminal_board(board: Board) -> str:
         lines += ["", f"{_many(len(board.failures), 'trial')} did not finish:"]
         lines += [f"  {failure_text(each)}" for each in board.failures]
     lines += [f"! {note}" for note in board.notes]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _line(board: Board, row: Row, shown: Sequence[Column]) -> list[str]:
     values = cells(board, row)
-    return [_printable(values[column.key].text) for column in shown]
+    return [printable(values[column.key].text) for column in shown]
 
 
 def failure_text(failure: Failure) -> str:
@@ -444,9 +461,9 @@ def failure_text(failure: Failure) -> str:
     return f"{run}: {failure.state.value.replace('_', ' ')}{where}: {why}"
 
 
-def _printable(text: str) -> str:
-    """Replace control characters: a record must not be able to steer a terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
+def printable(text: str) -> str:
+    """Replace control and direction characters: a record must not steer a terminal, turn numbers or forge lines."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _many(count: int, noun: str) -> str:
