@@ -31,6 +31,7 @@ from harness.task import Evaluation, TaskContext, TaskData
 from harness.trial import Trial
 
 CALIBRATION_BATCHES = 8
+FRESH_SEED = 2**32  # plus the trial's seed: other numbers than those that adapters are drawn from
 
 
 class Lane:
@@ -114,18 +115,17 @@ class Lane:
             linear = self.base.linear_slots[name].linear[0]
             self.adapters[name] = layer_methods.get(name, self.method).adapter(linear, self.generator)
         memory: dict[int, Any] = {}  # one memo, so that tied parameters stay tied in the copies
-        seed = int(torch.randint(2**31, (), generator=self.generator))
         for name, slot in self.base.module_slots.items():
             copied = copy.deepcopy(slot.frozen, memory).requires_grad_(True)
-            self._draw_fresh(name, copied, seed)
+            self._draw_fresh(name, copied)
             high = torch.promote_types(self.base.dtype, torch.float32)
             self.modules[name] = copied.to(self.base.device, high)
 
-    def _draw_fresh(self, name: str, module: nn.Module, seed: int) -> None:
-        """Draw a module that the checkpoint did not have from the trial's own seed."""
+    def _draw_fresh(self, name: str, module: nn.Module) -> None:
+        """Draw a module that the checkpoint did not have from the trial's seed: the same one for every method."""
         if any(each == name or each.startswith(f"{name}.") for each in self.base.fresh):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(FRESH_SEED + self.trial.seed)
                 module.to("cpu").apply(cast(Any, self.base.model)._init_weights)
                 module.to(self.base.device)
 
@@ -135,9 +135,8 @@ class Lane:
             self.private = copy.deepcopy(self.base.model)
         for name in self.base.slots:
             set_submodule(self.private, name, self.private.get_submodule(name).frozen)  # type: ignore[arg-type]
-        seed = int(torch.randint(2**31, (), generator=self.generator))
         for name in self.base.module_slots:
-            self._draw_fresh(name, self.private.get_submodule(name), seed)
+            self._draw_fresh(name, self.private.get_submodule(name))
         self.method.attach(self.private, self.generator)
         for name, parameter in self.private.named_parameters():
             if parameter.requires_grad:
@@ -189,7 +188,8 @@ class Lane:
 
     def packs(self) -> bool:
         """Return whether this lane can share batches with others."""
-        return self.private is None and self.base.rowwise.issuperset(self.trained())
+        sharable = self.base.rows_apart if any(each.p for each in self.dropouts) else self.base.rowwise
+        return self.private is None and sharable.issuperset(self.trained())
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
         """Return the lane's AdamW and the peak learning rate of each of its groups."""

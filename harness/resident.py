@@ -63,13 +63,28 @@ class Base:
 
     @cached_property
     def rowwise(self) -> frozenset[str]:
-        """The slots whose input has the batch's rows first. Only there can each lane find its own.
+        """The slots whose input has the batch's rows one after the other. Only there can each lane find its own.
 
         Not so e.g. in DeBERTa, whose query and key layers also see relative positions, the same for every row.
         """
+        halves = {name: (sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :]) for name, sizes in self._sizes.items()}
+        return frozenset(name for name, (few, many) in halves.items() if many == [2 * size for size in few])
+
+    @cached_property
+    def rows_apart(self) -> frozenset[str]:
+        """The slots whose input has the rows in a dimension of their own. Only there can dropout tell rows from tokens.
+
+        Not so e.g. in OPT, some of whose layers see rows and tokens as one dimension.
+        """
+        expected = {name: [2] * (len(sizes) // 2) + [4] * (len(sizes) // 2) for name, sizes in self._sizes.items()}
+        return frozenset(name for name, sizes in self._sizes.items() if sizes == expected[name])
+
+    @cached_property
+    def _sizes(self) -> dict[str, list[int]]:
+        """The sizes of the first dimension of each slot's inputs, in a batch of two rows and in one of four."""
         seen: dict[str, list[int]] = {name: [] for name in self.slots}
         hooks = [
-            slot.register_forward_pre_hook(lambda _, inputs, rows=seen[name]: rows.append(inputs[0].shape[0]))
+            slot.register_forward_pre_hook(lambda _, inputs, sizes=seen[name]: sizes.append(inputs[0].shape[0]))
             for name, slot in self.slots.items()
         ]
         ids = torch.arange(8, device=self.device)
@@ -80,8 +95,7 @@ class Base:
         finally:
             for hook in hooks:
                 hook.remove()
-        # Rows and tokens in one dimension, as in OPT, would do but for dropout: its masks would depend on the padding.
-        return frozenset(name for name, rows in seen.items() if rows == [2] * (len(rows) // 2) + [4] * (len(rows) // 2))
+        return seen
 
     def clear(self) -> None:
         """Take every lane out: the model is the pretrained one again."""

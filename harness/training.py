@@ -90,8 +90,10 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
         for each in ends:
             if each.error is None:
                 try:
-                    each.evaluation = _evaluate(base, each, "test" if each.trial.purpose == "report" else "validation")
-                    each.history[-1]["metrics"] |= each.evaluation.metrics_present()
+                    split = "test" if each.trial.purpose == "report" else "validation"
+                    each.evaluation = _evaluate(base, each, split)
+                    if split == "validation":  # a curve is of one split
+                        each.history[-1]["metrics"] |= each.evaluation.metrics_present()
                 except Exception as error:  # noqa: BLE001 - a failing evaluation is that trial's result
                     each.error = error
                 gone.append(each)

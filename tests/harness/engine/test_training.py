@@ -132,8 +132,8 @@ def test_validation_is_scored_where_the_recipe_says_and_test_once_at_the_end(kit
     kit.run(base, [lane])
     assert [split for _, split in scored.calls] == ["validation", "validation", "test"]
     assert {each["step"]: each["metrics"]["loss"] for each in lane.history if "loss" in each["metrics"]} == {
-        4: 1.0, 8: 2.0, 12: 3.0
-    }  # fmt: skip
+        4: 1.0, 8: 2.0
+    }, "a curve is of one split"  # fmt: skip
     assert lane.evaluation.metrics == {"loss": 3.0}
     assert [each["step"] for each in lane.history] == list(range(1, 13)), "and every loss is there"
 
