@@ -198,14 +198,15 @@ class Lane:
         if self.private is None:
             groups = self.method.parameter_groups(dict(trained), rate, r.weight_decay)
             rest = list({id(p): p for module in self.modules.values() for p in module.parameters()}.values())
-            for decay, chosen in (
-                (r.weight_decay, [p for p in rest if p.ndim > 1]),
-                (0.0, [p for p in rest if p.ndim <= 1]),
-            ):
-                if chosen:
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         else:
-            groups = [{"params": list(self.masters.values()), "lr": rate, "weight_decay": r.weight_decay}]
+            groups, rest = [], list(self.masters.values())
+        # As the Hugging Face Trainer does, biases and the weights of norms are not decayed.
+        for decay, chosen in (
+            (r.weight_decay, [p for p in rest if p.ndim > 1]),
+            (0.0, [p for p in rest if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
         rates = [float(group["lr"]) for group in groups]
         on_gpu = self.base.device.type == "cuda"
         for group in groups:  # a capturable optimizer reads its rate from the device; the pack sets it

@@ -205,8 +205,11 @@ def use_capturable_attention(model: nn.Module) -> None:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in-features, out-features) of a linear layer of a kind that transformers uses, else ``None``."""
-    if isinstance(module, nn.Linear):
+    """Return (in-features, out-features) of a linear layer of a kind that transformers uses, else ``None``.
+
+    A subclass that computes something else with its weight, as routers of some mixtures of experts do, is none.
+    """
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear, with a transposed weight
         rows, columns = cast(Tensor, module.weight).shape

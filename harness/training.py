@@ -6,6 +6,7 @@ What is not here: a step (``pack``), what trials there are (``plan``), which tra
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from harness.pack import Pack
 from harness.resident import Base
 from harness.slots import Reader
 from harness.task import Evaluation, check_evaluation
+
+logger = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
@@ -44,6 +47,8 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = Fals
         except torch.OutOfMemoryError as error:
             running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
             for lane in running:
+                if lane.done in lane.recipe.evaluate_at and lane.done not in {each["step"] for each in lane.history}:
+                    logger.warning("%s: out of memory while scoring step %d", lane.trial.label, lane.done)
                 lane.leave()
             if base.device.type == "cuda":
                 torch.cuda.empty_cache()
