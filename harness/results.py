@@ -33,6 +33,7 @@ WHOLE = {
     *("budget_parameters", "adapter_parameters", "task_parameters", "base_parameters"),
     *("seed", "steps", "pack_lanes"),  # bytes and tokens may be a lane's share of a pack: float64
 }
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what makes a spreadsheet run a text cell
 NUMBER_GROUPS = ("metrics/", "counts/", "cost/")
 TIMES = ("started_at", "finished_at")
 
@@ -98,13 +99,13 @@ def export(records: Iterable[Record], path: str | Path) -> None:
 
     Args:
         records: Which.
-        path: Ends in ``.csv``, ``.parquet`` or ``.json`` (an array of objects).
+        path: Ends in ``.csv`` (see :func:`without_formulas`), ``.parquet`` or ``.json`` (an array of objects).
 
     Raises:
         UsageError: Another suffix, or the file cannot be written.
     """
     writers = {
-        ".csv": lambda table: table.to_csv(path, index=False),
+        ".csv": lambda table: without_formulas(table).to_csv(path, index=False),
         ".parquet": lambda table: table.to_parquet(path, index=False),
         ".json": lambda table: table.to_json(path, orient="records", date_format="iso", indent=1),
     }
@@ -115,6 +116,21 @@ def export(records: Iterable[Record], path: str | Path) -> None:
         writers[suffix](frame(records))
     except OSError as error:
         raise UsageError(f"cannot export to {str(path)!r}: {error}. Give a file in an existing folder.") from error
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which no text is a formula to a spreadsheet: an apostrophe stands before its first character.
+
+    Columns of numbers stay as they are.
+
+    Source: OWASP, "CSV Injection".
+    """
+    found = table.copy()
+    for name in table.select_dtypes(["object", "string"]).columns:
+        found[name] = [
+            f"'{each}" if isinstance(each, str) and each.startswith(FORMULA_STARTS) else each for each in table[name]
+        ]
+    return found
 
 
 def render_list(records: Iterable[Record]) -> str:

@@ -231,6 +231,7 @@ class Board:
         tuning: The learning-rate search.
         notes: What a reader must know before believing the numbers.
         differing: In what the rows differ that must be equal; nothing is ranked then.
+        has_twin: Whether another board differs in nothing but the main metric.
         comparisons: How many pairs the correction counts.
         detectable_difference: True difference that this board would find with 80 % power; ``None``: cannot be
             said.
@@ -254,6 +255,7 @@ class Board:
     differing: tuple[str, ...]
     detectable_difference: float | None
     versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    has_twin: bool = False
 
     @property
     def all_rows(self) -> tuple[Row, ...]:
@@ -268,7 +270,7 @@ class Board:
     @property
     def item_limits(self) -> list[int]:
         """Return how many items per set the rows were scored on; 0: all."""
-        return sorted({_limit(row.first.trial.recipe) for row in self.all_rows})
+        return sorted({item_limit(row.first.trial.recipe) for row in self.all_rows})
 
     @property
     def is_ranked(self) -> bool:
@@ -276,7 +278,7 @@ class Board:
         return any(row.rank for row in self.rows)
 
 
-def _limit(recipe: Mapping[str, Any]) -> int:
+def item_limit(recipe: Mapping[str, Any]) -> int:
     """Return the most items per set that a recipe scores; 0: all."""
     found = [value for name in ITEM_LIMITS if isinstance(value := recipe.get(name), int) and value]
     return min(found, default=0)
@@ -300,7 +302,12 @@ def build_boards(records: Iterable[Record]) -> list[Board]:
         references = budgets.pop("", [])
         for budget in sorted(budgets) or [""]:
             boards.append(_build_board(budget, budgets.get(budget, []), references))
-    return boards
+    places = Counter(_place(each) for each in boards)
+    return [replace(each, has_twin=places[_place(each)] > 1) for each in boards]
+
+
+def _place(board: Board) -> tuple[str, str, str, str]:
+    return board.task, board.scale, board.model, board.budget
 
 
 def distinct_values(records: Iterable[Record]) -> dict[str, dict[str, int]]:
@@ -420,15 +427,8 @@ def _published(records: Sequence[Record]) -> tuple[Published, ...]:
 
 def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Published:
     metric, step = str(entry["metric"]), entry.get("step")
-    finished = [each for each in records if is_finished(each)]
-    at_step = [
-        float(point["metrics"][metric])
-        for each in finished
-        for point in each.history
-        if step is not None and point.get("step") == step and point.get("metrics", {}).get(metric) is not None
-    ]
-    at_end = [float(value) for each in finished if (value := each.metrics.get(metric)) is not None]
-    ours = at_end if step is None else at_step
+    found = [_value(each, metric, step) for each in records if is_finished(each)]
+    ours = [value for value in found if value is not None]
     model = str(entry.get("model") or "")
     return Published(
         metric=metric,
@@ -444,6 +444,14 @@ def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Publish
     )
 
 
+def _value(record: Record, metric: str, step: int | None) -> float | None:
+    """Return a metric of a finished trial after ``step`` updates; ``None`` as step: its final one, of the test data."""
+    points = {point.get("step"): point.get("metrics") or {} for point in record.history}
+    is_end = step is None or step == max(points, default=None)
+    value = (record.metrics if is_end else points.get(step, {})).get(metric)
+    return None if value is None else float(value)
+
+
 def _differences(record: Record, model: str) -> list[str]:
     """Return why a record's numbers cannot be compared with those of a paper's model, in words."""
     trial, paper = record.trial, record.paper_recipe
@@ -456,8 +464,8 @@ def _differences(record: Record, model: str) -> list[str]:
         found.append("in what our recipe differs from the paper's, the record does not say")
     elif count := sum(each.differs for each in recipe_fields(record)):
         found.append(f"{count} of the recipe's fields are not the paper's")
-    if trial.recipe.get("limit"):
-        found.append(f"ours was scored on {trial.recipe['limit']} items per set")
+    if limit := item_limit(trial.recipe):
+        found.append(f"ours was scored on {limit} items per set")
     return found
 
 
@@ -544,10 +552,13 @@ def _rank(
     usable = [result for result in results if result is not None and result.standard_error > 0]
     detectable = None
     if usable:
-        error = statistics.median(result.standard_error for result in usable)
-        degrees = statistics.median_low([result.degrees for result in usable])
-        share = statistics.median(result.seed_share for result in usable)
-        detectable = minimum_detectable_difference(error, degrees, len(pairs), share)
+        detectable = minimum_detectable_difference(
+            statistics.median(result.standard_error for result in usable),
+            statistics.median_low([result.degrees for result in usable]),
+            len(pairs),
+            statistics.median_low([result.item_degrees for result in usable]),
+            statistics.median(result.seed_share for result in usable),
+        )
     return (*ranked, *rest), len(pairs), detectable
 
 

@@ -15,8 +15,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness.record import Record, State
+from harness.results import without_formulas
 from harness_leaderboard import table
-from harness_leaderboard.board import Board, Row, build_boards
+from harness_leaderboard.board import Board, Row, build_boards, item_limit
 from harness_leaderboard.family import build_families
 from harness_leaderboard.page import render
 
@@ -94,7 +95,7 @@ def markdown(boards: Sequence[Board]) -> str:
             parts += [_pipes(board), table.COST_NOTE]
         if board.references:
             parts.append("ref.: reference, outside the budget.")
-        missing = _footnotes(board)
+        missing = table.footnotes(board)
         if missing:
             parts.append(
                 "\n".join([f"{table.MISSING} means missing:", "", *(f"- {_markdown(note)}" for note in missing)])
@@ -124,7 +125,9 @@ def latex(boards: Sequence[Board]) -> str:
             continue
         caption = _latex(f"{table.board_title(board)}. {' '.join(table.summary_sentences(board))}")
         body = _booktabs(board)
-        notes = [f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, table.COST_NOTE, *_footnotes(board))]
+        notes = [
+            f"\\par\\footnotesize {_latex(note)}" for note in (*board.notes, table.COST_NOTE, *table.footnotes(board))
+        ]
         failures = [f"\\par\\footnotesize {_latex(table.failure_text(each))}" for each in board.failures]
         lines = [
             "\\begin{table}",
@@ -140,11 +143,14 @@ def latex(boards: Sequence[Board]) -> str:
 
 
 def csv(boards: Sequence[Board]) -> str:
-    """Return one line per row of every board: numbers unrounded, missing ones empty, units in the names."""
+    """Return one line per row of every board: numbers unrounded, missing ones empty, units in the names.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     lines = [_csv_line(board, row) for board in boards for row in board.all_rows]
     if not lines:
         return ""
-    return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
+    return str(without_formulas(pd.DataFrame(lines)).to_csv(index=False, lineterminator="\n"))
 
 
 def _csv_line(board: Board, row: Row) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _csv_line(board: Board, row: Row) -> dict[str, Any]:
         "published_model": published.model if published else None,
         "published_source": published.source if published else None,
         "published_caveat": "; ".join(filter(None, (*published.differences, published.caveat))) if published else None,
-        "items_per_set": str(trial.recipe["limit"]) if trial.recipe.get("limit") else None,
+        "items_per_set": str(limit) if (limit := item_limit(trial.recipe)) else None,
         "seeds_finished": len(row.seed_scores),
         "seeds_started": len(row.records),
         "learning_rate": trial.learning_rate,
@@ -214,20 +220,6 @@ def _booktabs(board: Board) -> str:
     references = ["\\midrule", *body(board.references)] if board.references else []
     start = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", heads, "\\midrule"]
     return "\n".join([*start, *body(board.rows), *references, "\\bottomrule", "\\end{tabular}"])
-
-
-def _footnotes(board: Board) -> list[str]:
-    """Return why values of the table are missing or partial."""
-    notes = []
-    for row in board.all_rows:
-        cells = table.cells(board, row)
-        for column in table.columns(board):
-            cell = cells[column.key]
-            if cell.note and cell.sort is None and not (row.is_reference and column.key in ("rank", "deviation")):
-                notes.append(f"{row.label}, {column.title}: {cell.note}")
-            elif cell.note.startswith("from "):
-                notes.append(f"{row.label}, {column.title}: {cell.note}")
-    return notes
 
 
 def _markdown(text: str) -> str:

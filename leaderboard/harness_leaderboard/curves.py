@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.record import Record
 from harness_leaderboard.board import Row, is_finished
 from harness_leaderboard.table import printable
 
@@ -75,7 +76,7 @@ def curves(rows: Sequence[Row], metric: str) -> list[Curve]:
         values: dict[int, list[float]] = defaultdict(list)
         stopped = []
         for record in row.records:
-            seen = history(record.history, metric)
+            seen = history(record, metric)
             if is_finished(record):
                 for step, value in seen:
                     values[step].append(value)
@@ -95,12 +96,16 @@ def curves(rows: Sequence[Row], metric: str) -> list[Curve]:
     return found
 
 
-def history(entries: Iterable[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
-    """Return ``(step, value)`` of one metric, without missing values."""
+def history(record: Record, metric: str) -> list[tuple[int, float]]:
+    """Return ``(step, value)`` of one metric, without missing values; all of the same split.
+
+    Older records end with the final score, which is of the test data and no point of a curve on validation data.
+    """
     found = []
-    for entry in entries:
+    for entry in record.history:
         value = (entry.get("metrics") or {}).get(metric)
-        if value is not None and math.isfinite(value):
+        is_final = entry is record.history[-1] and record.trial.purpose == "report" and metric in record.metrics
+        if value is not None and math.isfinite(value) and not (is_final and value == record.metrics[metric]):
             found.append((int(entry["step"]), float(value)))
     return found
 

@@ -103,6 +103,16 @@ class Grid:
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def notes(self) -> list[str]:
+        """Return why values are missing or partial: a hint that needs a mouse does not reach phones and paper."""
+        who: dict[tuple[str, str], list[str]] = {}
+        for line in self.rows:
+            for head, cell in zip(self.heads, line, strict=True):
+                if cell.note:
+                    who.setdefault((head, cell.note), []).append(line[0].text)
+        return table.grouped_notes(who, len(self.rows))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -111,6 +121,8 @@ class Section:
     board: Board
     slug: str
     title: str
+    context: str
+    footnotes: tuple[str, ...]
     sentences: tuple[str, ...]
     leaders: str
     heads: tuple[Head, ...]
@@ -173,6 +185,8 @@ def _section(board: Board, slug: str) -> Section:
         board=board,
         slug=slug,
         title=table.board_title(board),
+        context=table.board_context(board),
+        footnotes=tuple(table.footnotes(board)),
         sentences=tuple(table.summary_sentences(board)),
         leaders=table.leaders_text(board),
         heads=(
@@ -294,7 +308,7 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
         if not found:
             continue
         has_stopped |= any(curve.stopped for curve in found)
-        axis = "training loss" if metric == TRAIN_LOSS else f"{table.metric_title(board, metric)}, during training"
+        axis = "training loss" if metric == TRAIN_LOSS else f"{table.metric_title(board, metric)}, validation"
         svg = curves.chart(
             found,
             title=f"{axis} by step: {table.board_title(board)}",
@@ -302,7 +316,10 @@ def _charts(board: Board, slug: str) -> tuple[tuple[Markup, ...], str]:
             slug=f"{slug}-chart-{number}",
         )
         charts.append(Markup(svg))  # noqa: S704 - made by matplotlib, which escapes its text
-    note = "Lines are means over finished seeds, bands run from the lowest to the highest seed."
+    note = (
+        "Lines are means over finished seeds, bands run from the lowest to the highest seed. Scores on the way are of "
+        "the validation split; the final score, of the test split, is the table's."
+    )
     return tuple(charts), note + (" A cross marks where a seed that did not finish ended." if has_stopped else "")
 
 
@@ -413,7 +430,7 @@ def _evaluated_metrics(board: Board) -> list[str]:
         for record in row.records
         for entry in record.history
         for name in entry.get("metrics") or {}
-        if not name.startswith("train/")
+        if not name.startswith("train/") and curves.history(record, name)
     }
     return sorted(seen, key=lambda name: (name != board.main_metric, name))
 
@@ -431,7 +448,7 @@ def _steps(board: Board, metric: str) -> Grid:
             else:
                 line.append(Cell(text=MISSING, sort=None, note="not evaluated at this step by a finished seed"))
         rows.append(tuple(line))
-    caption = f"{table.metric_title(board, metric)} by step, during training: mean over finished seeds"
+    caption = f"{table.metric_title(board, metric)} by step, on the validation split: mean over finished seeds"
     return Grid(caption=caption, heads=("Method", *(f"step {step:,}" for step in steps)), rows=tuple(rows))
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MANY = 200  # degrees of freedom beyond which Student's t is as good as normal here
-SEEDS_FOR_ITEMS = 3  # with two, a seeds' variance that comes out small by chance would let the items decide
+SEEDS_FOR_ITEMS = 5  # with fewer, a seeds' variance that comes out small by chance would let the items decide
 LEVEL = 0.05  # of every test; intervals cover 1 - LEVEL
 POWER = 0.8  # of the minimum detectable difference
 RESAMPLES = 1000  # a standard error is then known to about 2 % of itself
@@ -42,7 +43,8 @@ class Comparison:
         interval: 95 % interval of the difference, not corrected for many comparisons.
         standard_error: Of the difference, for new seeds and (where there are items) new items.
         degrees: Of freedom of the seeds' part of the variance.
-        seed_share: That part, in (0, 1]; 1 where only the seeds' scores are paired.
+        item_degrees: Of the items' part.
+        seed_share: The seeds' part, in [0, 1]; 1 where the seeds' degrees alone count.
         p_value: Two-sided, of "no difference".
         sign_flip_p_value: Two-sided, over the seeds alone; needs no normality but cannot be below 2 /
             2^seeds.
@@ -54,6 +56,7 @@ class Comparison:
     interval: Interval
     standard_error: float
     degrees: int
+    item_degrees: int
     seed_share: float
     p_value: float
     sign_flip_p_value: float
@@ -80,28 +83,54 @@ def student_p_value(t: float, degrees: int) -> float:
     return min(1.0, max(0.0, 1.0 - inside))
 
 
-def mixed_p_value(t: float, degrees: int, seed_share: float, item_degrees: int = MANY) -> float:
-    """Return the two-sided p-value where only a share of the variance is estimated from few seeds.
-
-    Student's p-value with the seeds' degrees for their share, with the items' for the rest. Satterthwaite's
-    degrees would follow the estimate of the seeds' variance, and be most sure just where it came out too small: at
-    the small levels that many pairs need, five seeds then reject true ties up to five times too often.
-    """
-    return seed_share * student_p_value(t, degrees) + (1 - seed_share) * student_p_value(t, min(item_degrees, MANY))
-
-
-def student_quantile(p_value: float, degrees: int, seed_share: float = 1.0, item_degrees: int = MANY) -> float:
+@cache
+def student_quantile(p_value: float, degrees: int) -> float:
     """Return the positive t whose two-sided p-value is ``p_value``, in (0, 1), by bisection."""
     low, high = 0.0, 1.0
-    while mixed_p_value(high, degrees, seed_share, item_degrees) > p_value:
+    while student_p_value(high, degrees) > p_value:
         high *= 2
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
-        if mixed_p_value(middle, degrees, seed_share, item_degrees) > p_value:
+        if student_p_value(middle, degrees) > p_value:
             low = middle
         else:
             high = middle
     return (low + high) / 2
+
+
+def cochran_cox_quantile(p_value: float, degrees: int, item_degrees: int, seed_share: float) -> float:
+    """Return the t that a two-sided level asks for where two estimated variances make up the error.
+
+    It is the mean of Student's quantiles, weighted with each part's share of the estimated variance. Satterthwaite's
+    degrees follow that estimate too, but trust it most just where the seeds' part came out too small: at the small
+    levels that many pairs need, five seeds then reject true ties up to six times too often.
+
+    Source: Cochran and Cox 1950, "Experimental Designs", section 4.14. Measured sizes: docs/fairness.md.
+
+    Args:
+        p_value: The level, in (0, 1).
+        degrees: Of the seeds' part.
+        item_degrees: Of the items' part.
+        seed_share: The seeds' part of the variance, in [0, 1]; 1: Student's quantile.
+    """
+    seeds, items = student_quantile(p_value, degrees), student_quantile(p_value, min(item_degrees, MANY))
+    return seed_share * seeds + (1 - seed_share) * items
+
+
+def cochran_cox_p_value(t: float, degrees: int, item_degrees: int, seed_share: float) -> float:
+    """Return the level at which ``|t|`` is the :func:`cochran_cox_quantile`, with the same arguments."""
+    if seed_share >= 1:
+        return student_p_value(t, degrees)
+    # Find the seeds' quantile: its level must be that of the items' quantile which the weighted mean then leaves.
+    low, high = 0.0, abs(t) / max(seed_share, 1e-9)
+    for _ in range(60):
+        middle = (low + high) / 2
+        left = max(0.0, (abs(t) - seed_share * middle) / (1 - seed_share))
+        if student_p_value(middle, degrees) > student_p_value(left, min(item_degrees, MANY)):
+            low = middle
+        else:
+            high = middle
+    return student_p_value(high, degrees)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -152,15 +181,16 @@ class PairedBootstrap:
 
     Both methods are resampled together, once over seeds and once over test items, and the two variances are
     added: a difference counts if it would survive other seeds *and* other items. Each variance is
-    scaled by n / (n - 1), since a plain bootstrap of few seeds is too sure of itself. The p-value mixes
-    Student's for the seeds and for the items by their shares of the variance. Without
-    items this is the paired t-test.
+    scaled by n / (n - 1), since a plain bootstrap of few seeds is too sure of itself. The test is
+    Cochran's and Cox's from five seeds on; with fewer it is Student's with the seeds' degrees, which is never
+    too sure of a sum of two variances. Without items this is the paired t-test.
 
     The draws depend on ``seed`` and on the numbers of seeds and items alone, so the order of pairs does not
     matter.
 
     Source: Owen 2007, arXiv:0712.1111 (seeds crossed with items); Hesterberg 2015, arXiv:1411.5279
-    (narrowness with few values).
+    (narrowness with few values); Cochran and Cox 1950 and, for few seeds, Mickey and Brown 1966, "Bounds on the
+    distribution functions of the Behrens-Fisher statistic".
     """
 
     def __init__(self, seed: int, resamples: int = RESAMPLES) -> None:
@@ -187,20 +217,21 @@ class PairedBootstrap:
         item_variance = self._variance(sums.sum(0), counts.sum(0), axis=1) * items / (items - 1) if items > 1 else 0.0
         error = math.sqrt(seed_variance + item_variance)
         flip_p_value = sign_flip_p_value(sums.sum(1) / counts.sum(1), self._generator(seeds, 2))
-        degrees, seed_share = seeds - 1, 1.0
+        degrees, item_degrees, seed_share = seeds - 1, max(1, items - 1), 1.0
         if error <= 1e-9 * abs(difference) or error == 0.0:
             # Equal differences on every seed: coarse scores can do that by chance, so it is no proof. Count
             # signs instead.
             error, half, p_value = 0.0, 0.0, flip_p_value
         else:
             seed_share = seed_variance / error**2 if seeds >= SEEDS_FOR_ITEMS else 1.0
-            half = student_quantile(LEVEL, degrees, seed_share, max(1, items - 1)) * error
-            p_value = mixed_p_value(difference / error, degrees, seed_share, max(1, items - 1))
+            half = cochran_cox_quantile(LEVEL, degrees, item_degrees, seed_share) * error
+            p_value = cochran_cox_p_value(difference / error, degrees, item_degrees, seed_share)
         return Comparison(
             difference=difference,
             interval=Interval(difference - half, difference + half),
             standard_error=error,
             degrees=degrees,
+            item_degrees=item_degrees,
             seed_share=seed_share,
             p_value=p_value,
             sign_flip_p_value=flip_p_value,
@@ -258,14 +289,12 @@ def tie_groups(count: int, is_separated: Callable[[int, int], bool]) -> list[int
 
 
 def minimum_detectable_difference(
-    standard_error: float, degrees: int, comparisons: int, seed_share: float = 1.0
+    standard_error: float, degrees: int, comparisons: int, item_degrees: int = 1, seed_share: float = 1.0
 ) -> float:
     """Return the true difference found with 80 % power at the 5 % level, corrected for ``comparisons`` tests.
 
-    Source: the usual sample-size formula (Lachin 1981, "Introduction to sample size determination"), with t
-        in place of z.
+    Source: the usual sample-size formula (Lachin 1981, "Introduction to sample size determination"), with the test's
+        own quantiles in place of z.
     """
-    return (
-        student_quantile(LEVEL / comparisons, degrees, seed_share)
-        + student_quantile(2 * (1 - POWER), degrees, seed_share)
-    ) * standard_error
+    levels = (LEVEL / comparisons, 2 * (1 - POWER))
+    return sum(cochran_cox_quantile(each, degrees, item_degrees, seed_share) for each in levels) * standard_error

@@ -6,7 +6,7 @@ Also the plain table for a terminal. HTML, Markdown, CSV and LaTeX are written i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -275,8 +275,37 @@ def metric_title(board: Board, name: str) -> str:
 
 def board_title(board: Board) -> str:
     """Return a board's heading."""
-    budget = f"budget {board.budget}" if board.budget else "references only"
-    return f"{board.task} · {board.scale} · {board.model} · {budget}"
+    return f"{board.task} · {board_context(board)}"
+
+
+def board_context(board: Board) -> str:
+    """Return what a board's heading says besides the task."""
+    parts = [board.scale, board.model, f"budget {board.budget}" if board.budget else "references only"]
+    if board.has_twin:
+        parts.append(f"by {board.main_metric}, {'higher' if board.higher_is_better else 'lower'} is better")
+    return " · ".join(parts)
+
+
+def footnotes(board: Board) -> list[str]:
+    """Return why values of the table are missing or partial: the column, the reason, the rows."""
+    who: dict[tuple[str, str], list[str]] = {}
+    for row in board.all_rows:
+        shown = cells(board, row)
+        for column in columns(board):
+            cell = shown[column.key]
+            is_said_below = row.is_reference and column.key in ("rank", "deviation")  # "ref." says it
+            is_reason = cell.sort is None or column.key == "interval" or cell.note.startswith("from ")
+            if cell.note and is_reason and not is_said_below:
+                who.setdefault((column.title, cell.note), []).append(row.label)
+    return grouped_notes(who, len(board.all_rows))
+
+
+def grouped_notes(who: Mapping[tuple[str, str], Sequence[str]], count: int) -> list[str]:
+    """Return one line for each column and reason, with the rows that it is true of, of ``count`` in all."""
+    return [
+        f"{column}: {reason} ({'all rows' if len(labels) == count > 3 else ', '.join(labels)})"
+        for (column, reason), labels in who.items()
+    ]
 
 
 def summary_sentences(board: Board) -> list[str]:

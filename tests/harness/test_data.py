@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import pytest
 
-from harness import hub
+from harness import data, hub
 from harness.data import identify, identify_tables, local_files, read_rows, read_table, require
 from harness.errors import DataError
 from harness.task import Source, Table
@@ -79,6 +80,21 @@ def test_identity_follows_the_content(put):
     assert identify(SOURCE, ["test", "train"], folder) != before or identify(SOURCE, ["train"], folder) != before
     put("test.jsonl", lines(ROWS[:1]))
     assert identify(SOURCE, ["train", "test"], folder) != before
+
+
+def test_a_changed_table_of_the_same_age_and_size_is_read_anew(put):
+    """As after unpacking archives or copying files with their times; the library that reads tables looks at no more."""
+
+    def read(rows):
+        folder = put("train.jsonl", lines(rows))
+        os.utime(folder / SOURCE.folder / "train.jsonl", (1_600_000_000, 1_600_000_000))
+        data._file_hash.cache_clear()  # as in another process
+        return read_rows(SOURCE, "train", folder), identify(SOURCE, ["train"], folder)
+
+    old, identity = read(ROWS)
+    new, other_identity = read(ROWS[::-1])
+    assert (old, new) == (ROWS, ROWS[::-1])
+    assert identity != other_identity
 
 
 def test_a_missing_table_names_the_file_and_what_to_do(put):

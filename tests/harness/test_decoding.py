@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
 
 from harness.bases import resolve
 from harness.decoding import _by_steps, continuations, generate, is_capturable
@@ -36,6 +36,26 @@ def test_greedy_decoding_equals_one_prompt_at_a_time(model, batch_size):
         expected.append(output[:end])
     assert generate(model, TOKENIZER, prompts, 8, batch_size) == expected
     assert len({tuple(each) for each in expected}) > 1
+
+
+@pytest.mark.parametrize(
+    "liking",
+    [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(0, WORDS, 2))}],
+    ids=lambda liking: next(iter(liking)),
+)
+def test_greedy_decoding_heeds_nothing_that_the_models_authors_like(model, liking, monkeypatch):
+    prompts = draw(LENGTHS, seed=7)
+    plain = generate(model, TOKENIZER, prompts, 20)
+    liked = GenerationConfig(**liking)
+    monkeypatch.setattr(model, "generation_config", liked)
+    assert generate(model, TOKENIZER, prompts, 20) == plain
+    assert model.generation_config is liked, "and it is theirs again afterwards"
+    ids, mask = padded(prompts)
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": TOKENIZER.pad_token_id}
+    heeded = model.generate(ids, attention_mask=mask, eos_token_id=TOKENIZER.eos_token_id, **options)
+    assert not torch.equal(heeded[:, ids.shape[1] :], continuations(model, TOKENIZER, ids, mask, 20)), (
+        "heeded, it counts"
+    )
 
 
 def test_continuations_are_cut_before_the_end_of_text(model):

@@ -1,11 +1,14 @@
-"""Which linear layers of a model may be adapted."""
+"""Which model is meant, and which of its linear layers may be adapted."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 import torch
 import transformers
 
+from harness.bases import resolve
 from harness.errors import DataError
 from harness.model import choose_model, linear_layers, load_model
 from harness.task import ModelKind, Task
@@ -59,3 +62,26 @@ def test_weights_that_nobody_has_and_nobody_trains_are_refused(trains, left):
         return
     with pytest.raises(DataError, match=f"no weights for {left}, and task 'sorting' trains only adapters"):
         load_model(choice, Sorting(), None, "float32", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors", "pytorch_model.bin", "config.json", "generation_config.json", "tokenizer.json",
+        "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken", "chat_template.jinja",
+    ],
+)  # fmt: skip
+def test_every_file_that_a_model_is_read_from_identifies_its_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(resolve("nano"), folder)
+
+    def identity():
+        return choose_model(str(folder), None, Task(), None).revision
+
+    found = [identity()]
+    for content in ("one", "two"):
+        (folder / name).write_text(content)
+        found.append(identity())
+    assert len(set(found)) == 3
+    (folder / "README.md").write_text("nobody computes with this")
+    assert identity() == found[-1]

@@ -87,12 +87,16 @@ class Recorder:
         self.finished_lanes.append(lane)
 
 
-def language_model() -> Any:
-    """Return a frozen two-layer LLaMA of 40 tokens and 11,832 parameters, the same at every call."""
+def language_model(tied: bool = False) -> Any:
+    """Return a frozen two-layer LLaMA of 40 tokens and 11,832 parameters, the same at every call.
+
+    Args:
+        tied: Whether its output head is its table of tokens: then it has 960 parameters fewer.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=40, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied,
     )  # fmt: skip
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
@@ -149,9 +153,10 @@ def make_lane(
     budget: str = "lora:r=2",
     purpose: str = "report",
     data: TaskData | None = None,
+    changes: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> Lane:
-    """Return a lane of a method with its usual settings, at a budget.
+    """Return a lane of a method at a budget.
 
     Args:
         base: The resident model.
@@ -161,14 +166,16 @@ def make_lane(
         budget: As a user writes it; unheeded by a reference method.
         purpose: ``report`` or ``tune``.
         data: In place of the task's own.
+        changes: Of the method's usual settings.
         recipe: Changes of the smoke recipe.
     """
     kind = REGISTRY.method(method_name)
+    usual = kind.Config(**changes or {})
     solution = None
     if not kind.traits.reference:
         parameters = budget_parameters(budget, base.layers, base.parameters, REGISTRY)
-        solution = solve(kind, kind.Config(), parameters, base.layers, 0.05)
-    config = kind.Config() if solution is None else solution.config
+        solution = solve(kind, usual, parameters, base.layers, 0.05)
+    config = usual if solution is None else solution.config
     settings = {} if solution is None else solution.layer_settings
     chosen = replace(ToyTask.recipes["smoke"], **recipe)
     trial = Trial(
@@ -178,7 +185,7 @@ def make_lane(
         precision="float32", purpose=purpose,
     )  # fmt: skip
     context = TaskContext(tokenizer=Tokenizer(), recipe=chosen, seed=seed)
-    layers = {name: kind(replace(config, **changes)) for name, changes in settings.items()}
+    layers = {name: kind(replace(config, **own)) for name, own in settings.items()}
     return Lane(base, trial, kind(config), layers, context, base.task.load(context) if data is None else data)
 
 

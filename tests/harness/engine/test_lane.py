@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from harness.errors import ConfigError
+from harness.lane import CALIBRATION_BATCHES
 from harness.learning_rate import schedule
 from harness.pack import Pack
 from harness.task import Example, TaskData
@@ -108,18 +110,55 @@ def test_warm_up_is_a_number_of_updates_or_else_a_fraction_of_them(kit):
     assert multipliers(warmup_fraction=0.4) == expected
 
 
-def test_a_head_that_the_checkpoint_lacked_is_drawn_from_the_trials_seed(kit):
-    def heads(fresh):
-        base = kit.make_classifier("encoder", fresh=fresh)
-        lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 0, 1)]
-        return [lane.modules["classifier"].dense.weight for lane in lanes], base.model.classifier.frozen.dense.weight
+def test_a_head_that_the_checkpoint_lacked_is_drawn_from_the_trials_seed_alone(kit, method):
+    def head(name, seed, fresh):
+        lane = kit.make_lane(kit.make_classifier("encoder", fresh=fresh), name, seed=seed)
+        return lane.state()["classifier.dense.weight"]
 
-    (first, again, other), shared = heads(HEAD)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    shared = kit.classifier("encoder").classifier.dense.weight
+    first = head(method, 0, HEAD)
+    assert torch.equal(first, head("lora", 0, HEAD)), "methods are compared from the same start"
+    assert not torch.equal(first, head(method, 1, HEAD))
     assert not torch.equal(first, shared)
-    pretrained, shared = heads([])
-    assert all(torch.equal(head, shared) for head in pretrained), "one of the checkpoint is where every trial starts"
+    assert torch.equal(head(method, 1, []), shared), "one of the checkpoint is where every trial starts"
+
+
+def test_a_method_calibrates_with_the_head_that_its_trial_will_train(kit, monkeypatch):
+    base = kit.make_classifier("encoder", fresh=HEAD)
+    usual = kit.make_lane(base, "lora", seed=1)  # its adapters change nothing before the first update
+    seen = []
+
+    def calibrate(self, adapters, calibration):
+        first, second = (calibration.batches[place] for place in (0, 1))
+        seen.extend([float(calibration.loss(first).detach()), float(calibration.loss(second).detach())])
+
+    monkeypatch.setattr(type(usual.method), "calibrate", calibrate)
+    kit.make_lane(base, "lora", seed=1)
+    (losses,) = kit.run(base, [usual]).losses.values()
+    assert seen[0] == pytest.approx(losses[0], rel=1e-6)
+    assert seen[1] != pytest.approx(seen[0], rel=1e-6), "a loss says which batch it is of"
+
+
+def test_lora_ga_starts_along_the_gradient_of_the_model_that_will_train(kit):
+    base = kit.make_classifier("encoder", fresh=HEAD)
+    lane = kit.make_lane(base, "lora-ga")
+    plain = kit.classifier("encoder").requires_grad_(True)
+    drawn = {name: value for name, value in lane.state().items() if name in HEAD}
+    plain.load_state_dict(drawn, strict=False)
+    again = kit.make_lane(base, "lora")
+    for _ in range(CALIBRATION_BATCHES):
+        rows = again.rows()
+        for row in rows:  # one by one, without padding
+            logits = plain(input_ids=torch.from_numpy(row.ids)[None]).logits
+            (cross_entropy(logits, torch.from_numpy(row.targets)) / len(rows)).backward()
+        again.advance()
+    assert drawn.keys() == set(HEAD)
+    assert lane.adapters
+    for name, adapter in lane.adapters.items():
+        gradient = plain.get_submodule(name).weight.grad
+        strongest = torch.linalg.svd(gradient).Vh[: len(adapter.a)]
+        directions = torch.nn.functional.normalize(adapter.a.detach())
+        torch.testing.assert_close((directions @ strongest.T).norm() ** 2, torch.tensor(float(len(strongest))))
 
 
 def test_building_a_lane_draws_nothing_from_the_process(kit, method):

@@ -74,6 +74,18 @@ def test_logits_in_pieces_give_the_same_losses(kit, trains, monkeypatch):
         assert pieces.losses[trial_id] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_of_a_private_model_trains_in_half_precision_where_logits_come_in_pieces(kit, tied, monkeypatch):
+    def losses():
+        base = kit.make_base(precision="bfloat16", model=kit.language_model(tied))
+        (found,) = kit.run(base, [kit.make_lane(base, "full", learning_rate=3e-3)]).losses.values()
+        return found
+
+    whole = losses()
+    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    assert losses() == pytest.approx(whole, rel=2e-3)
+
+
 def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monkeypatch):
     torch.manual_seed(0)
     config = Gemma2Config(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from harness.slots import LinearSlot, delta_weights, present_as_linear, pretrained
+from harness.errors import HarnessError
+from harness.slots import LinearSlot, ModuleSlot, delta_weights, present_as_linear, pretrained
 from harness.training import evaluating
 
 
@@ -35,6 +37,42 @@ def test_a_transposed_layer_is_presented_as_linear_over_the_same_memory():
     assert view.weight.data_ptr() == layer.weight.data_ptr()
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(view(x), layer(x))
+
+
+class Gated(nn.Module):
+    """Scales by a second input, if there is one."""
+
+    def forward(self, x, gate=None):
+        return x if gate is None else x * gate
+
+
+@pytest.mark.parametrize("passed", ["by place", "by name"])
+def test_a_module_of_two_inputs_is_not_trained_on_the_first_alone(passed):
+    slot = ModuleSlot(Gated())
+    x, gate = torch.arange(6.0).reshape(3, 2), torch.full((3, 2), 7.0)
+
+    def call(gate):
+        return slot(x, gate) if passed == "by place" else slot(x, gate=gate)
+
+    assert torch.equal(call(gate), 7 * x), "without lanes it is the pretrained module"
+    slot.parts = ((lambda x: x + 100, 1),)
+    assert torch.equal(call(None), x + 100), "an input that is not there is none"
+    with pytest.raises(HarnessError, match=r"a Gated takes more than one input.*`trains`"):
+        call(gate)
+
+
+def test_a_model_whose_norms_are_gated_neither_trains_nor_evaluates_them(kit):
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        vocab_size=40, hidden_size=16, num_heads=4, head_dim=8, state_size=4, num_hidden_layers=1, n_groups=1,
+        expand=2, chunk_size=4,
+    )  # fmt: skip
+    base = kit.make_base(("*norm",), model=Mamba2ForCausalLM(config).requires_grad_(False))
+    lane = kit.make_lane(base, "lora")
+    with pytest.raises(HarnessError, match="takes more than one input"):
+        kit.run(base, [lane])
+    with pytest.raises(HarnessError, match="takes more than one input"), evaluating(base, lane) as model:
+        model(input_ids=torch.arange(3, 9)[None])
 
 
 def test_the_pretrained_model_is_back_for_a_while_and_then_gone_even_after_a_failure(kit):
