@@ -85,3 +85,15 @@ def test_every_file_that_a_model_is_read_from_identifies_its_folder(tmp_path, na
     assert len(set(found)) == 3
     (folder / "README.md").write_text("nobody computes with this")
     assert identity() == found[-1]
+
+
+def test_a_linear_layer_that_computes_something_else_gets_no_adapter():
+    class Router(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).softmax(-1)
+
+    class Renamed(torch.nn.Linear):
+        pass
+
+    model = torch.nn.ModuleDict({"plain": torch.nn.Linear(3, 4), "router": Router(3, 4), "renamed": Renamed(3, 5)})
+    assert linear_layers(model, ()) == {"plain": (3, 4), "renamed": (3, 5)}

@@ -206,3 +206,15 @@ def test_a_lane_that_left_a_pack_shares_no_memory_with_the_others(kit):
     assert not storages(lanes[0]) & storages(lanes[1])
     after = lanes[0].state()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_biases_and_norms_that_train_whole_are_not_decayed(kit, method):
+    base = kit.make_classifier("encoder", fresh=["classifier.dense.weight"])
+    lane = kit.make_lane(base, method, weight_decay=0.1)
+    adapted = {id(p) for adapter in lane.adapters.values() for p in adapter.parameters()}
+    decayed = {group["weight_decay"]: group["params"] for group in lane.optimizer.param_groups[len(adapted) and 1 :]}
+    assert set(decayed) == {0.0, 0.1}
+    assert {p.ndim for p in decayed[0.0]} == {1}
+    assert 1 not in {p.ndim for p in decayed[0.1]}
+    assert sum(map(len, decayed.values())) + len(adapted) == len(lane.parameters())

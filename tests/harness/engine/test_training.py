@@ -230,3 +230,26 @@ def test_a_lane_is_evaluated_without_gradients_and_leaves_no_trace_even_of_a_fai
         model(input_ids=torch.tensor([[40]]))  # the model knows 40 tokens
     assert torch.is_grad_enabled()
     assert all(not slot.parts for slot in base.slots.values())
+
+
+def test_scoring_that_runs_out_of_memory_in_a_pack_is_said(kit, monkeypatch, caplog):
+    scored = Scored(kit, monkeypatch)
+    plain, seen = kit.ToyTask.evaluate, []
+
+    def evaluate(task, model, context, split):
+        seen.append(context.seed)
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        return plain(task, model, context, split)
+
+    monkeypatch.setattr(kit.ToyTask, "evaluate", evaluate)
+    base = kit.make_base()
+    recorder = kit.run(base, [kit.make_lane(base, "lora", seed=seed, evaluate_at=(4, 8)) for seed in (0, 1)])
+    assert [lane.error for lane in recorder.finished_lanes] == [None, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        "toy/lora/lr0.01/s1: out of memory while scoring step 4"
+    ]
+    points = {lane.trial.seed: [each["step"] for each in lane.history if "loss" in each["metrics"]]
+              for lane in recorder.finished_lanes}  # fmt: skip
+    assert points == {0: [4, 8], 1: [8]}
+    assert [split for _, split in scored.calls].count("test") == 2
