@@ -113,6 +113,7 @@ class TrainedTrial:
     def put_whole_modules(self) -> None:
         """Put what trained whole into the model: the task's modules, or all weights of a method without adapters."""
         if not self.is_private:
+            self._untie()
             for name in self.whole:
                 self._fill(self.model.get_submodule(name), name)
             return
@@ -122,6 +123,20 @@ class TrainedTrial:
                 f"method {self.trial.method!r} adds parameters that the model does not have, e.g. "
                 f"{found.unexpected_keys[0]!r}; it cannot be merged into it"
             )
+
+    def _untie(self) -> None:
+        """Give modules that trained whole weights of their own, where they share them with modules that did not."""
+        owners: dict[nn.Parameter, set[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            owners.setdefault(parameter, set()).add(name)
+        for names in owners.values():
+            trained = {name for name in names if any(name.startswith(f"{each}.") for each in self.whole)}
+            if trained and trained != names:
+                own = nn.Parameter(self.model.get_parameter(next(iter(trained))).detach().clone())
+                for name in trained:
+                    module, _, key = name.rpartition(".")
+                    setattr(self.model.get_submodule(module), key, own)
+                self.model.config.tie_word_embeddings = False
 
     def whole_modules(self) -> dict[str, Tensor]:
         """Return the tensors of the modules that trained whole, by full name."""

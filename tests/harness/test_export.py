@@ -64,7 +64,7 @@ def models(tmp_path_factory):
 def finish(tmp_path, models):
     """Return a function that trains a trial for a few steps: its record, the store, its logits."""
 
-    def run(method, model="llama", precision="float32", trains=(), **settings):
+    def run(method, model="llama", precision="float32", **settings):
         task = REGISTRY.task("uuid")()
         recipe = replace(task.recipes["smoke"], steps=8, batch_size=2, pairs=4, evaluate_at=(), warmup_steps=0)
         choice = choose_model(str(models[model]), None, task, recipe)
@@ -244,3 +244,15 @@ def test_the_command_exports_and_says_what(finish, tmp_path, capsys, monkeypatch
     assert (code, "is there and not empty" in said.err) == (2, True)
     code, said = command(*start, tmp_path / "other", "--rank", 4)
     assert (code, "--rank 4 cuts the update of --format peft" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("whole", ["lm_head", "transformer.wte"])
+def test_a_head_that_trained_apart_from_the_embedding_it_was_tied_to_is_exported_apart(
+    finish, tmp_path, monkeypatch, whole
+):
+    monkeypatch.setattr(REGISTRY.task("uuid"), "trains", (whole,))
+    record, store, expected = finish("lora", "gpt2")
+    export_merged(TrainedTrial(REGISTRY, store, record), tmp_path / "out")
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, rtol=1e-4, atol=1e-4
+    )
