@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.decomposition import announce
+from harness.errors import ConfigError
 from harness.model import (
     DTYPES,
     count_parameters,
@@ -19,7 +21,9 @@ from harness.model import (
     use_capturable_attention,
 )
 from harness.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
-from harness.task import Task
+from harness.task import ModelKind, Task
+
+PADDING_CHANGE = 0.05  # of a model's output; rounding to bfloat16 changes less
 
 
 class Base:
@@ -42,6 +46,7 @@ class Base:
         use_capturable_attention(model)
         self.parameters = count_parameters(model)
         self.is_causal = is_causal(model)
+        self._check_padding()
         self.layers = linear_layers(model, task.trains)
         whole = trained_modules(model, task.trains)
         self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
@@ -53,6 +58,27 @@ class Base:
             for block in self.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
+
+    @torch.no_grad()
+    def _check_padding(self) -> None:
+        """Refuse an encoder that computes something else of a text when it is padded: XLNet, FNet, MobileBERT.
+
+        What it learns and how it scores would depend on the texts that share a batch.
+        """
+        if self.is_causal or self.task.model_kind not in (ModelKind.CLASSIFICATION, ModelKind.REGRESSION):
+            return
+        config = cast(Any, self.model.config)
+        text = torch.arange(8, 16, device=self.device)[None]
+        padding = torch.full_like(text, config.pad_token_id or 0)
+        alone = self.model(input_ids=text, attention_mask=torch.ones_like(text)).logits
+        mask = torch.cat([torch.ones_like(text), torch.zeros_like(text)], 1)
+        padded = self.model(input_ids=torch.cat([text, padding], 1), attention_mask=mask).logits
+        change = float((padded - alone).norm() / alone.norm().clamp_min(1e-12))
+        if change > PADDING_CHANGE:
+            raise ConfigError(
+                f"{type(self.model).__name__}: padding a text changes what the model computes of it, by {change:.0%} "
+                "here, so scores would depend on which texts share a batch; take another encoder"
+            )
 
     @cached_property
     def blocks(self) -> list[nn.Module]:

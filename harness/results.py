@@ -6,8 +6,9 @@ Statistics over trials (intervals, ties, ranks) belong to the leaderboard, not h
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +100,13 @@ def export(records: Iterable[Record], path: str | Path) -> None:
 
     Args:
         records: Which.
-        path: Ends in ``.csv`` (see :func:`without_formulas`), ``.parquet`` or ``.json`` (an array of objects).
+        path: Ends in ``.csv`` (see :func:`to_csv`), ``.parquet`` or ``.json`` (an array of objects).
 
     Raises:
         UsageError: Another suffix, or the file cannot be written.
     """
-    writers = {
-        ".csv": lambda table: without_formulas(table).to_csv(path, index=False),
+    writers: dict[str, Callable[[pd.DataFrame], object]] = {
+        ".csv": lambda table: to_csv(table, path),
         ".parquet": lambda table: table.to_parquet(path, index=False),
         ".json": lambda table: table.to_json(path, orient="records", date_format="iso", indent=1),
     }
@@ -118,10 +119,11 @@ def export(records: Iterable[Record], path: str | Path) -> None:
         raise UsageError(f"cannot export to {str(path)!r}: {error}. Give a file in an existing folder.") from error
 
 
-def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table in which no text is a formula to a spreadsheet: an apostrophe stands before its first character.
+def to_csv(table: pd.DataFrame, path: str | Path | None = None) -> str:
+    """Return a table as CSV, and write it if there is a path: its text is only shown, wherever it is opened.
 
-    Columns of numbers stay as they are.
+    All text is quoted, so that none opens a line of its own, and has an apostrophe before a first character that would
+    make it a spreadsheet's formula. Numbers stay as they are.
 
     Source: OWASP, "CSV Injection".
     """
@@ -130,7 +132,8 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
         found[name] = [
             f"'{each}" if isinstance(each, str) and each.startswith(FORMULA_STARTS) else each for each in table[name]
         ]
-    return found
+    text: str | None = found.to_csv(path, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return text or ""
 
 
 def render_list(records: Iterable[Record]) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+
+from harness.errors import ConfigError
+from harness.resident import Base
 
 IDS = torch.arange(3, 33).reshape(5, 6)
 CLASSIFIERS = ["decoder", "encoder", "shared positions"]
@@ -76,3 +80,18 @@ def test_recomputing_activations_changes_no_result(kit, method):
     again = kit.run(base, [kit.make_lane(base, method)])
     (expected,), (found,) = kept.losses.values(), again.losses.values()
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=24, pad_token_id=0),
+        transformers.FNetConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, intermediate_size=24),
+    ],
+    ids=["its summary is of the last token", "its layers mix all tokens"],
+)
+def test_an_encoder_that_computes_something_else_of_a_padded_text_is_refused(kit, config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).requires_grad_(False).eval()
+    with pytest.raises(ConfigError, match=r"padding a text changes what the model computes of it, by \d+%"):
+        Base(model, kit.make_classifier("encoder").task, "float32")
