@@ -446,9 +446,8 @@ def _beside_ours(entry: Mapping[str, Any], records: Sequence[Record]) -> Publish
 
 def _value(record: Record, metric: str, step: int | None) -> float | None:
     """Return a metric of a finished trial after ``step`` updates; ``None`` as step: its final one, of the test data."""
-    points = {point.get("step"): point.get("metrics") or {} for point in record.history}
-    is_end = step is None or step == max(points, default=None)
-    value = (record.metrics if is_end else points.get(step, {})).get(metric)
+    points = {int(point["step"]): point.get("metrics") or {} for point in record.history}
+    value = (record.metrics if step is None or step == max(points, default=None) else points.get(step, {})).get(metric)
     return None if value is None else float(value)
 
 
@@ -713,9 +712,9 @@ def _notes(
 def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:
     """Return what is odd about the learning rate of a row that was searched."""
     scores = {
-        each.trial.learning_rate: each.score
+        each.trial.learning_rate: each.score if is_finished(each) else None  # a rate that diverges bounds the others
         for each in everything
-        if each.trial.purpose == "tune" and _cell(each) == _cell(row.first) and is_finished(each)
+        if each.trial.purpose == "tune" and _cell(each) == _cell(row.first)
     }
     found = {rate: score for rate, score in scores.items() if score is not None}
     if len(found) < 2:

@@ -15,7 +15,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness.record import Record, State
-from harness.results import without_formulas
+from harness.results import to_csv
 from harness_leaderboard import table
 from harness_leaderboard.board import Board, Row, build_boards, item_limit
 from harness_leaderboard.family import build_families
@@ -150,7 +150,7 @@ def csv(boards: Sequence[Board]) -> str:
     lines = [_csv_line(board, row) for board in boards for row in board.all_rows]
     if not lines:
         return ""
-    return str(without_formulas(pd.DataFrame(lines)).to_csv(index=False, lineterminator="\n"))
+    return to_csv(pd.DataFrame(lines))
 
 
 def _csv_line(board: Board, row: Row) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _for_page(svg: str, title: str, description: str, slug: str) -> str:
     assert box is not None, "matplotlib always writes a viewBox"
     head = (
         f'<svg class="chart" {box.group()} role="img" aria-labelledby="{slug}-title {slug}-text">'
-        f'<title id="{slug}-title">{html.escape(title)}</title>'
+        f'<title id="{slug}-title">{html.escape(printable(title))}</title>'
         f'<desc id="{slug}-text">{html.escape(description)}</desc>'
     )
     return head + svg[svg.index(">") + 1 :]

@@ -301,11 +301,12 @@ def footnotes(board: Board) -> list[str]:
 
 
 def grouped_notes(who: Mapping[tuple[str, str], Sequence[str]], count: int) -> list[str]:
-    """Return one line for each column and reason, with the rows that it is true of, of ``count`` in all."""
-    return [
-        f"{column}: {reason} ({'all rows' if len(labels) == count > 3 else ', '.join(labels)})"
-        for (column, reason), labels in who.items()
-    ]
+    """Return one line for each reason: the columns, the reason, and for which of ``count`` rows it is true."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for (column, reason), labels in who.items():
+        rows = "all rows" if len(labels) == count > 3 else ", ".join(labels)
+        where.setdefault((reason, rows), []).append(column)
+    return [f"{'; '.join(found)}: {reason} ({rows})" for (reason, rows), found in where.items()]
 
 
 def summary_sentences(board: Board) -> list[str]:

@@ -208,6 +208,12 @@ def test_a_best_rate_inside_the_grid_is_reported_with_fresh_seeds():
     assert TUNE_SEED not in (0, 1)
 
 
+def test_the_seed_of_the_search_cannot_be_reported():
+    with pytest.raises(UsageError, match=f"seeds: {TUNE_SEED} is the seed on which rates are searched"):
+        cells(tune=3, seeds=[0, TUNE_SEED])
+    assert cells(seeds=[TUNE_SEED]), "without a search it is a seed like others"
+
+
 def test_reports_wait_for_the_whole_search():
     cell, results = cells(tune=5), Results(lambda rate: rate)
     assert [t.learning_rate for t in pending(cell, results)] == GRID

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -150,3 +151,27 @@ def test_show_ends_with_the_error(mixed):
 def test_importing_results_loads_no_pandas():
     code = "import harness.results, sys; assert not {'pandas', 'torch', 'tabulate'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TRICKS = "na\u202eme\x1b[2J\x07\u2066\r"  # right to left, clear the screen, bell, isolate, back to the line's start
+
+
+def test_a_record_cannot_steer_the_terminal(make_record, make_trial):
+    error = {"type": TRICKS, "message": TRICKS, "traceback": f"{TRICKS}\nline 2", "step": 1}
+    record = make_record(make_trial(method=TRICKS, task=TRICKS), state=State.FAILED, error=error)
+    for text in (render_list([record]), render_show(record)):
+        assert "na me" in text
+        assert not [each for each in text if not each.isprintable() and each != "\n"]
+    assert render_show(record).endswith("\nline 2")
+
+
+@pytest.mark.parametrize("text", ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_csv_holds_no_formulas_and_other_files_the_text_itself(make_record, make_trial, tmp_path, text):
+    record = make_record(make_trial(method=text), metrics={"accuracy": -0.25})
+    for name in ("table.csv", "table.json", "table.parquet"):
+        export([record], tmp_path / name)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["method"], line["score"], line["seed"]) == (f"'{text}", "-0.25", str(record.trial.seed))
+    assert json.loads((tmp_path / "table.json").read_text())[0]["method"] == text
+    assert pd.read_parquet(tmp_path / "table.parquet")["method"][0] == text

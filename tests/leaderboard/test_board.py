@@ -6,6 +6,8 @@ import pytest
 from harness.record import State
 from harness.trial import Trial
 from harness_leaderboard.board import build_boards
+from harness_leaderboard.curves import history
+from harness_leaderboard.table import board_title, leaders_text, limit_text, summary_sentences
 
 
 def only(records):
@@ -223,3 +225,192 @@ def test_the_order_of_records_does_not_matter(example_records):
     shuffled = list(example_records)
     random.Random(0).shuffle(shuffled)
     assert build_boards(shuffled) == build_boards(example_records)
+
+
+def noted(board, part):
+    return [note for note in board.notes if part in note]
+
+
+def test_rows_that_not_the_same_items_have_a_score_of_are_not_ranked(make_record):
+    # "gaps" leaves out the hard half, so its mean leads; on the items that both answered it loses.
+    records = []
+    for seed in range(5):
+        full = [1.0] * 19 + [float(seed % 2)] + [0.2] * 20
+        items = {"gaps": [0.9] * 20 + [None] * 20, "full": full, "other": [each * 0.9 for each in full]}
+        for name, values in items.items():
+            present = [each for each in values if each is not None]
+            records.append(make_record(name, seed, sum(present) / len(present), items=values))
+    found = rows(only(records))
+    assert found["gaps"].score.value > found["full"].score.value
+    assert found["gaps"].rank == ""
+    assert found["gaps"].rank_reason == "not the same items have a score as in other rows"
+    # Where all leave out the same items, they are one comparison.
+    same = [make_record(name, seed, 0.5 + seed / 10, items=[0.5 + seed / 10, None]) for name in "ab" for seed in (0, 1)]
+    assert {row.rank for row in only(same).rows} == {"1="}
+
+
+def test_finished_seeds_without_a_score_are_not_said_to_have_failed(make_record):
+    records = [make_record("lora", seed, 0.5 + seed / 100) for seed in range(3)]
+    records += [make_record("mora", seed, 0.6 + seed / 90 if seed else None) for seed in range(3)]
+    assert rows(only(records))["mora"].rank_reason == "1 of 3 seeds have no score"
+    records.append(make_record("mora", 3, state=State.FAILED))
+    assert rows(only(records))["mora"].rank_reason == "2 of 4 seeds did not finish"
+
+
+def test_a_noisy_method_tied_with_the_best_stays_in_order_of_score(make_record):
+    scores = {
+        "best": [0.900, 0.901, 0.902, 0.903, 0.904],
+        "second": [0.850, 0.8513, 0.852, 0.8533, 0.854],
+        "noisy": [0.9, 0.0, 0.88, 0.02, 0.1],
+    }
+    board = only([make_record(name, seed, each) for name, found in scores.items() for seed, each in enumerate(found)])
+    assert [(row.method, row.rank) for row in board.rows] == [("best", "1="), ("second", "3"), ("noisy", "1=")]
+    # Nobody tested whether the noisy one is ahead of the second.
+    assert leaders_text(board) == "best, noisy (tied; best is ahead of 1)"
+
+
+def test_who_leads_is_said_in_words(make_record):
+    def board(**scores):
+        return only([make_record(name, seed, each + seed / 1000 + seed * len(name) % 3 / 5000)
+                     for name, each in scores.items() for seed in range(5)])  # fmt: skip
+
+    assert leaders_text(board(a=0.9, bb=0.5, ccc=0.4)) == "a, ahead of 2"
+    assert leaders_text(board(a=0.5, bb=0.5)) in ("a, bb (tied)", "bb, a (tied)")
+    assert leaders_text(only([make_record()])) == "not ranked"
+
+
+def test_the_summary_says_when_seeds_differ(make_record):
+    same = [make_record(name, seed, 0.5 + seed / 10) for name in "ab" for seed in (0, 1)]
+    assert "over 2 seeds (0, 1)" in " ".join(summary_sentences(only(same)))
+    other = [*same, make_record("b", 2)]
+    assert "over each method's own seeds, which are not the same for all" in " ".join(summary_sentences(only(other)))
+
+
+def test_budgets_that_are_not_the_same_within_one_percent_are_said(make_record):
+    def pair(fraction):
+        counts = {"task_parameters": 0, "budget_deviation_fraction": fraction}
+        return [make_record("lora"), make_record("fat", counts=counts)]
+
+    assert noted(only(pair(0.3)), "within 1 %") == [
+        "The budget is not the same within 1 %; trained adapter parameters against it: fat +30.00 %, lora +0.00 %."
+    ]
+    assert noted(only(pair(-0.02)), "fat -2.00 %")
+    assert not noted(only(pair(0.01)), "within 1 %")
+
+
+def test_unequal_parameters_besides_the_adapters_are_said(make_record):
+    def pair(count):
+        counts = {"task_parameters": count, "budget_deviation_fraction": 0.0}
+        return [make_record("lora"), make_record("fat", counts=counts)]
+
+    (note,) = noted(only(pair(5_000_000)), "besides the adapters")
+    assert "fat 5,000,000, lora 0." in note
+    assert not noted(only(pair(0)), "besides the adapters")
+
+
+def searched(make_record, method, used, scores):
+    """A reported rate, and the validation scores of those searched."""
+    tune = {rate: {"learning_rate": rate, "purpose": "tune"} for rate in scores}
+    return [
+        *(make_record(method, seed, 0.5 + seed / 100, trial={"learning_rate": used}) for seed in range(2)),
+        *(make_record(method, 99, score, trial=tune[rate]) for rate, score in scores.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("used", "scores", "note"),
+    [
+        (1e-3, {1e-3: 0.6, 3e-4: 0.4, 1e-4: 0.3}, "its rate, 0.001, is at the edge of those searched"),
+        (1e-4, {1e-3: 0.5, 3e-4: 0.4, 1e-4: 0.6}, "its rate, 0.0001, is at the edge of those searched"),
+        (1e-3, {3e-3: 0.4, 1e-3: 0.6, 3e-4: 0.4}, None),
+        (1e-3, {1e-3: 0.6, 3e-4: 0.6, 1e-4: 0.3}, None),  # as good inside as at the edge
+        (1e-2, {3e-3: 0.4, 1e-3: 0.6, 3e-4: 0.4}, "is reported at rate 0.01; its search found 0.001 best"),
+        (3e-4, {3e-3: 0.6, 1e-3: 0.6, 3e-4: 0.4}, "is reported at rate 0.0003; its search found 0.001 or 0.003 best"),
+    ],
+)
+def test_what_is_odd_about_a_searched_rate_is_said(make_record, used, scores, note):
+    found = noted(only(searched(make_record, "lora", used, scores)), "rate")
+    found = [each for each in found if each.startswith("lora")]
+    assert len(found) == (note is not None)
+    assert all(note in each for each in found)
+
+
+def test_a_rate_that_failed_beyond_the_best_is_a_bound(make_record):
+    records = searched(make_record, "lora", 1e-3, {1e-3: 0.6, 3e-4: 0.4})
+    trial = {"learning_rate": 3e-3, "purpose": "tune"}
+    records.append(make_record("lora", 99, state=State.DIVERGED, trial=trial, metrics={"accuracy": 0.99}))
+    assert not noted(only(records), "at the edge")
+    assert not noted(only(records), "its search found")
+
+
+def test_the_search_of_another_recipe_is_not_a_rows_effort(make_record):
+    other = {"recipe": {"steps": 5}, "learning_rate": 1e-2, "purpose": "tune"}
+    tune = [make_record("lora", 99, 0.9, trial={**other, "learning_rate": rate}) for rate in (1e-2, 1e-1)]
+    board = only([*(make_record("lora", seed, 0.5) for seed in range(2)), *tune])
+    assert rows(board)["lora"].tune_trials == 0
+    assert not noted(board, "its search found")
+    own = make_record("lora", 99, 0.9, trial={"purpose": "tune"})
+    assert rows(only([make_record("lora"), own, *tune]))["lora"].tune_trials == 1
+
+
+def test_numbers_of_another_version_of_the_task_are_said(make_record):
+    newer = {"plugins": {"method": "peft-harness==0.1.0", "task": "peft-harness==0.2.0"}}
+    (note,) = noted(only([make_record("lora"), make_record("mora", trial=newer)]), "versions of the task")
+    assert "peft-harness==0.1.0 (lora); peft-harness==0.2.0 (mora)" in note
+    assert not noted(only([make_record("lora"), make_record("mora")]), "versions of the task")
+
+
+def test_scores_of_different_units_are_not_ranked(make_record):
+    percent = {"accuracy": {"title": "Accuracy", "unit": "percent", "higher_is_better": True, "help": ""}}
+    records = [make_record("lora", seed, 0.93 + seed / 100) for seed in range(3)]
+    records += [make_record("mora", seed, 91 + seed, metric_details=percent) for seed in range(3)]
+    board = only(records)
+    assert not board.is_ranked
+    assert {row.rank_reason for row in board.rows} == {"the rows differ in the metric's unit"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "limits", "text"),
+    [
+        ({"test_rows": 8}, [8], "Evaluated on 8 items per set"),
+        ({"test_rows": 200, "limit": 50}, [50], "Evaluated on 50 items per set"),
+        ({"test_rows": 0, "limit": 0}, [0], ""),
+        ({"limit": "many"}, [0], ""),
+        ({"limit": None}, [0], ""),
+    ],
+)
+def test_every_way_of_scoring_a_part_of_the_data_is_said(make_record, recipe, limits, text):
+    board = only([make_record(trial={"recipe": recipe})])
+    assert board.item_limits == limits
+    assert limit_text(board) == text
+
+
+def test_boards_that_differ_in_the_main_metric_alone_have_titles_of_their_own(make_record):
+    loss = {"main_metric": "loss", "higher_is_better": False}
+    records = [make_record(seed=0), make_record(seed=1, **loss), make_record(trial={"task": "c4"})]
+    titles = [board_title(each) for each in build_boards(records)]
+    assert titles == [
+        "c4 · smoke · nano · budget lora:r=8",
+        "uuid · smoke · nano · budget lora:r=8 · by accuracy, higher is better",
+        "uuid · smoke · nano · budget lora:r=8 · by loss, lower is better",
+    ]
+
+
+def test_a_published_number_of_the_last_step_is_beside_our_final_score(make_record):
+    quoted = [
+        {"method": "lora", "budget": "lora:r=8", "metric": "accuracy", "value": 0.9, "step": step}
+        for step in (250, 500)
+    ]
+    curve = [{"step": 250, "metrics": {"accuracy": 0.3}}, {"step": 500, "metrics": {"train/loss": 1.0}}]
+    (row,) = only([make_record(score=0.5, history=curve, published=quoted)]).rows
+    assert [(each.step, each.ours) for each in row.published] == [(250, 0.3), (500, 0.5)]
+
+
+def test_a_curve_holds_no_score_of_the_test_data(make_record):
+    old = [{"step": 250, "metrics": {"accuracy": 0.3}}, {"step": 500, "metrics": {"accuracy": 0.5}}]
+    new = [{"step": 250, "metrics": {"accuracy": 0.3}}, {"step": 500, "metrics": {"train/loss": 1.0}}]
+    for entries in (old, new):
+        (row,) = only([make_record(score=0.5, history=entries)]).rows
+        assert history(row.first, "accuracy") == [(250, 0.3)]
+    tune = make_record(score=0.5, history=old, trial={"purpose": "tune"})  # its final score is of the validation split
+    assert history(tune, "accuracy") == [(250, 0.3), (500, 0.5)]

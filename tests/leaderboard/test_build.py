@@ -419,6 +419,9 @@ def test_a_score_on_a_part_of_the_data_is_marked(make_record, tmp_path):
     found = texts(records, tmp_path)
     page = Elements(found["index.html"])
     assert ("span", {"class": "badge"}) in page.tags
+    rows = [make_record(name, trial={"task": "glue/rte", "recipe": {"test_rows": 8}}) for name in ("lora", "mora")]
+    badge = re.search(r'<span class="badge">(.*?)</span>', texts(rows, tmp_path / "glue")["index.html"])
+    assert badge.group(1) == "Evaluated on 8 items per set"
     assert page.text.count("Evaluated on 8 items per set") == 2  # beside the heading and in the summary
     assert "Evaluated on 8 items per set" in found["leaderboard.md"]
     assert "Evaluated on 8 items per set" in terminal_table(records)
@@ -455,3 +458,126 @@ def test_places_on_somebodys_machine_are_not_printed(make_record, tmp_path):
     found = texts(records, tmp_path)
     assert not [name for name in FILES if "/home/ann" in found[name] or "worker.py" in found[name]]
     assert "command" not in Elements(found["index.html"]).text
+
+
+TRICKS = "na\u202eme\x1b[31m\x07\u2066\r\nforged"  # right to left, colour, bell, isolate, a new line
+
+
+def test_control_and_direction_characters_are_shown_nowhere(make_record, tmp_path):
+    trial = {"task": f"fam/{TRICKS}", "model": TRICKS, "budget": TRICKS, "config": {TRICKS: TRICKS}}
+    records = [make_record(TRICKS, seed, 0.5 + seed / 10, trial=trial) for seed in (0, 1)]
+    records += [make_record("x", 0, state=State.FAILED, error={"message": TRICKS}, trial={**trial, "task": "solo"})]
+    records += [make_record(TRICKS, seed, 0.5 + seed / 10, trial={**trial, "task": "fam/y"}) for seed in (0, 1)]
+    page = texts(records, tmp_path)["index.html"]
+    terminal = terminal_table(records)
+    assert '<svg class="chart"' in page
+    assert "fam, average over 2 of 2 tasks" in terminal
+    for shown in (page, terminal):
+        assert "na me" in shown
+        assert not [each for each in shown if not each.isprintable() and each != "\n"]
+    assert not re.search(r"^\s*forged", terminal, flags=re.MULTILINE)
+
+
+FORMULAS = ("=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1")
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_text_of_the_csv_is_a_formula_and_numbers_stay_numbers(make_record, tmp_path, text):
+    counts = {"budget_deviation_fraction": -0.5}
+    build([make_record(text, score=-0.25, counts=counts, trial={"task": text})], tmp_path)
+    with (tmp_path / "leaderboard.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["method"], line["task"]) == (f"'{text}", f"'{text}")
+    assert (line["score"], line["budget_deviation_fraction"]) == ("-0.25", "-0.5")
+
+
+def test_the_csv_says_on_how_many_items_a_score_is(make_record, tmp_path):
+    def items(name, recipe):
+        found = texts([make_record(trial={"recipe": recipe})], tmp_path / name)["leaderboard.csv"]
+        return next(csv.DictReader(io.StringIO(found)))["items_per_set"]
+
+    assert items("rows", {"test_rows": 8}) == "8"
+    assert items("both", {"test_rows": 80, "limit": 5}) == "5"
+    assert items("text", {"limit": "=1"}) == ""
+
+
+def test_reasons_stand_under_the_tables_of_the_page(site):
+    found = re.findall(r"<li>(.*?)</li>", site["index.html"])
+    for reason in (
+        "Step, solo: no probe: --no-probe was given (lora)",
+        "Rank: not ranked: 2 of 5 seeds did not finish (vera)",
+    ):
+        assert reason in found, reason
+    assert "point at it" not in site["index.html"]
+
+
+def test_a_reason_is_said_once_for_all_rows_and_columns(make_record, tmp_path):
+    records = [make_record(name, state=State.FAILED) for name in "abcd"]
+    text = texts(records, tmp_path)["leaderboard.md"]
+    assert "- Rank: not ranked: no finished seed with a score (all rows)" in text
+    (line,) = [each for each in text.splitlines() if ": no finished seed (all rows)" in each]
+    assert line.startswith("- Accuracy; 95 % interval; Training; Step, solo; ")
+
+
+def test_charts_say_of_which_split_they_are(make_record, tmp_path):
+    page = texts([make_record()], tmp_path)["index.html"]
+    text = " ".join(Elements(page).text.split())
+    assert "Scores on the way are of the validation split; the final score, of the test split, is the table's." in text
+    assert "Accuracy by step, on the validation split" in text
+    assert '<th scope="col">step 450</th>' in page
+    assert '<th scope="col">step 500</th>' not in page  # the records' last value is the final score
+
+
+def family(make_record, change):
+    """Two methods on two tasks; ``change`` is what differs in one method's trials of one task."""
+    return [
+        make_record(name, seed, score + seed / 100, trial={"task": task, **(change if is_odd else {})})
+        for task in ("glue/mrpc", "glue/rte")
+        for name, score in (("lora", 0.6), ("mora", 0.7))
+        for seed in (0, 1)
+        for is_odd in [(name, task) == ("mora", "glue/rte")]
+    ]
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"recipe": {"steps": 5000}}, {"data": "other"}])
+def test_a_task_that_is_not_one_comparison_is_left_out_of_the_average(make_record, change):
+    text = terminal_table(family(make_record, change))
+    assert "glue, average over 1 of 2 tasks" in text
+    assert "or its trials are not one comparison: glue/rte." in text
+    assert "average over 2 of 2 tasks" in terminal_table(family(make_record, {}))
+
+
+def test_a_task_where_methods_ran_other_seeds_is_left_out_of_the_average(make_record):
+    records = [each for each in family(make_record, {}) if not (each.trial.task == "glue/rte" and each.trial.seed)]
+    records += [
+        make_record("lora", 1, 0.6, trial={"task": "glue/rte"}),
+        make_record("mora", 7, trial={"task": "glue/rte"}),
+    ]
+    text = terminal_table(records)
+    assert "glue, average over 1 of 2 tasks" in text
+    assert "not one comparison: glue/rte." in text
+
+
+def test_an_average_says_that_units_differ_and_that_items_were_left_out(make_record):
+    percent = {"accuracy": {"title": "Accuracy", "unit": "percent", "higher_is_better": True, "help": ""}}
+    records = family(make_record, {})
+    assert "units differ" not in terminal_table(records)
+    assert "on a part of their items" not in terminal_table(records)
+    part = {"task": "glue/cola", "recipe": {"test_rows": 8}}
+    records += [
+        make_record(name, seed, 50.0 + seed, metric_details=percent, trial=part)
+        for name in ("lora", "mora")
+        for seed in (0, 1)
+    ]
+    text = terminal_table(records)
+    assert "The metrics' units differ: fraction, percent." in text
+    assert "Some tasks were scored on a part of their items: not the whole data." in text
+
+
+def test_boards_that_differ_in_the_main_metric_have_headings_of_their_own(make_record, tmp_path):
+    records = [make_record(seed=0), make_record(seed=1, main_metric="loss", higher_is_better=False)]
+    found = texts(records, tmp_path)
+    heads = re.findall(r"<h2 id=.*?</h2>", found["index.html"])
+    assert len(heads) == len(set(re.sub(r"board-\d", "", each) for each in heads)) == 2
+    assert "budget lora:r=8 · by loss, lower is better</span>" in heads[1]
+    assert len(set(re.findall(r"^## .*", found["leaderboard.md"], flags=re.MULTILINE))) == 2

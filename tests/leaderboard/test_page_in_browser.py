@@ -121,3 +121,30 @@ def test_dark_and_light_differ_and_both_can_be_read(page):
     for _, ink, soft in (light, dark):
         assert ink > 7  # WCAG 2.2 level AAA
         assert soft > 4.5  # level AA
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_name_is_not_broken_in_its_middle(browser, make_record, tmp_path, width):
+    address = build([make_record(name, seed) for name in ("method_049", "lora") for seed in (0, 1)], tmp_path).as_uri()
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(address)
+    tall, low = page.locator("table.main tbody th").evaluate_all(
+        "heads => { const range = document.createRange(); return heads.map(each => { "
+        "range.selectNodeContents(each); return range.getClientRects().length; }).sort((a, b) => b - a); }"
+    )
+    page.close()
+    assert (tall, low) == (1, 1)  # each name is one line
+
+
+@pytest.mark.parametrize("width", [980, 1047])  # a landscape page of Letter and of A4, without 10 mm at the sides
+def test_paper_holds_the_whole_table_and_the_reasons(page, width):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": width, "height": 700})
+    right = page.locator("table.main").evaluate_all(
+        "tables => Math.max(...tables.map(each => each.getBoundingClientRect().right))"
+    )
+    assert right <= width
+    assert page.get_by_text("Step, solo: no probe: --no-probe was given (lora)").is_visible()
+    pages = page.pdf(prefer_css_page_size=True)
+    width_points, height_points = map(float, pages.split(b"/MediaBox [0 0 ")[1].split(b"]")[0].split())
+    assert width_points > height_points
