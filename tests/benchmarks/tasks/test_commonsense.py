@@ -66,6 +66,8 @@ def context(nano, data_dir, **changes):
 class Oracle:
     """A model that writes a given text, whatever it is asked."""
 
+    generation_config = None
+
     def __init__(self, tokenizer, answer):
         self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
 

@@ -170,6 +170,8 @@ def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
 class Oracle:
     """A model that writes a given text, whatever it is asked."""
 
+    generation_config = None
+
     def __init__(self, tokenizer, answer):
         self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
 
