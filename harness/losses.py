@@ -5,9 +5,9 @@ Logits are computed only where labels are, and in pieces where they would take t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,16 @@ from harness.model import unmasked
 from harness.task import ModelKind
 
 
-def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: nn.Module | None = None) -> Tensor:
+def lane_losses(model: Any, kind: ModelKind, batch: Batch) -> Tensor:
     """Return each lane's mean training loss, shape (K,).
 
     Logits are computed only where they are wanted: the output head sees just those hidden states.
 
     Args:
-        call: The model, or a function that runs it with other tensors.
+        model: From ``transformers``, with the lanes' modules in place.
         kind: What labels mean.
         batch: On the model's device.
-        model: The module behind ``call``, if that is a function.
     """
-    module = cast(Any, model if model is not None else call)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.token_type_ids is not None:
         arguments["token_type_ids"] = batch.token_type_ids
@@ -40,14 +38,14 @@ def lane_losses(call: Callable[..., Any], kind: ModelKind, batch: Batch, model: 
             # A mask of ones keeps transformers from searching the positions for packed sequences.
             arguments["attention_mask"] = torch.ones_like(batch.input_ids)
         if batch.index is None:
-            logits = call(**arguments).logits
+            logits = model(**arguments).logits
         else:
-            head = module.get_output_embeddings()
+            head = model.get_output_embeddings()
             size = len(batch.index) * int(getattr(head, "out_features", 0))
-            if size > MOST_LOGITS and not _changes_logits(module):
-                return _chunked_losses(call, head, arguments, batch, -(-size // MOST_LOGITS))
+            if size > MOST_LOGITS and not _changes_logits(model):
+                return _chunked_losses(model, head, arguments, batch, -(-size // MOST_LOGITS))
             stack.enter_context(only_at(head, batch.index))
-            logits = call(**arguments, use_cache=False).logits
+            logits = model(**arguments, use_cache=False).logits
     if kind is ModelKind.REGRESSION:
         each = (logits.squeeze(-1).float() - batch.targets).square()
     else:
@@ -65,9 +63,7 @@ def _changes_logits(model: Any) -> bool:
     return any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in names)
 
 
-def _chunked_losses(
-    call: Callable[..., Any], head: nn.Module, arguments: Mapping[str, Any], batch: Batch, chunks: int
-) -> Tensor:
+def _chunked_losses(model: Any, head: nn.Module, arguments: Mapping[str, Any], batch: Batch, chunks: int) -> Tensor:
     """Return each lane's mean loss, shape (K,), never holding more than a chunk of logits."""
     caught: list[Tensor] = []
 
@@ -77,7 +73,7 @@ def _chunked_losses(
 
     hook = head.register_forward_pre_hook(catch)
     try:
-        call(**arguments, use_cache=False)
+        model(**arguments, use_cache=False)
     finally:
         hook.remove()
 

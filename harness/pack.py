@@ -48,7 +48,6 @@ class Pack:
         self.leaves = Leaves(base.dtype)
         self.parts: dict[str, tuple[tuple[Stack, int], ...]] = {}
         self.model = base.model
-        self._call: Callable[..., Any] = self.model
         if self.lanes[0].private is not None:
             self._bind_private(self.lanes[0])
         else:
@@ -76,7 +75,7 @@ class Pack:
 
     def _bind_private(self, lane: Lane) -> None:
         """A private model's own parameters are the leaves; in half precision the masters are apart."""
-        self.model = self._call = cast(nn.Module, lane.private)
+        self.model = cast(nn.Module, lane.private)
         live = dict(self.model.named_parameters())
         for name, master in lane.masters.items():
             self.leaves.parameter([master], exact=live[name] is master, leaf=live[name])
@@ -192,7 +191,7 @@ class Pack:
         self.leaves.drop_gradients()
         total = torch.zeros(len(self.lanes), device=self.base.device)
         for batch in batches:
-            losses = lane_losses(self._call, self.base.task.model_kind, batch, self.model)
+            losses = lane_losses(self.model, self.base.task.model_kind, batch)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
             for dropout in self._dropouts:
