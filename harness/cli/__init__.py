@@ -119,11 +119,12 @@ class _Once(logging.Filter):
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
         text = record.getMessage()
-        if record.levelno >= logging.WARNING and text in self.seen:
-            return False
+        is_new = text not in self.seen
         self.seen.add(text)
-        return True
+        return is_new
 
 
 def main() -> None:
