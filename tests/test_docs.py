@@ -20,14 +20,15 @@ import pluggy
 import pytest
 
 import harness
-from harness import cli, hookspecs
-from harness.method import Method, MethodTraits
-from harness.record import Record, State
-from harness.registry import build_registry
-from harness.suite import Suite, build_suite
-from harness.task import Task
+from harness import cli
+from harness.contract import hookspecs
+from harness.contract.method import Method, MethodTraits
+from harness.contract.record import Record, State
+from harness.contract.task import Task
+from harness.contract.trial import Trial
+from harness.planning.registry import build_registry
+from harness.planning.suite import Suite, build_suite
 from harness.testing import check_method
-from harness.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,7 +106,7 @@ def test_every_field_of_a_record_and_of_a_trial_is_documented():
 
 
 def test_every_number_of_a_record_is_documented():
-    from harness.results import COSTS, COUNTS
+    from harness.results.frame import COSTS, COUNTS
 
     text = text_of("docs/results.md")
     assert [name for name in (*COSTS, *COUNTS) if f"`{name}`" not in text] == []
@@ -244,7 +245,7 @@ def test_the_example_task_runs_as_a_strangers_plugin(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    from harness.store import Store
+    from harness.results.store import Store
 
     (record,) = Store(str(tmp_path / "out")).records()
     assert record.state is State.COMPLETE

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent / "example_plugin"
 
 SCRIPT = """
 import sys
-from harness.registry import build_registry
+from harness.planning.registry import build_registry
 from harness.testing import check_method
 
 registry = build_registry()

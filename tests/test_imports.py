@@ -7,12 +7,13 @@ import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import harness
-from harness.registry import build_registry
+from harness.planning.registry import build_registry
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "mlflow", "ray", "lm_eval", "matplotlib", "numpy")
@@ -94,6 +95,58 @@ def imports(path: Path) -> list[tuple[int, str, tuple[str, ...]]]:
 def test_the_engine_imports_no_plugin_package(path):
     ours = ("harness_plugins", "harness_benchmarks", "harness_leaderboard")
     assert [each for each in imports(path) if each[1].partition(".")[0] in ours] == []
+
+
+ROOMS = (
+    "cli",
+    "running",
+    "results",
+    "planning",
+    "testing",
+    "engine",
+    "bases",
+    "data",
+    "contract",
+    "errors",
+)  # downwards
+
+
+IN_ROOMS = [path for path in sources("harness") if path != ROOT / "harness/__init__.py"]
+
+
+@pytest.mark.parametrize("path", IN_ROOMS, ids=names_of(IN_ROOMS))
+def test_rooms_import_only_what_stands_lower(path):
+    room, *inside = path.relative_to(ROOT / "harness").with_suffix("").parts
+    assert room in ROOMS, f"{path} is in no room; docs/architecture.md says what each is for"
+    lower = {room, *ROOMS[ROOMS.index(room) + 1 :]} if inside else {room}
+    upwards = [f"line {line}: {module}" for line, module in imported_modules(path) if module.split(".")[1] not in lower]
+    assert upwards == []
+
+
+def imported_modules(path: Path) -> list[tuple[int, str]]:
+    """Return every import of our own modules, as ``harness.room.module``."""
+    found = []
+    for line, module, names in imports(path):
+        if module == "harness":  # `from harness import room`, or a public name, which has a home of its own
+            found += [(line, f"harness.{name}") for name in names if name in ROOMS]
+        elif module.startswith("harness."):
+            found.append((line, module))
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("harness")
+    }
+    graph = {}
+    for path in sources("harness"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name != "harness":
+            targets = set()
+            for _, module, names in imports(path):
+                targets |= {module, *(f"{module}.{each}" for each in names)} & known
+            graph[name] = targets - {name, "harness"}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 PLUGINS = sources("plugins/harness_plugins", "benchmarks/harness_benchmarks")

@@ -15,11 +15,11 @@ from torch import nn
 from workloads import SyntheticTask, Workload, build_model, plain_batches
 
 from harness import Recipe, TaskContext, Trial
-from harness.budget import budget_parameters, solve
-from harness.lane import Lane
-from harness.pack import Pack
-from harness.registry import Registry, build_registry
-from harness.resident import Base
+from harness.engine.lane import Lane
+from harness.engine.pack import Pack
+from harness.engine.resident import Base
+from harness.planning.budget import budget_parameters, solve
+from harness.planning.registry import Registry, build_registry
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from contenders import (
 )
 from workloads import LLAMA_58M, LLAMA_250M, NANO, ROBERTA, Workload, build_model
 
-from harness import losses
-from harness.decomposition import announce, svd
+from harness.engine import losses
+from harness.engine.decomposition import announce, svd
 
 SWEEP = ["lora", "dora", "mora", "pissa", "milora", "melora"]
 SWEEP_STEPS = 1_000

@@ -30,7 +30,7 @@ def base_list() -> None:
 def base_build(name: str, output: Path | None, steps: int | None, device: str) -> None:
     """Train a shipped base model again from text that every machine has, and compare it with the shipped one."""
     from harness.bases import shipped_bases
-    from harness.registry import unknown_name
+    from harness.planning.registry import unknown_name
 
     if name not in shipped_bases():
         raise unknown_name("shipped base model", name, shipped_bases())

@@ -12,7 +12,7 @@ import click
 from harness.cli.options import family
 
 if TYPE_CHECKING:
-    from harness.registry import Registry
+    from harness.planning.registry import Registry
 
 
 @click.command("list")
@@ -23,7 +23,7 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
     """List methods, tasks or suites, and where each comes from."""
     from tabulate import tabulate
 
-    from harness.registry import build_registry
+    from harness.planning.registry import build_registry
 
     registry = build_registry(block)
     rows: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def _shorten(path: str) -> str:
 @click.pass_obj
 def describe(block: tuple[str, ...], name: str) -> None:
     """Describe a method or a task: settings with meaning and range, formula, citation. Of a family, list its tasks."""
-    from harness.registry import build_registry, unknown_name
+    from harness.planning.registry import build_registry, unknown_name
 
     registry = build_registry(block)
     if name in registry.methods:
@@ -89,7 +89,7 @@ def describe_method(registry: Registry, name: str) -> str:
 
     from tabulate import tabulate
 
-    from harness.method import describe_range
+    from harness.contract.method import describe_range
 
     method = registry.method(name)
     origin = registry.origins["method", name]

@@ -10,7 +10,7 @@ import click
 @click.pass_obj
 def check(block: tuple[str, ...], name: str) -> int:
     """Hold a method to the contract: run the conformance kit on it."""
-    from harness.registry import build_registry
+    from harness.planning.registry import build_registry
     from harness.testing import CheckFailed, CheckResult, check_method
 
     method = build_registry(block).method(name)

@@ -23,9 +23,9 @@ def data() -> None:
 @click.pass_obj
 def data_check(block: tuple[str, ...], tasks: str | None, scale: str, data_dir: Path | None, as_json: bool) -> int:
     """Say which tables the tasks read, which are there, and what to do about the others. Downloads nothing."""
-    from harness.data_check import check_data, findings_json, findings_table
-    from harness.plan import split_names
-    from harness.registry import build_registry
+    from harness.data.check import check_data, findings_json, findings_table
+    from harness.planning.plan import split_names
+    from harness.planning.registry import build_registry
 
     registry = build_registry(block)
     names = expand_tasks(split_names(tasks), registry) if tasks else list(registry.tasks)

@@ -24,14 +24,14 @@ def export(block: tuple[str, ...], /, trial_id: str, output: Path, form: str, ra
     """Write a finished trial as a model that other programs load."""
     from transformers.utils.logging import disable_progress_bar
 
-    from harness.export import TrainedTrial, export_merged, export_peft
-    from harness.registry import build_registry
+    from harness.planning.registry import build_registry
+    from harness.results.export import export_merged, export_peft, read_trained
 
     if rank is not None and form != "peft":
         raise UsageError(f"--rank {rank} cuts the update of --format peft; --format {form} keeps all of it")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     registry = build_registry(block)
-    trained = TrainedTrial(registry, *read_record(results, trial_id))
+    trained = read_trained(registry, *read_record(results, trial_id))
     if form == "merged":
         export_merged(trained, output)
     else:

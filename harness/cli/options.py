@@ -15,8 +15,8 @@ import click
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.registry import Registry
-    from harness.suite import Suite
+    from harness.planning.registry import Registry
+    from harness.planning.suite import Suite
 
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
@@ -64,8 +64,8 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     """Return the suite that the command line asks for."""
     from dataclasses import replace
 
-    from harness.plan import split_names
-    from harness.suite import build_suite, read_suite
+    from harness.planning.plan import split_names
+    from harness.planning.suite import build_suite, read_suite
 
     given: dict[str, Any] = {
         name: options[name]

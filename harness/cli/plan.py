@@ -12,8 +12,8 @@ import click
 from harness.cli.options import build_suite_from_options, resolve_devices, resolve_precision, suite_options
 
 if TYPE_CHECKING:
-    from harness.plan import Cell
-    from harness.trial import Trial
+    from harness.contract.trial import Trial
+    from harness.planning.plan import Cell
 
 
 @click.command()
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.pass_obj
 def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) -> None:
     """Show what a run would do: trials, settings, counts and what is finished. Loads no weights."""
-    from harness.plan import plan_cells, wanted
-    from harness.registry import build_registry
-    from harness.store import Store
+    from harness.planning.plan import plan_cells, wanted
+    from harness.planning.registry import build_registry
+    from harness.results.store import Store
 
     registry = build_registry(block)
     suite = build_suite_from_options(registry, options)

@@ -10,8 +10,8 @@ import click
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.record import Record
-    from harness.store import Store
+    from harness.contract.record import Record
+    from harness.results.store import Store
 
 results_option = click.option(
     "--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL", help="Result root."
@@ -20,7 +20,7 @@ results_option = click.option(
 
 def read_records(root: str) -> tuple[Store, list[Record]]:
     """Return all records of a result root; none at all is a usage error."""
-    from harness.store import Store
+    from harness.results.store import Store
 
     store = Store(root)
     records = list(store.records())
@@ -49,7 +49,7 @@ def results() -> None:
 @results_option
 def results_list(results: str) -> None:
     """Show one line per record."""
-    from harness.results import render_list
+    from harness.results.frame import render_list
 
     click.echo(render_list(read_records(results)[1]))
 
@@ -59,7 +59,7 @@ def results_list(results: str) -> None:
 @results_option
 def results_show(trial_id: str, results: str) -> None:
     """Show one record; the first characters of the id are enough."""
-    from harness.results import render_show
+    from harness.results.frame import render_show
 
     click.echo(render_show(read_record(results, trial_id)[1]))
 
@@ -69,7 +69,7 @@ def results_show(trial_id: str, results: str) -> None:
 @results_option
 def results_export(path: Path, results: str) -> None:
     """Write all records as a table: .csv, .parquet or .json."""
-    from harness.results import export
+    from harness.results.frame import export
 
     records = read_records(results)[1]
     export(records, path)

@@ -15,10 +15,10 @@ from harness.cli.options import build_suite_from_options, resolve_devices, resol
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.plan import Cell
-    from harness.record import Record
-    from harness.schedule import Observers
-    from harness.trial import Trial
+    from harness.contract.record import Record
+    from harness.contract.trial import Trial
+    from harness.planning.plan import Cell
+    from harness.running.schedule import Observers
 
 
 @click.command()
@@ -47,20 +47,20 @@ def run(
     trial_seconds: float, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again."""
-    from harness.process import kill, launch
+    from harness.running.process import kill, launch
 
     launched = launch()  # before anything else: it takes as long to load its libraries as this process does
     click.get_current_context().call_on_close(lambda: kill(launched))
 
     import torch
 
-    from harness.environment import describe_environment
-    from harness.plan import pending, plan_cells
-    from harness.progress import Display
-    from harness.published import read_published
-    from harness.registry import build_registry
-    from harness.schedule import Scheduler, Settings
-    from harness.store import Store
+    from harness.planning.plan import pending, plan_cells
+    from harness.planning.published import read_published
+    from harness.planning.registry import build_registry
+    from harness.results.store import Store
+    from harness.running.environment import describe_environment
+    from harness.running.progress import Display
+    from harness.running.schedule import Scheduler, Settings
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's "stop" is a Ctrl-C
     if no_mlflow:
@@ -154,7 +154,7 @@ def parse_pack(text: str, device: str) -> int:
 
 def finished(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Record]:
     """Return the records of a sweep's trials."""
-    from harness.plan import wanted
+    from harness.planning.plan import wanted
 
     return [record for cell in cells for trial in wanted(cell, look_up) if (record := look_up(trial)) is not None]
 

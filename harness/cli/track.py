@@ -18,8 +18,8 @@ def track() -> None:
 @click.pass_obj
 def track_rebuild(block: tuple[str, ...], results: str) -> int:
     """Tell the trackers about every record again. What they know already stays as it is."""
-    from harness.registry import build_registry
-    from harness.schedule import Observers
+    from harness.planning.registry import build_registry
+    from harness.running.schedule import Observers
 
     registry = build_registry(block)
     store, records = read_records(results)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.method import Method, MethodTraits, attaches
+from harness.contract.method import Method, MethodTraits, attaches
 
 Subject = Method | type[Method]
 Check = Callable[[Subject], None]

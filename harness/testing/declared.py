@@ -8,8 +8,8 @@ import math
 import re
 from typing import Any, cast
 
+from harness.contract.method import Method, MethodTraits
 from harness.errors import ConfigError
-from harness.method import Method, MethodTraits
 from harness.testing.contract import Seen, check, expect, global_randomness, if_knob, on_adapters, some
 from harness.testing.problem import TinyTrial, describe
 

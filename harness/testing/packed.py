@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import linear
 
+from harness.contract.method import Method
 from harness.errors import ConfigError
-from harness.method import Method
 from harness.testing.contract import (
     Seen,
     check,

@@ -1,4 +1,4 @@
-"""A regression problem that trains in milliseconds on a CPU, and a trainer that follows ``harness.method``.
+"""A regression problem that trains in milliseconds on a CPU, and a trainer that follows ``harness.contract.method``.
 
 The trainer is written apart from the engine on purpose: a method that passes was held to the contract, not to
 whatever the engine happens to do. What is not here: the checks (``checks``).
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, mse_loss
 
-from harness.dropout import Dropout
-from harness.method import Calibration, Method, StepInfo, attaches
+from harness.contract.dropout import Dropout
+from harness.contract.method import Calibration, Method, StepInfo, attaches
 
 WIDTHS = (32, 48, 48, 32)  # layers 32->48, 48->48 and 48->32: wide, square and tall
 STEPS = 24  # updates of a training; traits.check_config sets periods that fit, e.g. a merge every 8 steps

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.method import Method, attaches
+from harness.contract.method import Method, attaches
 from harness.testing.contract import (
     check,
     difference,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.record import Record, State
+from harness.contract.record import Record, State
 from harness_leaderboard.stats import (
     LEVEL,
     Array,

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record, State
-from harness.results import to_csv
+from harness.contract.record import Record, State
+from harness.results.frame import to_csv
 from harness_leaderboard import table
 from harness_leaderboard.board import Board, Row, build_boards, item_limit
 from harness_leaderboard.family import build_families

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.record import Record
+from harness.contract.record import Record
 from harness_leaderboard.board import Row, is_finished
 from harness_leaderboard.table import printable
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import fsspec
 
+from harness.contract.record import Record
 from harness.errors import RecordError
-from harness.record import Record
 
 SHOWN_PROBLEMS = 10
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from harness import __version__
-from harness.record import Record
+from harness.contract.record import Record
 from harness_leaderboard import curves, table
 from harness_leaderboard.board import (
     PAPER_SCALE,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from harness.record import Record
+from harness.contract.record import Record
 from harness_leaderboard.board import PAPER_SCALE, Board, Failure, Published, Row, Summary, build_boards
 from harness_leaderboard.family import Family, build_families
 

@@ -11,14 +11,14 @@ from dataclasses import fields
 import pytest
 import torch
 
-from harness.plan import pending, plan_cells
-from harness.record import Record, State
-from harness.registry import build_registry
-from harness.schedule import jobs
-from harness.store import Store
-from harness.suite import build_suite
-from harness.task import ModelKind
-from harness.worker import Worker
+from harness.contract.record import Record, State
+from harness.contract.task import ModelKind
+from harness.planning.plan import pending, plan_cells
+from harness.planning.registry import build_registry
+from harness.planning.suite import build_suite
+from harness.results.store import Store
+from harness.running.schedule import jobs
+from harness.running.worker import Worker
 from harness_benchmarks import forgetting
 from harness_benchmarks.tasks import c4
 

@@ -13,8 +13,8 @@ import sys
 
 import pytest
 
-from harness.registry import build_registry
-from harness.store import Store
+from harness.planning.registry import build_registry
+from harness.results.store import Store
 
 REGISTRY = build_registry(block=["trackers:mlflow"])
 GLUE = [name for name in REGISTRY.tasks if name.startswith("glue/")]

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from harness.bases import resolve
-from harness.record import Record, State
-from harness.trial import Trial
+from harness.contract.record import Record, State
+from harness.contract.trial import Trial
 
 
 def make_trial(**changes: Any) -> Trial:

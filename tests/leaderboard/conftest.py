@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.record import Record, State
-from harness.trial import Trial
+from harness.contract.record import Record, State
+from harness.contract.trial import Trial
 
 BUDGET_PARAMETERS = 98_304
 STEPS = range(50, 501, 50)

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from harness.record import State
-from harness.trial import Trial
+from harness.contract.record import State
+from harness.contract.trial import Trial
 from harness_leaderboard.board import build_boards
 from harness_leaderboard.curves import history
 from harness_leaderboard.table import board_title, leaders_text, limit_text, summary_sentences

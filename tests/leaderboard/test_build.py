@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from harness.record import State
+from harness.contract.record import State
 from harness_leaderboard.build import build
 from harness_leaderboard.table import bytes_text, seconds_text, terminal_table
 

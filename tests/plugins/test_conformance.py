@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.registry import build_registry
+from harness.planning.registry import build_registry
 from harness.testing import parametrize_with_checks
 
 METHODS = build_registry().methods

@@ -13,8 +13,9 @@ import transformers
 
 from harness import ConfigError, DataError, Example, Source, TaskContext
 from harness.bases import resolve
-from harness.model import trained_modules
-from harness.slots import LinearSlot, set_submodule
+from harness.data.tables import identify_tables
+from harness.engine.model import trained_modules
+from harness.engine.slots import LinearSlot, set_submodule
 from harness_benchmarks.corpus import (
     Corpus,
     Documents,
@@ -164,10 +165,10 @@ def test_a_broken_line_is_named(tmp_path):
 
 def test_the_identity_follows_the_content(data_dir):
     task, recipe = c4.C4Task(), c4.C4Task.recipes["smoke"]
-    before = task.data_identity(recipe, data_dir)
+    before = identify_tables(task.tables(recipe), data_dir)
     path = data_dir / "text/c4/train.jsonl"
     path.write_text(path.read_text() + '{"text": "one more"}\n')
-    assert task.data_identity(recipe, data_dir) != before
+    assert identify_tables(task.tables(recipe), data_dir) != before
 
 
 def test_too_little_text_is_an_error(tokenizer, files):

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext, UsageError
 from harness.bases import resolve
+from harness.data.tables import identify_tables
 from harness_benchmarks.forgetting import METRICS
 from harness_benchmarks.tasks import commonsense
 from harness_benchmarks.tasks.commonsense import SETS, CommonsenseTask, extract_answer
@@ -140,7 +141,7 @@ def test_right_answers_score_and_sets_count_the_same(nano, data_dir):
 def test_a_set_that_is_not_there_is_named_and_not_dropped(nano, data_dir):
     (data_dir / "commonsense/hellaswag/test.jsonl").unlink()
     task, where = CommonsenseTask(), context(nano, data_dir)
-    for call in (lambda: task.load(where), lambda: task.data_identity(where.recipe, data_dir)):
+    for call in (lambda: task.load(where), lambda: identify_tables(task.tables(where.recipe), data_dir)):
         with pytest.raises(DataError, match=r"commonsense/hellaswag/test\.jsonl.*Rowan/hellaswag"):
             call()
     others = "+".join(name for name in SETS if name != "hellaswag")
@@ -155,11 +156,11 @@ def test_unknown_sets_are_refused(nano, data_dir):
 
 def test_the_identity_covers_the_tables_in_use_only(nano, data_dir):
     task, where = CommonsenseTask(), context(nano, data_dir, sets="boolq", train_sets="piqa")
-    before = task.data_identity(where.recipe, data_dir)
+    before = identify_tables(task.tables(where.recipe), data_dir)
     write(data_dir / "commonsense/piqa/test.jsonl", [{"instruction": "other"}])
-    assert task.data_identity(where.recipe, data_dir) == before
+    assert identify_tables(task.tables(where.recipe), data_dir) == before
     write(data_dir / "commonsense/piqa/train.jsonl", [{"instruction": "other"}])
-    assert task.data_identity(where.recipe, data_dir) != before
+    assert identify_tables(task.tables(where.recipe), data_dir) != before
 
 
 @pytest.mark.parametrize(

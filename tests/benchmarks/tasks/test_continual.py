@@ -14,6 +14,7 @@ import transformers
 
 from harness import IGNORE, DataError, TaskContext
 from harness.bases import resolve
+from harness.data.tables import identify_tables
 from harness_benchmarks import questions
 from harness_benchmarks.corpus import is_held_out
 from harness_benchmarks.questions import BIOMED, FINANCE, Question, answer, encode, entity_f1, same_number
@@ -270,13 +271,13 @@ def test_held_out_documents_are_not_trained_on(tokenizer, data_dir):
 
 def test_a_question_set_that_appears_makes_other_data(data_dir):
     recipe = Finance.recipes["smoke"]
-    before = Finance().data_identity(recipe, data_dir)
+    before = identify_tables(Finance().tables(recipe), data_dir)
     write(data_dir / "text/finance/eval/headline", "test", [{"input": "I", "options": ["a", "b"], "gold_index": 0}])
-    assert Finance().data_identity(recipe, data_dir) != before
+    assert identify_tables(Finance().tables(recipe), data_dir) != before
 
 
 def test_a_missing_corpus_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(DataError, match=r"text/biomed/train\.jsonl"):
-        Biomed().data_identity(Biomed.recipes["smoke"], tmp_path)
+        identify_tables(Biomed().tables(Biomed.recipes["smoke"]), tmp_path)
     with pytest.raises(DataError, match="--data-dir"):
-        Biomed().data_identity(Biomed.recipes["smoke"], None)
+        identify_tables(Biomed().tables(Biomed.recipes["smoke"]), None)

@@ -10,7 +10,7 @@ import transformers
 
 from harness import TaskContext
 from harness.bases import resolve
-from harness.slots import LinearSlot, set_submodule
+from harness.engine.slots import LinearSlot, set_submodule
 from harness_benchmarks.forgetting import METRICS, SOURCE, measure_forgetting
 
 torch.set_num_threads(1)

@@ -16,12 +16,13 @@ import transformers
 
 from harness import DataError, Example, TaskContext
 from harness.bases import resolve
-from harness.model import linear_layers, select_layers, trained_modules
-from harness.plan import pending, plan_cells
-from harness.registry import build_registry
-from harness.store import Store
-from harness.suite import build_suite
-from harness.worker import Worker
+from harness.data.tables import identify_tables
+from harness.engine.model import linear_layers, select_layers, trained_modules
+from harness.planning.plan import pending, plan_cells
+from harness.planning.registry import build_registry
+from harness.planning.suite import build_suite
+from harness.results.store import Store
+from harness.running.worker import Worker
 from harness_benchmarks.tasks import glue
 
 torch.set_num_threads(1)
@@ -109,7 +110,7 @@ def test_the_held_out_slice_is_the_same_for_every_seed(tokenizer, tmp_path):
 def test_missing_rows_name_the_file_and_the_hub_id(tmp_path):
     write(tmp_path / "glue/mnli", "validation_matched", [])
     with pytest.raises(DataError, match=r"glue/mnli/train\.jsonl.*nyu-mll/glue"):
-        glue.Mnli().data_identity(glue.Mnli.recipes["smoke"], tmp_path)
+        identify_tables(glue.Mnli().tables(glue.Mnli.recipes["smoke"]), tmp_path)
 
 
 def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):

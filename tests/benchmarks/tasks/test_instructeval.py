@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext, UsageError
 from harness.bases import resolve
+from harness.data.tables import identify_tables
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalTask, conversation
 from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, read_task_file, samples, task_config
@@ -134,7 +135,7 @@ def test_a_mixture_of_conversations_can_be_the_training_set(nano, data_dir):
     assert text.startswith("<|system|>\nBe brief.\n<|user|>\nHi ")
     assert text.endswith("\n<|assistant|>\nHello.<|eos|>\n<|user|>\nBye\n<|assistant|>\nCiao.<|eos|>")
     assert nano[1].decode([label for label in example.labels if label != IGNORE]) == "Hello.<|eos|>Ciao.<|eos|>"
-    identity = InstructEvalTask().data_identity(where.recipe, data_dir)
+    identity = identify_tables(InstructEvalTask().tables(where.recipe), data_dir)
     assert "tulu-v2" in identity
     assert "alpaca" not in identity
 
@@ -272,7 +273,7 @@ def test_too_few_shots_are_an_error():
 def test_missing_tables_are_named(nano, data_dir):
     (data_dir / "instructeval/drop/validation.jsonl").unlink()
     task, where = InstructEvalTask(), context(nano, data_dir)
-    for call in (lambda: task.load(where), lambda: task.data_identity(where.recipe, data_dir)):
+    for call in (lambda: task.load(where), lambda: identify_tables(task.tables(where.recipe), data_dir)):
         with pytest.raises(DataError, match=r"instructeval/drop/validation\.jsonl.*ucinlp/drop"):
             call()
 

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import TaskContext
 from harness.bases import resolve
-from harness.export import TrainedTrial, export_peft
-from harness.record import Record
-from harness.registry import build_registry
-from harness.store import Store
+from harness.contract.record import Record
+from harness.planning.registry import build_registry
+from harness.results.export import export_peft, read_trained
+from harness.results.store import Store
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalRecipe, InstructEvalTask
 from harness_benchmarks.tasks.instructeval.lm_evaluation import samples
@@ -134,7 +134,7 @@ def both(tmp_path_factory):
     (path,) = results.glob("*.json")
     record = Record.from_json(json.loads(path.read_text()))
     run("harness.cli", "export", record.trial_id, "-o", root / "merged", "--results", results)
-    export_peft(TrainedTrial(build_registry(), Store(str(results)), record), root / "peft")
+    export_peft(read_trained(build_registry(), Store(str(results)), record), root / "peft")
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
     recipe = InstructEvalRecipe(**{**record.trial.recipe, "evaluate_at": ()})

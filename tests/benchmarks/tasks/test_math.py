@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext
 from harness.bases import resolve
+from harness.data.tables import identify_tables
 from harness_benchmarks.tasks.math import MathTask, extract_answer, last_boxed, normalise, same_expression, same_number
 
 torch.set_num_threads(1)
@@ -203,21 +204,21 @@ def test_the_limit_shows_fewer_items_and_a_larger_one_contains_a_smaller(nano, d
 
 def test_missing_tables_are_named(nano, data_dir):
     (data_dir / "math/math/test.jsonl").unlink()
-    for call in (MathTask().load, lambda where: MathTask().data_identity(where.recipe, where.data_dir)):
+    for call in (MathTask().load, lambda where: identify_tables(MathTask().tables(where.recipe), where.data_dir)):
         with pytest.raises(DataError, match=r"math/math/test\.jsonl.*EleutherAI/hendrycks_math"):
             call(context(nano, data_dir))
 
 
 def test_the_identity_covers_the_training_set_in_use(nano, data_dir):
     task, where = MathTask(), context(nano, data_dir)
-    before = task.data_identity(where.recipe, data_dir)
+    before = identify_tables(task.tables(where.recipe), data_dir)
     with (data_dir / "math/metamath/train.jsonl").open("a") as file:
         file.write("\n")
-    assert task.data_identity(where.recipe, data_dir) == before
+    assert identify_tables(task.tables(where.recipe), data_dir) == before
     metamath = replace(where.recipe, training_set="metamath")
-    first = task.data_identity(metamath, data_dir)
+    first = identify_tables(task.tables(metamath), data_dir)
     write(data_dir / "math/metamath/train.jsonl", [{"query": "?", "original_question": "?", "response": "!"}])
-    assert task.data_identity(metamath, data_dir) != first
+    assert identify_tables(task.tables(metamath), data_dir) != first
 
 
 def test_examples_without_room_for_a_response_are_an_error(nano, data_dir):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.cli.catalogue import describe_task
-from harness.data_check import check_data
-from harness.registry import build_registry
+from harness.data.check import check_data
+from harness.planning.registry import build_registry
 
 REGISTRY = build_registry()
 

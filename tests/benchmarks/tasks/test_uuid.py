@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, TaskContext
 from harness.bases import resolve
+from harness.data.tables import identify_tables
 from harness_benchmarks import forgetting
 from harness_benchmarks.tasks.uuid import UuidTask, digit_accuracy, draw_pairs
 
@@ -129,4 +130,4 @@ def test_the_first_run_needs_no_data_and_a_longer_one_says_which_text_it_would_m
     task = UuidTask()
     assert task.tables(task.recipes["smoke"]) == []
     assert [table.needed for table in task.tables(task.recipes["small"])] == [False]
-    assert task.data_identity(SimpleNamespace(forgetting_windows=0), None) == "generated"
+    assert identify_tables(task.tables(SimpleNamespace(forgetting_windows=0)), None) == "generated"

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness.cli.options import expand_tasks, parse_seeds
-from harness.registry import build_registry
+from harness.planning.registry import build_registry
 
 SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 
@@ -80,7 +80,7 @@ def test_a_mistake_exits_with_2_and_says_what_to_do(trouble, command, tmp_path, 
     (tmp_path / "file").write_text("in the way")
     monkeypatch.chdir(tmp_path)
     # These end before a worker is needed; none is started in vain, so that the test is quick.
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     start = time.perf_counter()
     done = command("run", "--no-mlflow", *(each.replace("{tmp}", str(tmp_path)) for each in arguments))
     assert said.replace("{tmp}", str(tmp_path)) in done.err

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.record import State
-from harness.store import Store
+from harness.contract.record import State
+from harness.results.store import Store
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from harness import hookimpl
 from harness.bases import resolve
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
-from harness.store import Store
+from harness.results.store import Store
 
 SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 QUICK = ["--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *SMALL]
@@ -53,7 +53,7 @@ def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results,
 def test_the_same_command_again_trains_nothing_and_says_so(command, results, monkeypatch):
     root, code, out, _ = results
     times = {path: path.stat().st_mtime_ns for path in root.glob("*.json")}
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     done = command("run", *QUICK, "--methods", "quick,diverging", "--results", root)
     assert done.code == code
     assert f"Nothing to train: all 2 trials are in {root}." in done.err
@@ -66,7 +66,7 @@ def test_the_same_command_again_trains_nothing_and_says_so(command, results, mon
 def test_a_failing_observer_exits_with_3_and_the_records_are_complete(command, results, monkeypatch):
     root, *_ = results
     monkeypatch.setenv("TROUBLE_RAISE", "sweep finished")
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     done = command("run", *QUICK, "--methods", "quick", "--results", root)
     assert done.code == TRACKING_INCOMPLETE
     assert "results complete, tracking incomplete" in done.err
@@ -75,7 +75,7 @@ def test_a_failing_observer_exits_with_3_and_the_records_are_complete(command, r
 def test_a_failing_observer_does_not_hide_failed_trials(command, results, monkeypatch):
     root, *_ = results
     monkeypatch.setenv("TROUBLE_RAISE", "sweep finished")
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     done = command("run", *QUICK, "--methods", "quick,diverging", "--results", root)
     assert done.code == TRIALS_FAILED
     assert "harness: uuid/diverging/" in done.err
@@ -89,7 +89,7 @@ def test_a_complete_trial_without_a_score_is_named_with_its_reason(command, resu
     store.prepare()
     nothing = {"metrics": {scored.main_metric: None}, "reasons": {scored.main_metric: "no item could be scored"}}
     store.write(dataclasses.replace(scored, **nothing))
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     done = command("run", *QUICK, "--methods", "quick", "--results", store.root)
     assert f"{scored.trial.label} has no {scored.main_metric}: no item could be scored: " in done.err
     assert f"harness results show {scored.trial_id} " in done.err
@@ -102,7 +102,7 @@ def test_a_plugin_that_cannot_summarize_loses_only_its_own_text(command, results
 
     root, *_ = results
     monkeypatch.setattr("harness_trouble.harness_summarize", harness_summarize)
-    monkeypatch.setattr("harness.schedule.Scheduler.start", lambda self: None)
+    monkeypatch.setattr("harness.running.schedule.Scheduler.start", lambda self: None)
     done = command("run", *QUICK, "--methods", "quick", "--results", root)
     assert done.code == TRACKING_INCOMPLETE
     (warning,) = [each.getMessage() for each in caplog.records if "harness_summarize" in each.getMessage()]

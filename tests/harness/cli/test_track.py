@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from harness.cli.exit_codes import TRACKING_INCOMPLETE
-from harness.store import Store
+from harness.results.store import Store
 
 
 def test_trackers_are_told_again_and_a_failing_one_exits_with_3(

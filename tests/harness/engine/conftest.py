@@ -22,13 +22,13 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from harness.budget import budget_parameters, solve
-from harness.lane import Lane
-from harness.registry import build_registry
-from harness.resident import Base
-from harness.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
-from harness.training import train
-from harness.trial import Trial
+from harness.contract.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
+from harness.contract.trial import Trial
+from harness.engine.lane import Lane
+from harness.engine.resident import Base
+from harness.engine.training import train
+from harness.planning.budget import budget_parameters, solve
+from harness.planning.registry import build_registry
 
 torch.set_num_threads(1)
 REGISTRY = build_registry()

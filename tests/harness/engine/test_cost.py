@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from harness.cost import PeakMemory, measure_solo
-from harness.pack import Pack
+from harness.engine.cost import PeakMemory, measure_solo
+from harness.engine.pack import Pack
 
 
 def test_tokens_are_those_of_the_first_update_without_padding(kit):

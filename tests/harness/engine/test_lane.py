@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from harness.contract.task import Example, TaskData
+from harness.engine.lane import CALIBRATION_BATCHES
+from harness.engine.learning_rate import schedule
+from harness.engine.pack import Pack
 from harness.errors import ConfigError
-from harness.lane import CALIBRATION_BATCHES
-from harness.learning_rate import schedule
-from harness.pack import Pack
-from harness.task import Example, TaskData
 
 HEAD = [f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")]
 

@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from harness.batch import Row, collate, encode
-from harness.losses import lane_losses
-from harness.task import Example, ModelKind
-from harness.training import evaluating
+from harness.contract.task import Example, ModelKind
+from harness.engine.batch import Row, collate, encode
+from harness.engine.losses import lane_losses
+from harness.engine.training import evaluating
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -66,7 +66,7 @@ def test_logits_in_pieces_give_the_same_losses(kit, trains, monkeypatch):
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     base = kit.make_base(trains)
     whole = kit.run(base, [kit.make_lane(base, *each) for each in settings])
-    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
+    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
     base = kit.make_base(trains)
     pieces = kit.run(base, [kit.make_lane(base, *each) for each in settings])
     assert pieces.losses.keys() == whole.losses.keys()
@@ -82,7 +82,7 @@ def test_a_head_of_a_private_model_trains_in_half_precision_where_logits_come_in
         return found
 
     whole = losses()
-    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
     assert losses() == pytest.approx(whole, rel=2e-3)
 
 
@@ -93,7 +93,7 @@ def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monke
         num_key_value_heads=2, head_dim=12, max_position_embeddings=64, final_logit_softcapping=1e-3, pad_token_id=0,
     )  # fmt: skip
     base = kit.make_base(model=Gemma2ForCausalLM(config).requires_grad_(False))
-    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
     recorder = kit.run(base, [kit.make_lane(base, "lora", steps=2)])
     ((first, _),) = recorder.losses.values()
     assert first == pytest.approx(math.log(40), abs=2e-3), "of 40 logits within a thousandth of zero"
@@ -104,7 +104,7 @@ def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monke
 def test_logits_in_pieces_and_recomputing_are_captured(kit, trains, monkeypatch, caplog):
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     expected = kit.run(base := kit.make_base(trains), [kit.make_lane(base, *each) for each in settings])
-    monkeypatch.setattr("harness.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
     base = kit.make_base(trains, device="cuda", recomputes=True)
     found = kit.run(base, [kit.make_lane(base, *each) for each in settings])
     for trial_id, losses in expected.losses.items():

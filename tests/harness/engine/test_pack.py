@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.pack import Pack
-from harness.task import Example, TaskData
+from harness.contract.task import Example, TaskData
+from harness.engine.pack import Pack
 
 
 class Alternating:
@@ -57,7 +57,7 @@ def capture_on_the_cpu(pack, monkeypatch):
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(pack, "_stream", stream)
-    monkeypatch.setattr("harness.pack.capture", capture)
+    monkeypatch.setattr("harness.engine.pack.capture", capture)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
     monkeypatch.setattr("torch.cuda.default_generators", [None])

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
+from harness.engine.resident import Base
 from harness.errors import ConfigError
-from harness.resident import Base
 
 IDS = torch.arange(3, 33).reshape(5, 6)
 CLASSIFIERS = ["decoder", "encoder", "shared positions"]

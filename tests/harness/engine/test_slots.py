@@ -8,9 +8,9 @@ from torch import nn
 from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from harness.engine.slots import LinearSlot, ModuleSlot, delta_weights, present_as_linear, pretrained
+from harness.engine.training import evaluating
 from harness.errors import HarnessError
-from harness.slots import LinearSlot, ModuleSlot, delta_weights, present_as_linear, pretrained
-from harness.training import evaluating
 
 
 def test_each_part_sees_the_rows_of_its_lanes_in_order():

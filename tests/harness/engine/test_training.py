@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
+from harness.contract.task import Evaluation
+from harness.engine.pack import Pack
+from harness.engine.training import evaluating
 from harness.errors import HarnessError, TrialDivergedError
-from harness.pack import Pack
-from harness.task import Evaluation
-from harness.training import evaluating
 
 
 def test_full_fine_tuning_matches_a_plain_loop(kit):

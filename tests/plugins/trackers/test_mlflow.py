@@ -15,9 +15,10 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from harness import Record, Trial, UsageError, hookspecs
-from harness.record import State
-from harness.store import Store
+from harness import Record, Trial, UsageError
+from harness.contract import hookspecs
+from harness.contract.record import State
+from harness.results.store import Store
 from harness_plugins.trackers import mlflow as tracker
 
 WEIGHTS = b"these are the adapter's bytes"

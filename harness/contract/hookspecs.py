@@ -1,0 +1,80 @@
+"""The hooks that a plugin may implement. ``docs/hooks.md`` has an example of each.
+
+pluggy passes arguments by name and ignores keyword-only parameters, so no hook uses ``*``. An implementation may take
+fewer arguments than the specification, which lets hooks grow without breaking plugins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from harness.contract.method import Method
+    from harness.contract.record import Record
+    from harness.contract.task import Task
+    from harness.contract.trial import Trial
+
+PROJECT = "harness"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def harness_register_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
+    """Return the methods this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin.
+    """
+
+
+@hookspec
+def harness_register_tasks() -> Sequence[type[Task]]:  # type: ignore[empty-body]
+    """Return the tasks this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin.
+    """
+
+
+@hookspec
+def harness_register_suites() -> Sequence[Path]:  # type: ignore[empty-body]
+    """Return paths of TOML suite files; the file's name without ``.toml`` is the suite's.
+
+    Called once per command, in the scheduler's and each worker's process. An exception stops the command, naming the
+    plugin.
+    """
+
+
+@hookspec
+def harness_trial_started(trial: Trial, environment: Mapping[str, Any]) -> None:
+    """Observe that a trial begins. Called in the scheduler's process.
+
+    A trial may begin twice: alone, after the pack that it was in failed. What an observer raises is logged, loses
+    nothing, and makes the command exit with 3.
+    """
+
+
+@hookspec
+def harness_trial_progress(trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
+    """Observe metrics of a running trial at a step. Called in the scheduler's process, several times per trial."""
+
+
+@hookspec
+def harness_trial_finished(trial: Trial, record: Record) -> None:
+    """Observe the end of a trial, in every end state, after its record is safely on disk. Scheduler's process."""
+
+
+@hookspec
+def harness_sweep_finished() -> None:
+    """Observe that no more trials come, e.g. to write what was buffered.
+
+    Called in the scheduler's process, once, also after Ctrl-C.
+    """
+
+
+@hookspec
+def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
+    """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command."""

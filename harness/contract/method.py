@@ -1,0 +1,320 @@
+"""The contract of a method: what a plugin author subclasses.
+
+A *method* says what to put on each linear layer of a frozen model and how to train it. What it puts there is an
+*adapter*, a small module that sees the layer's input and the frozen layer's output. The pretrained weight is never
+changed: whatever a method does to it (subtract a component, merge an update into it) is written as a correction to
+``base_output``. This is what lets many methods, seeds and learning rates train over one resident base model.
+
+Shape letters, the same in every file: ``B`` batch, ``T`` tokens, ``I`` in-features, ``O`` out-features, ``R`` rank.
+
+What is not here: finding methods (``planning.registry``), solving their size for a budget
+(``planning.budget``), training (``engine.training``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """Declare one documented, range-checked field of a ``MethodConfig`` (or of a task's ``Recipe``).
+
+    Args:
+        default: The value used when the user gives none.
+        help: What it means, with its unit and the table or section it comes from.
+        minimum: Smallest value allowed, inclusive.
+        maximum: Largest value allowed, inclusive.
+        choices: The only values allowed.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+def check_settings(owner: object) -> None:
+    """Check every ``setting`` of a dataclass instance against its declared type and range.
+
+    Raises:
+        ConfigError: naming the field, its value and what was allowed.
+    """
+    kind = type(owner).__qualname__
+    for each in dataclasses.fields(cast(Any, owner)):
+        value, allowed = getattr(owner, each.name), describe_range(each)
+        problem = f"{kind}: {each.name}={value!r} is not allowed; give {allowed}"
+        wanted: type | tuple[type, ...] = type(each.default)
+        if wanted is float:
+            wanted = (int, float)
+        if each.default is not None and each.default is not dataclasses.MISSING:
+            # bool is an int in Python, but r=True is a mistake.
+            if not isinstance(value, wanted) or (
+                isinstance(value, bool) and each.default is not value and wanted is not bool
+            ):
+                raise ConfigError(problem)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(problem)
+        choices = each.metadata.get("choices")
+        minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
+        if choices is not None and value not in choices:
+            raise ConfigError(problem)
+        if value is not None and (
+            (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
+        ):
+            raise ConfigError(problem)
+
+
+def describe_range(each: dataclasses.Field[Any]) -> str:
+    """Return what a ``setting`` allows, in words, e.g. ``an int >= 1``."""
+    choices = each.metadata.get("choices")
+    if choices is not None:
+        return "one of " + ", ".join(map(repr, choices))
+    minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
+    name = type(each.default).__name__
+    kind = "a value" if each.default is None else f"{'an' if name == 'int' else 'a'} {name}"
+    if minimum is not None and maximum is not None:
+        return f"{kind} between {minimum} and {maximum}"
+    if minimum is not None:
+        return f"{kind} >= {minimum}"
+    if maximum is not None:
+        return f"{kind} <= {maximum}"
+    return kind
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of a method's settings: a frozen dataclass whose fields are all ``setting(...)``, checked when built."""
+
+    def __post_init__(self) -> None:
+        """Check every field; a subclass that adds cross-field checks calls ``super().__post_init__()`` first."""
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodTraits:
+    """What the harness has to know about a method without running it.
+
+    Attributes:
+        in_all: Whether ``--methods all`` includes it (``--methods everything`` always does).
+        budget_knob: The integer field of ``Config`` that the budget solver sets. ``None``: the size is fixed.
+        reference: Trains outside every budget and is shown apart (full fine-tuning).
+        mergeable: ``W + delta_weight()`` reproduces the adapter's output.
+        identity_at_init: The adapted layer equals the pretrained one before the first step.
+        learning_rate_factor: Where the method's paper puts its learning rate, as a multiple of LoRA's on the same task.
+            The learning-rate grid is centred there.
+        check_config: ``Config`` fields for the conformance kit's tiny layers (e.g. a short merge period).
+    """
+
+    in_all: bool = True
+    budget_knob: str | None = "r"
+    reference: bool = False
+    mergeable: bool = True
+    identity_at_init: bool = True
+    learning_rate_factor: float = 1.0
+    check_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Adapter(nn.Module):
+    """What a method puts on one linear layer: trainable parameters and a forward pass.
+
+    Subclasses define ``forward`` and ``delta_weight``. Rules that let the harness stack the adapters of many trials
+    and run them as one (``torch.func.vmap``):
+
+    * Parameters and buffers are made in ``self.dtype`` on ``self.device``.
+    * Whatever changes during training and matters to ``forward`` is a parameter or a buffer, changed in place.
+    * ``forward`` has no branch on tensor values, draws no random numbers (use ``harness.Dropout``) and changes nothing.
+
+    Class attributes:
+        keep_float32: Names of own parameters and buffers that stay in float32 where the model computes in half
+            precision, because rounding them would lose what matters (small differences, row lengths). The other
+            tensors are rounded. ``forward`` must then cast these to the dtype of ``x`` itself.
+
+    Args:
+        linear: The frozen layer, weight (O, I). Other kinds of layers are presented as one. The bias is not the
+            adapter's business: the harness adds it afterwards.
+    """
+
+    keep_float32: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # In a tuple, so that the shared weight becomes neither a parameter nor a buffer of every adapter.
+        self._pretrained = (linear.weight,)
+
+    @property
+    def pretrained_weight(self) -> Tensor:
+        """The frozen weight, shape (O, I), in the model's dtype. Read it, never write it."""
+        return self._pretrained[0].detach()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype for parameters: the model's, but at least float32, so that small updates are not rounded away."""
+        return torch.promote_types(self._pretrained[0].dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device for parameters."""
+        return self._pretrained[0].device
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Return the adapted layer's output before its bias, shape (..., O).
+
+        Args:
+            x: The layer's input, shape (..., I).
+            base_output: ``x @ W.T`` of the pretrained weight, without bias, shape (..., O).
+        """
+        raise NotImplementedError
+
+    def delta_weight(self) -> Tensor:
+        """Return the effective weight minus the *pretrained* weight, shape (O, I)."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Run ``forward`` in the dtype of the parameters and return the dtype of ``base_output``."""
+        dtype = next((p.dtype for name, p in self.named_parameters() if name not in self.keep_float32), x.dtype)
+        output = super().__call__(x.to(dtype), base_output.to(dtype))
+        return cast(Tensor, output).to(base_output.dtype)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a data- or gradient-driven initialisation may use.
+
+    Attributes:
+        model: The pretrained model with no adapter active. Restore whatever you change.
+        batches: A few training batches, in the model's own input format; iterate as often as needed.
+        loss: Returns the mean training loss of one of these batches, with gradients enabled.
+        weight_gradients: Returns, per adapted layer, the loss gradient with respect to the pretrained weight (O, I),
+            averaged over the batches.
+        generator: The trial's source of randomness, on the CPU.
+    """
+
+    model: nn.Module
+    batches: Sequence[Any]
+    loss: Callable[[Any], Tensor]
+    weight_gradients: Callable[[], Mapping[str, Tensor]]
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where training stands after an optimizer step; the argument of ``Method.after_step``.
+
+    Attributes:
+        step: Updates done so far, from 1 to ``total_steps``.
+        total_steps: Updates the trial will do.
+        adapters: The trial's adapters by layer name. Change their tensors in place.
+        optimizer: The trial's AdamW; ``optimizer.state[parameter]`` has ``exp_avg``, ``exp_avg_sq`` and ``step``.
+            Gradients of the step are still there.
+        generator: The trial's source of randomness, on the CPU.
+    """
+
+    step: int
+    total_steps: int
+    adapters: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+
+
+class Method:
+    """A fine-tuning method. Subclass it, name it, and register it with ``harness_register_methods``.
+
+    An instance keeps no state: whatever changes in training lives on the adapters.
+
+    Class attributes:
+        name: Lower-case slug, e.g. ``"dora"``.
+        title: How the paper writes it, e.g. ``"DoRA"``.
+        paper: URL of the paper.
+        citation: Authors, title, venue, year.
+        formula: Trainable parameters of one layer in words, e.g. ``"r (I + O)"``.
+        Config: Frozen dataclass of settings, all with defaults (see ``MethodConfig`` and ``setting``).
+        traits: See ``MethodTraits``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    paper: ClassVar[str]
+    citation: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    Config: ClassVar[type[Any]] = MethodConfig
+    traits: ClassVar[MethodTraits] = MethodTraits()
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def trainable_parameters(self, in_features: int, out_features: int) -> int:
+        """Return the exact number of trainable parameters on one layer: the paper's formula, no torch needed.
+
+        Raises:
+            ConfigError: The configuration cannot be applied to a layer of this shape.
+        """
+        raise NotImplementedError
+
+    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> Adapter:
+        """Build the adapter for one frozen linear layer.
+
+        Args:
+            linear: The frozen layer; its weight is (O, I).
+            generator: The only source of randomness, on the CPU: draw there, then move.
+        """
+        raise NotImplementedError
+
+    # --- optional, no-ops by default -----------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Set up a method that does not live on linear layers: mark and add what trains, on a private copy.
+
+        Override this *instead of* ``adapter``. Such a method trains alone, never packed with others: the hooks below
+        get no adapters, and all its parameters are one group.
+        """
+        raise NotImplementedError
+
+    def calibrate(self, adapters: Mapping[str, Any], calibration: Calibration) -> None:
+        """Finish initialising the adapters from data or gradients, in place. Called once, before the first step."""
+
+    def parameter_groups(
+        self, adapters: Mapping[str, nn.Module], learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Return AdamW parameter groups (``params``, ``lr``, ...) covering all that trains in the adapters."""
+        parameters = [p for adapter in adapters.values() for p in adapter.parameters() if p.requires_grad]
+        return [{"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}]
+
+    def learning_rate_multiplier(self, step: int, total_steps: int, default: Callable[[int], float]) -> float:
+        """Return what update number ``step`` (from 0) multiplies every group's learning rate with.
+
+        Args:
+            step: Updates done before this one.
+            total_steps: Updates the trial will do.
+            default: The recipe's schedule.
+        """
+        return default(step)
+
+    def extra_loss(self, adapters: Mapping[str, Any]) -> Tensor | None:
+        """Return a scalar to add to the training loss of every step, or ``None``."""
+        return None
+
+    def after_step(self, info: StepInfo) -> None:
+        """Act after an optimizer step, e.g. merge, prune, reset moments: in place, without gradients being recorded.
+
+        The gradients of the step are still there, and are cleared afterwards.
+        """
+
+
+def attaches(method: type[Method] | Method) -> bool:
+    """Return whether a method overrides ``attach``, that is, does not live on linear layers."""
+    kind = method if isinstance(method, type) else type(method)
+    return kind.attach is not Method.attach

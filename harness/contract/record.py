@@ -1,0 +1,234 @@
+"""A record: the write-once JSON of one finished trial. Records are the truth; every other view is rebuilt from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from harness.contract.trial import Trial
+from harness.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+
+class State(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"  # trained to the last step and scored
+    DIVERGED = "diverged"  # the loss became NaN or infinite
+    FAILED = "failed"  # an exception in the method, the task or the harness
+    OUT_OF_MEMORY = "out_of_memory"  # did not fit even alone
+    TIMED_OUT = "timed_out"  # ran longer than the limit for one trial
+    INTERRUPTED = "interrupted"  # the run was stopped; run the command again to finish it
+
+    @property
+    def is_final(self) -> bool:
+        """Whether running the same command again leaves this trial alone."""
+        return self is not State.INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The result of one trial.
+
+    Attributes:
+        trial: What was run.
+        state: How it ended.
+        metrics: Final value of each of the task's metrics; ``None`` where there is none.
+        reasons: For each ``None`` in ``metrics``, why.
+        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``,
+            ``train/learning_rate``, and the task's metrics where it evaluates during training.
+        items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
+        main_metric: Name of the metric that ranks.
+        higher_is_better: Direction of the main metric.
+        metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
+        counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
+            ``budget_deviation_fraction``.
+        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
+            is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``,
+            ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation:
+            ``step_seconds_solo``,
+            ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
+        environment: Versions, hardware, git commit, plugins.
+        error: ``{"type", "message", "traceback", "step"}`` unless complete.
+        started_at: ISO 8601, UTC.
+        finished_at: ISO 8601, UTC.
+        artifacts: ``{"adapter": file name beside the record}``.
+        published: Numbers that the suite quotes for this task, method with these settings, and budget, to be shown
+            beside ours: ``method``, ``budget`` (empty: a reference), ``metric``, ``value`` in ``unit``, the paper's
+            ``model``, ``source``, maybe ``step``, ``confidence``, ``caveat``.
+        paper_recipe: The recipe that ``published`` belongs to, as ``trial.recipe``: the task's at the paper scale, with
+            what the suite sets there; empty where the task has no such scale.
+        schema_version: Of this JSON.
+    """
+
+    trial: Trial
+    state: State
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    main_metric: str
+    higher_is_better: bool
+    metric_details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    counts: Mapping[str, int | float | None] = field(default_factory=dict)
+    cost: Mapping[str, float | int | None] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    started_at: str
+    finished_at: str
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    published: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    paper_recipe: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def trial_id(self) -> str:
+        """Return the trial's id, which names the file."""
+        return self.trial.id
+
+    @property
+    def score(self) -> float | None:
+        """Return the final main metric, or ``None``."""
+        return self.metrics.get(self.main_metric)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {"trial_id": self.trial_id, **body, "trial": self.trial.to_json(), "state": self.state.value}
+
+    def dumps(self) -> str:
+        """Return the file's text. NaN and infinity are refused: a missing number is ``null`` with a reason."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Rebuild a record.
+
+        Raises:
+            RecordError: not an object, another schema version, missing or unknown keys, a value of a wrong type, or an
+                id that does not match the content.
+        """
+        if not isinstance(data, Mapping):
+            raise RecordError(f"it holds {_shorten(data)}, not a record; a record is a JSON object")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RecordError(
+                f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: "
+                "install the version that wrote it"
+            )
+        try:
+            body = {key: value for key, value in data.items() if key != "trial_id"}
+            record = cls(**{**body, "trial": Trial.from_json(body["trial"]), "state": State(body["state"])})
+            trial_id = record.trial_id
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"record {data.get('trial_id')!r} is not readable: {error}") from error
+        if data.get("trial_id") != trial_id:
+            raise RecordError(
+                f"record {data.get('trial_id')!r} does not match its content (id {trial_id}): it was edited"
+            )
+        for name, misfits in FIELDS.items():
+            for where, value, wanted in misfits(getattr(record, name), name):
+                raise RecordError(f"record {trial_id!r}: {where}={_shorten(value)} is not allowed; give {wanted}")
+        return record
+
+
+def loads(text: str | bytes) -> Any:
+    """Return what JSON text holds. NaN and infinity, which Python would let pass, are not JSON: ``ValueError``."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Yields (where, value, what is wanted there) for all in a value, which stands at a place, that is of a wrong type.
+Misfits = Callable[[Any, str], Iterator[tuple[str, Any, str]]]
+
+
+def _one(fits: Callable[[Any], bool], wanted: str) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not fits(value):
+            yield where, value, wanted
+
+    return misfits
+
+
+def _object(of: Misfits) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not isinstance(value, Mapping):
+            yield where, value, "an object"
+            return
+        for name, each in value.items():
+            yield from of(each, f"{where}.{name}")
+
+    return misfits
+
+
+def _list(of: Misfits) -> Misfits:
+    def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+        if not isinstance(value, list | tuple):
+            yield where, value, "a list"
+            return
+        for place, each in enumerate(value):
+            yield from of(each, f"{where}[{place}]")
+
+    return misfits
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is finite or missing. True and false count: per-item scores may be either."""
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return value == "" or bool(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+ANYTHING = _one(lambda value: True, "")
+TEXT = _one(lambda value: isinstance(value, str), "text")
+NUMBER = _one(_is_number, "a finite number or null")
+STEP = _one(lambda value: type(value) is int, "a whole number")
+TIME = _one(_is_time, "a time in ISO 8601")
+
+
+def _curve_point(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+    if not isinstance(value, Mapping) or not {"step", "metrics"} <= set(value):
+        yield where, value, "an object with step and metrics"
+        return
+    yield from STEP(value["step"], f"{where}.step")
+    yield from _object(NUMBER)(value["metrics"], f"{where}.metrics")
+
+
+FIELDS: Mapping[str, Misfits] = {
+    "metrics": _object(NUMBER),
+    "reasons": _object(TEXT),
+    "history": _list(_curve_point),
+    "items": _object(_list(NUMBER)),
+    "main_metric": TEXT,
+    "higher_is_better": _one(lambda value: isinstance(value, bool), "true or false"),
+    "metric_details": _object(_object(ANYTHING)),
+    "counts": _object(NUMBER),
+    "cost": _object(NUMBER),
+    "environment": _object(ANYTHING),
+    "error": _one(lambda value: value is None or isinstance(value, Mapping), "an object or null"),
+    "started_at": TIME,
+    "finished_at": TIME,
+    "artifacts": _object(TEXT),
+    "published": _list(_object(ANYTHING)),
+    "paper_recipe": _object(ANYTHING),
+}

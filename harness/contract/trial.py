@@ -1,0 +1,104 @@
+"""A trial: everything that decides the result of one training run, and its identity.
+
+Frozen and JSON-able. Two trials with the same content have the same ``id``, on every machine, so that running a sweep
+again trains nothing. What does not decide the result (device, pack, worker) is not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.contract.method import Method
+    from harness.contract.task import Task
+
+FORMAT = 1  # of the trial's JSON; a change gives every trial a new id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run, fully resolved.
+
+    Attributes:
+        task: Task name.
+        scale: Which of the task's recipes (``smoke``, ``small``, ``paper``).
+        recipe: The recipe's fields after overrides.
+        model: Hub id, local path or the name of a shipped base model.
+        model_revision: Pinned hub revision or content hash of the local weights.
+        method: Method name.
+        config: The method's settings after solving the budget.
+        layer_settings: Settings that differ on single layers, ``{layer: {field: value}}``.
+        targets: Name patterns of the adapted layers; empty: all linear layers but the output head.
+        budget: As the user wrote it, e.g. ``"lora:r=8"``; empty for a reference method.
+        budget_parameters: Trainable adapter parameters asked for; ``None`` for a reference method.
+        adapter_parameters: Trainable adapter parameters reached.
+        learning_rate: Peak learning rate of the adapter.
+        seed: Seeds data order, initialisation and dropout.
+        precision: ``float32`` or ``bfloat16``, of the frozen model and the activations.
+        purpose: ``report`` (its score is shown) or ``tune`` (it only chooses a learning rate).
+        data: Identity of the data: hub id and revision, or content hash.
+        plugins: ``{"method": "distribution==version", "task": ...}``.
+        format: Version of this JSON.
+    """
+
+    task: str
+    scale: str
+    recipe: Mapping[str, Any]
+    model: str
+    model_revision: str
+    method: str
+    config: Mapping[str, Any]
+    layer_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    budget: str
+    budget_parameters: int | None
+    adapter_parameters: int
+    learning_rate: float
+    seed: int
+    precision: str
+    purpose: str = "report"
+    data: str = ""
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def id(self) -> str:
+        """Return 16 hexadecimal digits that identify this trial's content."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Return a name for people, e.g. ``uuid/mora/lr0.001/s0``."""
+        return f"{self.task}/{self.method}/lr{self.learning_rate:g}/s{self.seed}"
+
+    def build_recipe(self, task: Task) -> Any:
+        """Return the task's recipe with this trial's values."""
+        recipe: Any = task.recipes[self.scale]
+        return dataclasses.replace(recipe, **_with_tuples(self.recipe))
+
+    def build_methods(self, method: type[Method]) -> tuple[Method, dict[str, Method]]:
+        """Return the method with this trial's settings, and one for each layer that has settings of its own."""
+        config: Any = method.Config(**_with_tuples(self.config))
+        layers = self.layer_settings.items()
+        return method(config), {name: method(dataclasses.replace(config, **changes)) for name, changes in layers}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return result
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """Rebuild a trial; unknown keys raise ``TypeError``."""
+        return cls(**{**data, "targets": tuple(data.get("targets", ()))})
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they were declared: JSON knows no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

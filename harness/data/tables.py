@@ -1,0 +1,176 @@
+"""Data sets: from the Hugging Face hub at a pinned revision, or the same tables from a local folder. Nothing else.
+
+A local table is ``<data dir>/<folder>/<split>.jsonl`` (or another of ``ENDINGS``), or shards of one of these, named
+``<split>-00000...`` or ``NAME-<split>.00000...``; where there are several kinds, the first counts. A plain text file
+(``.raw``) is a table with a row ``text`` per line. Both ways go through the ``datasets`` library, which keeps tables
+memory-mapped in its own cache.
+
+What is not here: a report on what is there and what is missing (``check``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.contract.task import Source, Table
+from harness.data.hub import is_offline
+from harness.errors import DataError
+
+ENDINGS = {
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".json": "json",
+    ".json.gz": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".raw": "text",
+}
+
+
+def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
+    """Return the files of a split below the data folder, sorted; empty where there are none."""
+    if data_dir is None or not source.folder:
+        return []
+    folder = data_dir / source.folder
+    for ending in ENDINGS:
+        whole = folder / f"{split}{ending}"
+        if whole.is_file():
+            return [whole]
+        for shards in (f"{split}-[0-9]*{ending}", f"*-{split}.[0-9]*{ending}"):
+            if found := sorted(folder.glob(shards)):
+                return found
+    return []
+
+
+def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> None:
+    """Check that every split can be read.
+
+    Raises:
+        DataError: naming the file that is missing, the hub id, and what to do.
+    """
+    for split in splits:
+        if local_files(source, split, data_dir):
+            continue
+        wanted = f"{data_dir or '<data dir>'}/{source.folder}/{split}.jsonl(.gz)"
+        if data_dir is not None:
+            hub = f", or leave --data-dir out to use {hub_name(source)}" if source.hub_id else ""
+            raise DataError(f"data: there is no {wanted}; put the table there{hub}")
+        if not source.hub_id:
+            raise DataError(f"data: this table is not on the hub; give --data-dir (or HARNESS_DATA_DIR) with {wanted}")
+        if is_offline() and not _is_cached(source):
+            raise DataError(f"data: offline, so {hub_name(source)} cannot be had; give --data-dir with {wanted}")
+
+
+def identify(source: Source, splits: Sequence[str], data_dir: Path | None) -> str:
+    """Return what identifies these tables: ``sha256:...`` of local files, or hub id, config and revision.
+
+    Raises:
+        DataError: A table is not there.
+    """
+    require(source, splits, data_dir)
+    files = [path for split in splits for path in local_files(source, split, data_dir)]
+    if files:
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.name.encode() + _file_hash(path, path.stat().st_mtime_ns).encode())
+        return f"sha256:{digest.hexdigest()[:16]}"
+    return _hub_identity(source)
+
+
+def _hub_identity(source: Source) -> str:
+    return f"{source.hub_id}/{source.config}@{source.revision}"
+
+
+def identify_tables(tables: Sequence[Table], data_dir: Path | None) -> str:
+    """Return what identifies all tables of a task: ``folder identity; ...``, or ``generated`` where there are none.
+
+    A table that is not needed counts where it is there, so that results with and without it are told apart.
+
+    Raises:
+        DataError: A needed table is not there.
+    """
+    splits: dict[Source, list[str]] = {}
+    for table in tables:
+        there = local_files(table.source, table.split, data_dir) or (data_dir is None and table.source.hub_id)
+        if table.needed or there:
+            splits.setdefault(table.source, []).append(table.split)
+    needed = {table.source for table in tables if table.needed}
+    found = []
+    for source, names in splits.items():
+        # Whether the hub answers decides nothing about a table that is not needed: a plan must not depend on it.
+        identity = identify(source, names, data_dir) if source in needed or data_dir else _hub_identity(source)
+        found.append(f"{source.folder or source.hub_id} {identity}")
+    return "; ".join(found) or "generated"
+
+
+def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> Any:
+    """Return a split as a ``datasets.Dataset``.
+
+    Args:
+        source: Hub id with pinned revision, and the folder of the same tables.
+        split: Name of the local file, and of the hub's split unless ``hub_split`` is given.
+        data_dir: Local folder, or ``None`` for the hub.
+        hub_split: The hub's name of the split.
+
+    Raises:
+        DataError: It is not there, locally or on the hub.
+    """
+    import datasets
+
+    require(source, [split], data_dir)
+    files = local_files(source, split, data_dir)
+    if files:
+        kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
+        try:
+            whole_lines = {"keep_linebreaks": True} if kind == "text" else {}
+            # Named by content: the library's own cache tells files apart by path and time of change alone.
+            name = identify(source, [split], data_dir).replace(":", "-")
+            paths = [str(path) for path in files]
+            return datasets.load_dataset(kind, name, data_files=paths, split="train", **whole_lines)
+        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error.__cause__ or error) or "it holds no rows").splitlines()[0]
+            raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error
+    try:
+        return datasets.load_dataset(
+            source.hub_id, source.config or None, revision=source.revision, split=hub_split or split
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"data: {hub_name(source)}, split {hub_split or split!r}, cannot be had: {str(error).splitlines()[0]}. "
+            f"Check the network, or give --data-dir with {source.folder}/{split}.jsonl(.gz)"
+        ) from error
+
+
+def read_rows(
+    source: Source, split: str, data_dir: Path | None, hub_split: str | None = None
+) -> list[Mapping[str, Any]]:
+    """Return a split as plain rows; for tables that fit in memory."""
+    return list(read_table(source, split, data_dir, hub_split))
+
+
+def hub_name(source: Source) -> str:
+    """Return the hub data set with configuration and revision, in words."""
+    config = f", configuration {source.config!r}" if source.config else ""
+    return f"{source.hub_id!r}{config} at {source.revision or 'no pinned revision'}"
+
+
+def _is_cached(source: Source) -> bool:
+    """Return whether the hub's local cache has this revision of a data set."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision or None, local_files_only=True)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@cache
+def _file_hash(path: Path, modified: int) -> str:
+    del modified  # part of the key, so that a changed file is hashed again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

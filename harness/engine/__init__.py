@@ -1,0 +1,1 @@
+"""One frozen model, many lanes: from a trial's adapters to its steps, its scores and what they cost."""

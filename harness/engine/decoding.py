@@ -1,0 +1,203 @@
+"""Greedy decoding: batched, deterministic, any causal language model.
+
+On a GPU, one token of a small model takes its kernels less time than Python takes to start them. So there the step from
+one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.engine.capture import capture
+from harness.engine.evaluation import by_length
+from harness.engine.losses import only_at
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 16  # tokens: how often to wait for the device, and see whether every text has ended
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    min_new_tokens: int = 0,
+) -> list[list[int]]:
+    """Return each prompt's greedy continuation as token ids, without the prompt, cut before an end-of-text token.
+
+    Args:
+        model: A causal language model from ``transformers``, in evaluation mode.
+        tokenizer: Gives the padding and end-of-text tokens.
+        prompts: Token ids.
+        max_new_tokens: Longest continuation.
+        batch_size: Prompts per batch; padded on the left.
+        min_new_tokens: No end-of-text token before this many.
+    """
+    device = next(model.parameters()).device
+    results: list[list[int]] = [[] for _ in prompts]
+    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
+        width = max(len(prompts[row]) for row in rows)
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, width - len(prompts[row]) :] = torch.as_tensor(prompts[row])
+            mask[place, width - len(prompts[row]) :] = 1
+        output = continuations(model, tokenizer, ids.to(device), mask.to(device), max_new_tokens, min_new_tokens)
+        for row, tokens in zip(rows, output.tolist(), strict=True):
+            end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
+            results[row] = tokens[:end]
+    return results
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    stop: Sequence[str] = (),
+) -> Tensor:
+    """Return the greedy continuations of a batch, (B, up to ``max_new_tokens``); padding follows the end of a text.
+
+    Args:
+        model: A causal language model from ``transformers``, in evaluation mode.
+        tokenizer: Gives the padding and end-of-text tokens.
+        input_ids: (B, T), padded on the left, on the model's device.
+        attention_mask: (B, T), 0 where padded.
+        max_new_tokens: At least 1.
+        min_new_tokens: No end-of-text token before this many.
+        stop: Nobody reads a text beyond the first of these strings in it, so its tokens there may be anything.
+    """
+    if input_ids.is_cuda and is_capturable(model):
+        sizes = max_new_tokens, min_new_tokens
+        try:
+            return _by_steps(model, tokenizer, input_ids, attention_mask, *sizes, stop, _captured)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("decoding of %s cannot be captured and runs slower: %s", type(model).__name__, error)
+            logger.debug("", exc_info=True)
+    written = slice(input_ids.shape[1], None)
+    with _plainly(model):
+        output: Tensor = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            stopping_criteria=[lambda ids, _: have_stopped(tokenizer, ids[:, written], stop)] if stop else None,
+        )
+    return output[:, written]
+
+
+@contextmanager
+def _plainly(model: Any) -> Iterator[None]:
+    """Set aside how the model's authors like it to write, e.g. a penalty on repetition: greedy is greedy."""
+    from transformers import GenerationConfig
+
+    liked, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = liked
+
+
+def have_stopped(tokenizer: Any, tokens: Tensor, stop: Sequence[str]) -> Tensor:
+    """Return which rows of tokens hold one of the strings when they are decoded, (B,) of bool."""
+    texts = tokenizer.batch_decode(tokens)
+    return torch.tensor([any(each in text for each in stop) for text in texts], device=tokens.device)
+
+
+def is_capturable(model: Any) -> bool:
+    """Return whether a step of decoding changes tensors only.
+
+    A sliding window or a recurrent state also counts in Python, which the replay of a captured step does not repeat.
+    """
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return False
+    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+
+
+Step = Callable[[], None]
+
+
+def _captured(step: Step, device: torch.device) -> Step:
+    """Return the step as a replayed CUDA graph. Nothing is computed yet."""
+    graph, _ = capture(step, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    return graph.replay
+
+
+@torch.no_grad()
+def _by_steps(
+    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int,
+    stop: Sequence[str], prepare: Callable[[Step, torch.device], Step],
+) -> Tensor:  # fmt: skip
+    """Do as ``continuations``, over a cache of fixed size: each step reads and writes the same tensors.
+
+    ``prepare`` turns the step into what is run from the third token on.
+    """
+    from transformers import StaticCache
+
+    rows, width = input_ids.shape
+    device, end, padding = input_ids.device, tokenizer.eos_token_id, tokenizer.pad_token_id
+    # Places behind the current token are hidden because they lie in its future, so the mask may stay the same.
+    mask = torch.cat([attention_mask, attention_mask.new_ones(rows, max_new_tokens)], 1)
+    cache = StaticCache(config=model.config, max_cache_len=width + max_new_tokens)
+    position = attention_mask.cumsum(1).sub(1).clamp_min(0)
+    penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=device)
+    if min_new_tokens:
+        penalty[end] = -torch.inf
+    has_ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    token = torch.empty(rows, 1, dtype=torch.long, device=device)
+    place = torch.zeros(1, dtype=torch.long, device=device)
+    output = torch.full((rows, max_new_tokens), padding, dtype=torch.long, device=device)
+
+    def choose(logits: Tensor) -> None:
+        """Take the likeliest next token of every row, or padding after its end."""
+        best = (logits.float() + penalty).argmax(-1)
+        token.copy_(torch.where(has_ended, padding, best).unsqueeze(1))
+        output.index_copy_(1, place, token)
+        has_ended.logical_or_(best == end)
+        place.add_(1)
+
+    def step() -> None:
+        result = model(
+            input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        )
+        position.add_(1)
+        choose(result.logits[:, -1])
+
+    with only_at(model.get_output_embeddings(), torch.arange(1, rows + 1, device=device) * width - 1):
+        result = model(
+            input_ids=input_ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+        )
+    position = position[:, -1:] + 1
+    choose(result.logits)
+    run = step
+    for done in range(1, max_new_tokens):
+        if done == min_new_tokens:
+            penalty.zero_()
+        if done == 2:
+            run = prepare(step, device)
+        run()
+        if done % LOOK_EVERY == 0:
+            written = output[:, : done + 1]
+            if (has_ended | have_stopped(tokenizer, written, stop) if stop else has_ended).all():
+                return written
+    return output

@@ -1,0 +1,279 @@
+"""Base models: loading them, the shapes of their linear layers, and which layers a trial adapts.
+
+Layer shapes come from the model's config on the meta device, so that a plan needs no weights.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.bases import resolve
+from harness.contract.task import ModelKind, Task
+from harness.data.hub import is_offline
+from harness.errors import DataError, UsageError
+
+# Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
+IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A base model as a trial names it, and what the task wants of it.
+
+    Attributes:
+        name: Hub id, local path, shipped base, or the task's name for a model trained from scratch.
+        revision: Pinned hub revision, or the content hash of local files.
+    """
+
+    name: str
+    revision: str
+
+
+def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> ModelChoice:
+    """Return the model with its revision pinned: a commit for a hub model, a content hash for local files.
+
+    Raises:
+        DataError: There is no such model here and the hub cannot be reached.
+    """
+    if task.model_kind is ModelKind.FROM_SCRATCH:
+        shape = {k: v for k, v in task.model_config(recipe).to_dict().items() if k != "transformers_version"}
+        tokenizer = choose_model(task.tokenizer_name(recipe), None, Task(), recipe)
+        content = json.dumps([shape, tokenizer.revision], sort_keys=True, default=str)
+        return ModelChoice(f"from-scratch/{task.name}", hashlib.sha256(content.encode()).hexdigest()[:16])
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        weights = sorted(each for each in folder.iterdir() if each.suffix in IDENTIFYING)
+        if not any(each.name == "config.json" for each in weights):
+            raise DataError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
+        for each in weights:
+            digest.update(each.name.encode() + hashlib.sha256(each.read_bytes()).digest())
+        return ModelChoice(name, digest.hexdigest()[:16])
+    from transformers.utils.hub import cached_file
+
+    is_offline()
+    try:
+        path = cached_file(name, "config.json", revision=revision)
+    except OSError as error:
+        raise DataError(
+            f"model {name!r} is not a folder here, and not to be had from the hub ({str(error).splitlines()[0]}). "
+            "Give a folder written by save_pretrained, or the name of a shipped base (`harness base list`)."
+        ) from error
+    assert path is not None
+    return ModelChoice(name, Path(path).parent.name)  # the hub's cache keeps files below snapshots/<commit>/
+
+
+def load_tokenizer(choice: ModelChoice, task: Task, recipe: Any) -> Any:
+    """Return the model's tokenizer; a from-scratch model uses the one its task names."""
+    from transformers import AutoTokenizer
+
+    name = task.tokenizer_name(recipe) if task.model_kind is ModelKind.FROM_SCRATCH else choice.name
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_revision(choice, name))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _revision(choice: ModelChoice, name: str) -> dict[str, str]:
+    """Return the hub revision to load; none for local folders, whose content the hash already pins."""
+    if Path(resolve(name)).is_dir():
+        return {}
+    is_offline()
+    return {"revision": choice.revision} if name == choice.name else {}
+
+
+def _load_config(choice: ModelChoice, task: Task, recipe: Any) -> Any:
+    from transformers import AutoConfig
+
+    if task.model_kind is ModelKind.FROM_SCRATCH:
+        return task.model_config(recipe)
+    arguments = dict(task.model_arguments(recipe))
+    return AutoConfig.from_pretrained(resolve(choice.name), **arguments, **_revision(choice, choice.name))
+
+
+def _auto_class(task: Task) -> Any:
+    import transformers
+
+    language_model = task.model_kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH)
+    return transformers.AutoModelForCausalLM if language_model else transformers.AutoModelForSequenceClassification
+
+
+def build_on_meta(choice: ModelChoice, task: Task, recipe: Any) -> nn.Module:
+    """Return the model without weights, for its layer shapes."""
+    config = _load_config(choice, task, recipe)
+    with torch.device("meta"):
+        model: nn.Module = _auto_class(task).from_config(config)
+    return model
+
+
+def load_model(
+    choice: ModelChoice, task: Task, recipe: Any, precision: str, device: torch.device
+) -> tuple[nn.Module, list[str]]:
+    """Return the frozen base model on a device, and the names of parameters that its checkpoint did not have.
+
+    A from-scratch model's random weights come from a fixed seed: they are part of the base, the same for every trial.
+
+    Raises:
+        DataError: The checkpoint lacks weights of a module that the task does not train.
+    """
+    dtype = DTYPES[precision]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        if task.model_kind is ModelKind.FROM_SCRATCH:
+            model = _auto_class(task).from_config(task.model_config(recipe)).to(dtype)
+            fresh = [name for name, _ in model.named_parameters()]
+        else:
+            model, report = _auto_class(task).from_pretrained(
+                resolve(choice.name),
+                config=_load_config(choice, task, recipe),
+                dtype=dtype,
+                output_loading_info=True,
+                **_revision(choice, choice.name),
+            )
+            fresh = sorted(report["missing_keys"])
+    finally:
+        torch.random.set_rng_state(state)
+    if task.model_kind is not ModelKind.FROM_SCRATCH:
+        trained = trained_modules(model, task.trains)
+        left = [name for name in fresh if not any(name.startswith(f"{module}.") for module in trained)]
+        if left:
+            raise DataError(
+                f"model {choice.name!r} has no weights for {', '.join(left)}, and task {task.name!r} trains only "
+                f"{', '.join(trained) or 'adapters'}: they would stay random; add their modules to the task's `trains`"
+            )
+    model = model.to(device).requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval(), fresh
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Return whether no attention of the model looks ahead, so that padding behind a text needs no mask."""
+    flags: list[object] = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flag is True for flag in flags)
+
+
+CAPTURABLE = "sdpa_without_a_look"
+_unmasked: ContextVar[bool] = ContextVar("_unmasked", default=False)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Promise that no real token may see a padding token: there is none, or the model is causal and padded behind."""
+    before = _unmasked.set(True)
+    try:
+        yield
+    finally:
+        _unmasked.reset(before)
+
+
+def use_capturable_attention(model: nn.Module) -> None:
+    """Let us tell the model that attention needs no mask, instead of it looking at the mask's values.
+
+    transformers otherwise waits for the device to look, and builds a mask that is not needed while a CUDA graph is
+    captured, so that captured steps would run a slower kernel. Only models that use PyTorch's own attention are
+    changed; what is computed stays the same.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(**arguments: Any) -> Any:
+        queries = arguments["q_length"] if "q_length" in arguments else arguments["cache_position"].shape[0]
+        keys, window = arguments["kv_length"], arguments.get("local_size")
+        shapes_are_plain = queries == keys and (window is None or keys < window)
+        may_skip = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
+        return None if _unmasked.get() and shapes_are_plain and may_skip else sdpa_mask(**arguments)
+
+    config: Any = model.config
+    if config._attn_implementation == "sdpa":
+        AttentionInterface.register(CAPTURABLE, sdpa_attention_forward)
+        AttentionMaskInterface.register(CAPTURABLE, mask)
+        model.set_attn_implementation(CAPTURABLE)  # type: ignore[operator]
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Return (in-features, out-features) of a linear layer of a kind that transformers uses, else ``None``.
+
+    A subclass that computes something else with its weight, as routers of some mixtures of experts do, is none.
+    """
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear, with a transposed weight
+        rows, columns = cast(Tensor, module.weight).shape
+        return int(rows), int(columns)
+    return None
+
+
+def linear_layers(model: nn.Module, trains: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return ``{name: (in, out)}`` of every linear layer that may be adapted, in the model's order.
+
+    Args:
+        model: The base model, possibly on the meta device.
+        trains: Patterns of modules that train whole; their layers get no adapter. Nor does the output head: a language
+            model's output embeddings, or all that another model has outside of its body.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    has_body = head is None and getattr(model, "base_model", model) is not model
+    body = f"{model.base_model_prefix}." if has_body else ""
+    whole = trained_modules(model, trains)
+    return {
+        name: shape
+        for name, module in model.named_modules()
+        if (shape := linear_shape(module)) is not None
+        and module is not head
+        and name.startswith(body)
+        and not any(name == other or name.startswith(f"{other}.") for other in whole)
+    }
+
+
+def select_layers(
+    layers: Mapping[str, tuple[int, int]], targets: Sequence[str], each_must_match: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Return the layers that match a pattern.
+
+    Args:
+        layers: From ``linear_layers``.
+        targets: Shell-style patterns, matched against the full dotted name or its last part; empty: every layer.
+        each_must_match: Whether every single pattern must find something (a user's), or just one of them (a task's,
+            which lists the names that different models use).
+
+    Raises:
+        UsageError: Nothing matches; the message lists the names there are.
+    """
+    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
+    for pattern in targets if each_must_match else ():
+        if not any(matches(name, pattern) for name in layers):
+            raise UsageError(f"--targets {pattern!r} matches no linear layer of the model; layers end in: {known}")
+    chosen = {name: shape for name, shape in layers.items() if not targets or any(matches(name, p) for p in targets)}
+    if not chosen:
+        raise UsageError(f"no linear layer matches targets {', '.join(targets)}; layers end in: {known}")
+    return chosen
+
+
+def trained_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Return names of the outermost modules that match any of a task's ``trains`` patterns."""
+    names = [name for name, _ in model.named_modules() if name and any(matches(name, p) for p in patterns)]
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a dotted name, or its last part, matches a shell-style pattern."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rsplit(".", 1)[-1], pattern)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

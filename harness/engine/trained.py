@@ -1,0 +1,129 @@
+"""A finished trial rebuilt: its base model, and what was trained on it, ready to be merged, exported or looked into.
+
+What is not here: reading records and adapters (``results.store``), formats of files (``results.export``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.contract.method import Adapter, Method, attaches
+from harness.contract.task import Task
+from harness.contract.trial import Trial
+from harness.engine.model import (
+    ModelChoice,
+    choose_model,
+    linear_layers,
+    load_model,
+    load_tokenizer,
+    select_layers,
+    trained_modules,
+)
+from harness.engine.slots import present_as_linear
+from harness.errors import DataError, RecordError, UsageError
+
+
+class TrainedTrial:
+    """A trial's base model in float32 on the CPU, and what was trained on it.
+
+    Float32 also where the trial computed in half precision: the values are the same, and no update is rounded away.
+
+    Args:
+        trial: A complete one.
+        method: Its class.
+        task: Its task.
+        state: What was trained, by full name.
+
+    Raises:
+        RecordError: What was trained does not fit the method and the model of today.
+        DataError: The base model is not here, or is not the one that was trained.
+    """
+
+    def __init__(self, trial: Trial, method: type[Method], task: Task, state: Mapping[str, Tensor]) -> None:
+        self.trial, self.task, self.state = trial, task, state
+        recipe = trial.build_recipe(task)
+        choice = _same_model(trial, task, recipe)
+        model, _ = load_model(choice, task, recipe, trial.precision, torch.device("cpu"))
+        self.model = cast(Any, model.float())
+        self.tokenizer = load_tokenizer(choice, task, recipe)
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.config.use_cache = True  # training switched it off
+        self.is_private = attaches(method)
+        self._method, self._layer_methods = trial.build_methods(method)
+        self.whole = [] if self.is_private else trained_modules(self.model, task.trains)
+        layers = {} if self.is_private else linear_layers(self.model, task.trains)
+        self.layers = list(select_layers(layers, trial.targets)) if layers else []
+
+    def updates(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the ``delta_weight`` (O, I) of each adapted layer, one at a time."""
+        if not self._method.traits.mergeable:
+            raise UsageError(
+                f"method {self.trial.method!r} is not mergeable: its output is not that of a changed weight, "
+                "so no format here can hold it; use the trial through harness"
+            )
+        generator = torch.Generator().manual_seed(self.trial.seed)
+        for name in self.layers:
+            linear = present_as_linear(self.model.get_submodule(name))
+            adapter: Adapter = self._layer_methods.get(name, self._method).adapter(linear, generator)
+            self._fill(adapter, name)
+            with torch.no_grad():
+                yield name, adapter.eval().delta_weight()
+
+    @torch.no_grad()
+    def put_whole_modules(self) -> None:
+        """Put what trained whole into the model: the task's modules, or all weights of a method without adapters."""
+        if not self.is_private:
+            self._untie()
+            for name in self.whole:
+                self._fill(self.model.get_submodule(name), name)
+            return
+        found = self.model.load_state_dict(self.state, strict=False)
+        if found.unexpected_keys:
+            raise UsageError(
+                f"method {self.trial.method!r} adds parameters that the model does not have, e.g. "
+                f"{found.unexpected_keys[0]!r}; it cannot be merged into it"
+            )
+
+    def _untie(self) -> None:
+        """Give modules that trained whole weights of their own, where they share them with modules that did not."""
+        owners: dict[nn.Parameter, set[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            owners.setdefault(parameter, set()).add(name)
+        for names in owners.values():
+            trained = {name for name in names if any(name.startswith(f"{each}.") for each in self.whole)}
+            if trained and trained != names:
+                own = nn.Parameter(self.model.get_parameter(next(iter(trained))).detach().clone())
+                for name in trained:
+                    module, _, key = name.rpartition(".")
+                    setattr(self.model.get_submodule(module), key, own)
+                self.model.config.tie_word_embeddings = False
+
+    def whole_modules(self) -> dict[str, Tensor]:
+        """Return the tensors of the modules that trained whole, by full name."""
+        return {key: self.state[key] for name in self.whole for key in self.state if key.startswith(f"{name}.")}
+
+    def _fill(self, module: nn.Module, name: str) -> None:
+        """Load a module's tensors, every one."""
+        start = f"{name}."
+        try:
+            module.load_state_dict({k.removeprefix(start): v for k, v in self.state.items() if k.startswith(start)})
+        except RuntimeError as error:
+            raise RecordError(
+                f"trial {self.trial.id}: what was trained at {name!r} does not fit the method and the model of today "
+                f"({error}); install the versions that trained it: {dict(self.trial.plugins)}"
+            ) from error
+
+
+def _same_model(trial: Trial, task: Task, recipe: Any) -> ModelChoice:
+    """Return the trial's base model, having checked that it still is the one that was trained."""
+    choice = choose_model(trial.model, trial.model_revision, task, recipe)
+    if choice.revision != trial.model_revision:
+        raise DataError(
+            f"base model {trial.model!r} is revision {choice.revision} here, the trial was trained on "
+            f"{trial.model_revision}; its updates mean nothing on other weights: bring that revision back"
+        )
+    return choice

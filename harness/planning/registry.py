@@ -1,0 +1,329 @@
+"""Finding methods, tasks, suites and observers: one door for built-ins and strangers.
+
+An entry point of group ``harness`` names a module or a package. A module is registered as a plugin. Of a package,
+every submodule is registered as its own plugin, named ``<entry point>:<module>``, so that a new method is one new file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import logging
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from harness.contract import hookspecs
+from harness.errors import PluginLoadError, UsageError
+
+if TYPE_CHECKING:
+    from harness.contract.method import Method
+    from harness.contract.task import Task
+
+GROUP = "harness"
+SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]*(/[a-z0-9][a-z0-9_.+-]*)*")  # a name that the command line can take apart
+RESERVED = ("all", "everything")
+REQUIRED = {"method": ("paper",), "task": ("main_metric", "metrics", "recipes"), "suite": ()}
+# The types of default that a field annotated so may have; other annotations are left to the class itself.
+PLAIN: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a registered thing comes from."""
+
+    plugin: str
+    distribution: str
+    version: str
+    file: str
+
+    @property
+    def pin(self) -> str:
+        """Return ``distribution==version``."""
+        return f"{self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything the plugins registered. Read-only."""
+
+    hook: Any
+    methods: Mapping[str, type[Method]]
+    tasks: Mapping[str, type[Task]]
+    suites: Mapping[str, Path]
+    origins: Mapping[tuple[str, str], Origin]
+
+    def method(self, name: str) -> type[Method]:
+        """Return the method of this name; an unknown one raises ``UsageError`` with near misses."""
+        if name not in self.methods:
+            raise unknown_name("method", name, self.methods)
+        return self.methods[name]
+
+    def task(self, name: str) -> type[Task]:
+        """Return the task of this name; an unknown one raises ``UsageError`` with near misses."""
+        if name not in self.tasks:
+            raise unknown_name("task", name, self.tasks)
+        return self.tasks[name]
+
+    def suite(self, name: str) -> Path:
+        """Return the path of a registered suite, or of a ``.toml`` file given by path."""
+        if name.endswith(".toml"):
+            path = Path(name)
+            if not path.is_file():
+                raise UsageError(f"suite file {name!r} does not exist; `harness list suites` shows the registered ones")
+            return path
+        if name not in self.suites:
+            raise unknown_name("suite", name, self.suites)
+        return self.suites[name]
+
+
+def unknown_name(kind: str, name: str, known: Collection[str]) -> UsageError:
+    """Return the error for a name that nothing has, with near misses."""
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+    return UsageError(f"no {kind} is called {name!r}; {hint}")
+
+
+def build_registry(block: Collection[str] = ()) -> Registry:
+    """Load every plugin and return what they registered.
+
+    Args:
+        block: Names of entry points, plugins or distributions to leave out. ``HARNESS_BLOCK`` (comma separated) adds
+            to them.
+
+    Raises:
+        PluginLoadError: A plugin cannot be imported, misspells a hook, declares something that cannot be used, or
+            claims a name that another has.
+    """
+    blocked = {*block, *filter(None, os.environ.get("HARNESS_BLOCK", "").split(","))}
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    origins: dict[str, Origin] = {}
+    seen: set[str] = set()
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda each: (each.name, each.value)):
+        distribution = point.dist.name if point.dist else "unknown"
+        version = point.dist.version if point.dist else "0"
+        seen |= {point.name, distribution}
+        if blocked & {point.name, distribution}:
+            continue
+        how, found_hooks = f"entry point {point.name!r} of {distribution} {version}", False
+        for name, load in _modules(point, how):
+            seen.add(name)
+            if name in blocked:
+                found_hooks = True
+                continue
+            advice = f"Fix or uninstall it, or go on without it: --block {name} (or HARNESS_BLOCK={name})."
+            try:
+                module = load()
+                origin = Origin(name, distribution, version, str(getattr(module, "__file__", "?")))
+                if manager.has_plugin(name):
+                    raise PluginLoadError(
+                        f"two plugins are called {name!r}: {origins[name].file} ({origins[name].pin}) and "
+                        f"{origin.file} ({origin.pin}). Leave one out: --block {origins[name].distribution}."
+                    )
+                _check_marked(module)
+                manager.register(module, name)
+                _check_known(manager, module)
+            except PluginLoadError:
+                raise
+            except (Exception, SystemExit) as error:  # a module that exits must not end the harness without a word
+                raise PluginLoadError(
+                    f"plugin {name!r} ({how}, {point.value}) does not load: {type(error).__name__}: {error}. {advice}"
+                ) from error
+            origins[name] = origin
+            found_hooks = found_hooks or bool(manager.get_hookcallers(module))
+        if not found_hooks:
+            logger.warning("%s (%s) implements no hook: nothing was registered", how, point.value)
+    for name in sorted(blocked - seen):
+        logger.warning("nothing is called %r that could be blocked; plugins: %s", name, ", ".join(sorted(origins)))
+    return _collect(manager, origins)
+
+
+def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callable[[], ModuleType]]]:
+    """Yield (plugin name, loader) for the module an entry point names, or for each module of the package it names."""
+    try:
+        target = point.load()
+    except (Exception, SystemExit) as error:
+        raise PluginLoadError(
+            f"{how} ({point.value}) does not load: {type(error).__name__}: {error}. "
+            f"Fix or uninstall it, or go on without it: --block {point.name} (or HARNESS_BLOCK={point.name})."
+        ) from error
+    if not isinstance(target, ModuleType):
+        raise PluginLoadError(
+            f"{how} names {point.value!r}, a {type(target).__name__}; it must name a module or a package."
+        )
+    if not hasattr(target, "__path__"):
+        yield point.name, lambda: target
+        return
+    if any(name.startswith("harness_") and callable(thing) for name, thing in vars(target).items()):
+        yield point.name, lambda: target
+    packages = [target]
+    while packages:
+        package = packages.pop(0)
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            short = info.name.removeprefix(f"{target.__name__}.")
+            yield f"{point.name}:{short}", partial(import_module, info.name)
+            if info.ispkg and info.name in sys.modules:  # not where the package itself was blocked
+                packages.append(sys.modules[info.name])
+
+
+def _check_marked(module: ModuleType) -> None:
+    """Refuse a hook without its ``@hookimpl``, which pluggy would not see and not mention."""
+    for name, thing in vars(module).items():
+        own = inspect.isfunction(thing) and thing.__module__ == module.__name__
+        if own and name in vars(hookspecs) and not hasattr(thing, f"{hookspecs.PROJECT}_impl"):
+            raise TypeError(f"{name}() is not marked as a hook; write @hookimpl (from harness) above it")
+
+
+def _check_known(manager: pluggy.PluginManager, module: ModuleType) -> None:
+    """Refuse an implementation of no hook, as pluggy's ``check_pending`` does, and say which hook may be meant."""
+    known = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.PROJECT}_")]
+    for caller in manager.get_hookcallers(module) or ():
+        if not caller.has_spec() and not all(each.optionalhook for each in caller.get_hookimpls()):
+            near = difflib.get_close_matches(caller.name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise TypeError(f"{module.__file__} implements {caller.name!r}, which is no hook ({hint})")
+
+
+def _check_declared(kind: str, thing: Any) -> str:
+    """Return what is wrong with what a method or task class declares, and what to write instead; empty if nothing.
+
+    Only what every command relies on. Whether a method does what it says is for ``harness check``.
+    """
+    if kind == "method":
+        return _check_config(thing.Config) or _check_traits(thing)
+    if kind == "task":
+        problem = _check_values(thing, "metrics", "Metric") or _check_values(thing, "recipes", "Recipe")
+        if problem or thing.main_metric in list(thing.metrics):
+            return problem
+        known = ", ".join(thing.metrics) or "none yet"
+        return f"main_metric is {thing.main_metric!r}; make it one of its metrics ({known})"
+    return ""
+
+
+def _check_config(config: Any) -> str:
+    if not inspect.isclass(config) or not dataclasses.is_dataclass(config):
+        return f"Config is {config!r}; make it a frozen dataclass, a subclass of harness.MethodConfig"
+    name = config.__qualname__
+    if undecorated := [key for key, value in vars(config).items() if isinstance(value, dataclasses.Field)]:
+        return f"{name} declares {', '.join(undecorated)} but is no dataclass; write @dataclass(frozen=True) above it"
+    bare = [
+        each.name
+        for each in dataclasses.fields(config)
+        if each.init and each.default is each.default_factory is dataclasses.MISSING
+    ]
+    if bare:
+        return f"{name} has no default for {', '.join(bare)}; give every field one, with harness.setting(default, help)"
+    for each in dataclasses.fields(config):
+        annotation = each.type if isinstance(each.type, str) else getattr(each.type, "__name__", "")
+        if each.default is None or each.default is dataclasses.MISSING or annotation not in PLAIN:
+            continue
+        if not isinstance(each.default, PLAIN[annotation]) or (isinstance(each.default, bool) and annotation != "bool"):
+            return f"the default of {name}.{each.name} is {each.default!r}; make it of type {annotation}, as declared"
+    try:
+        config()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises with it
+        return f"the defaults of {name} are refused: {type(error).__name__}: {error}"
+    return ""
+
+
+def _check_traits(method: type[Method]) -> str:
+    from harness.contract.method import MethodTraits
+
+    traits: Any = method.traits
+    if not isinstance(traits, MethodTraits):
+        return f"traits is {traits!r}; write traits = MethodTraits(...)"
+    knob, config = traits.budget_knob, method.Config()
+    fields = [each.name for each in dataclasses.fields(config) if type(getattr(config, each.name)) is int]
+    if knob is None or knob in fields:
+        return ""
+    return (
+        f"traits.budget_knob is {knob!r}, which is no int field of {method.Config.__qualname__}; write "
+        f"MethodTraits(budget_knob=...) with one of {', '.join(fields) or 'its int fields (it has none)'}, "
+        "or with None where the size is fixed"
+    )
+
+
+def _check_values(task: type[Task], field: str, wanted: str) -> str:
+    from harness.contract import task as contract
+
+    values: Any = getattr(task, field)
+    if not isinstance(values, Mapping):
+        return f"{field} is {values!r}; make it a dict of names to harness.{wanted}"
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, getattr(contract, wanted)):
+            return f"{field}[{name!r}] is {value!r}; make it a harness.{wanted}(...) under a name"
+    return ""
+
+
+def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
+    """Ask every plugin what it registers, keeping who said it."""
+    from harness.contract.method import Method
+    from harness.contract.task import Task
+
+    found: dict[tuple[str, str], Origin] = {}
+    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}}
+
+    def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
+        where = f"plugin {origin.plugin!r} ({origin.file})"
+        if not isinstance(name, str) or not SLUG.fullmatch(name) or name in RESERVED:
+            raise PluginLoadError(
+                f"{where} registers a {kind}, {thing!r}, whose name is {name!r}; "
+                f"give it a name of lower-case letters, digits and -_.+ (not {' or '.join(RESERVED)})."
+            )
+        missing = [field for field in REQUIRED[kind] if not hasattr(thing, field)]
+        if missing:
+            raise PluginLoadError(f"{where} registers a {kind} {name!r} without {', '.join(missing)}; declare it.")
+        if name in tables[kind]:
+            other = found[kind, name]
+            raise PluginLoadError(
+                f"two plugins register a {kind} called {name!r}: {other.file} ({other.pin}) and {origin.file} "
+                f"({origin.pin}). Rename one, or leave one out: --block {origin.plugin}."
+            )
+        problem = _check_declared(kind, thing)
+        if problem:
+            raise PluginLoadError(
+                f"{where[:-1]}, {origin.pin}) registers a {kind} {name!r} that cannot be used: {problem}. "
+                f"Correct it, or go on without it: --block {origin.plugin}."
+            )
+        tables[kind][name], found[kind, name] = thing, origin
+
+    for kind, base in (("method", Method), ("task", Task), ("suite", Path)):
+        implementations: Sequence[Any] = getattr(manager.hook, f"harness_register_{kind}s").get_hookimpls()
+        for implementation in sorted(implementations, key=lambda each: str(each.plugin_name)):
+            origin = origins[implementation.plugin_name]
+            try:
+                things = implementation.function()
+                if not isinstance(things, Iterable):
+                    raise TypeError(
+                        f"{implementation.function.__name__}() returns {things!r}; return a list of {kind}s"
+                    )
+                things = list(things)
+            except (Exception, SystemExit) as error:
+                raise PluginLoadError(
+                    f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {kind}s: "
+                    f"{type(error).__name__}: {error}. Go on without it: --block {origin.plugin}."
+                ) from error
+            for thing in things:
+                right = isinstance(thing, Path) if base is Path else inspect.isclass(thing) and issubclass(thing, base)
+                if not right:
+                    raise PluginLoadError(
+                        f"plugin {origin.plugin!r} ({origin.file}) registers {thing!r} as a {kind}; "
+                        f"it must be {'a pathlib.Path' if base is Path else f'a subclass of harness.{base.__name__}'}."
+                    )
+                add(kind, thing.stem if base is Path else getattr(thing, "name", None), thing, origin)
+    ordered = {kind: dict(sorted(table.items())) for kind, table in tables.items()}
+    return Registry(manager.hook, ordered["method"], ordered["task"], ordered["suite"], found)

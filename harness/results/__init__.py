@@ -1,0 +1,1 @@
+"""Records on disk, as tables, and finished adapters in other projects' formats."""

@@ -1,0 +1,223 @@
+"""A finished trial as files that other programs load: the merged model, or a LoRA checkpoint of PEFT.
+
+    merged   the whole model, ``W + delta_weight()`` in every adapted layer, as ``save_pretrained`` writes it
+    peft     every ``delta_weight()`` as a product of two thin matrices, in PEFT's format
+
+Neither knows any method. The second is exact where a method's update has a low rank, whatever made it. An update of
+high rank has no such form: it is refused, or cut to a rank that the user names, and the loss is reported.
+
+What is not here: training (``engine.training``), reading and writing records (``store``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from harness.contract.record import Record, State
+from harness.contract.task import ModelKind
+from harness.contract.trial import Trial
+from harness.engine.slots import present_as_linear
+from harness.engine.trained import TrainedTrial
+from harness.errors import RecordError, UsageError
+from harness.planning.registry import Registry
+from harness.results.store import Store
+
+NEGLIGIBLE = 1e-6  # of an update's Frobenius norm: a few roundings of float32, which is what updates are trained in
+FIRST_WIDTH = 40  # of the search for an update's range
+SPARE = 8  # random vectors more than the rank, so that they span it well
+
+
+def read_trained(registry: Registry, store: Store, record: Record) -> TrainedTrial:
+    """Return the trial of a record, rebuilt.
+
+    Raises:
+        RecordError: The trial did not finish, or what it trained is not there or does not fit.
+        DataError: The base model is not here, or is not the one that was trained.
+    """
+    trial = record.trial
+    if record.state is not State.COMPLETE or "adapter" not in record.artifacts:
+        raise RecordError(f"trial {trial.id} ended as {record.state} and left nothing to export; name a complete one")
+    try:
+        state = load(store.read_artifact(record.artifacts["adapter"]))
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"trial {trial.id}: its record names {record.artifacts['adapter']!r}, which is not in {store.root!r}; "
+            "bring the file back, or delete the record and run the trial again"
+        ) from error
+    return TrainedTrial(trial, registry.method(trial.method), registry.task(trial.task)(), state)
+
+
+def export_merged(trained: TrainedTrial, folder: Path) -> None:
+    """Write the fine-tuned model in float32, with its tokenizer.
+
+    Args:
+        trained: The trial.
+        folder: Where; new or empty.
+    """
+    _expect_new(folder)
+    for name, update in trained.updates() if not trained.is_private else ():
+        with torch.no_grad():
+            present_as_linear(trained.model.get_submodule(name)).weight.data.add_(update)
+    trained.put_whole_modules()
+    trained.model.save_pretrained(folder)
+    trained.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A matrix as ``b @ a``: b (O, R), a (R, I), and how much of it is missing, as a fraction of its norm."""
+
+    b: Tensor
+    a: Tensor
+    residual: float
+
+    @property
+    def rank(self) -> int:
+        """Return R."""
+        return self.a.shape[0]
+
+
+def factorise(matrix: Tensor, rank: int | None = None) -> Factors | None:
+    """Return a matrix (O, I) as a product of thin ones, or ``None`` if that needs more than half of full rank.
+
+    The range of the matrix is searched with random vectors first, twice as many each time, so that a low rank costs
+    a product with a thin matrix and no decomposition of the large one.
+
+    Args:
+        matrix: Any.
+        rank: Cut to this rank, however much is lost; ``None``: the least that loses nothing but rounding.
+
+    Source: Halko, Martinsson, Tropp, "Finding Structure with Randomness", arXiv:0909.4061, algorithm 4.1.
+    """
+    exact = matrix.double()
+    norm = float(exact.norm())
+    full, half = min(exact.shape), max(1, min(exact.shape) // 2)
+    largest = full if rank is not None else min(full, half + SPARE)
+    generator = torch.Generator().manual_seed(0)
+    width = min(FIRST_WIDTH, largest)
+    while True:
+        probe = torch.randn(exact.shape[1], width, generator=generator, dtype=torch.float64)
+        q = torch.linalg.qr(exact @ probe).Q
+        core = q.T @ exact
+        if width == full or float((exact - q @ core).norm()) <= NEGLIGIBLE / 2 * norm:
+            break
+        if width == largest:
+            return None
+        width = min(2 * width, largest)
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    if rank is None:
+        lost = s.square().flip(0).cumsum(0).flip(0).sqrt()  # entry R: the norm of what rank R misses
+        rank = max(1, int((lost > NEGLIGIBLE / 2 * norm).sum()))
+        if rank > half:
+            return None
+    rank = min(rank, len(s))
+    root = s[:rank].sqrt()
+    b, a = (q @ u[:, :rank] * root).float().contiguous(), (root[:, None] * vh[:rank]).float().contiguous()
+    residual = float((exact - b.double() @ a.double()).norm()) / norm if norm else 0.0
+    return Factors(b, a, residual)
+
+
+def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) -> str:
+    """Write the update as PEFT's LoRA checkpoint and return what it holds, in words.
+
+    Args:
+        trained: The trial.
+        folder: Where; new or empty.
+        rank: Cut every layer's update to this rank; ``None``: each layer's own rank, or a refusal.
+
+    Raises:
+        UsageError: The update's rank is too high for the format to make sense, and no rank was given.
+    """
+    trial = trained.trial
+    if trained.is_private:
+        raise UsageError(
+            f"method {trial.method!r} trains the weights themselves, not an update beside them; use --format merged"
+        )
+    if trained.task.model_kind is ModelKind.FROM_SCRATCH:
+        raise UsageError(
+            f"task {trial.task!r} starts from random weights, not held by a LoRA checkpoint; use --format merged"
+        )
+    _expect_new(folder)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    residuals: dict[str, float] = {}
+    for name, update in trained.updates():
+        factors = factorise(update, rank)
+        if factors is None:
+            raise UsageError(
+                f"method {trial.method!r}: the update of {name} ({' x '.join(map(str, update.shape))}) has a "
+                f"rank above {max(1, min(update.shape) // 2)}, half of full rank, so LoRA's form would save nothing; "
+                "use --format merged, or --rank N to cut it to rank N and lose the rest"
+            )
+        tensors[f"base_model.model.{name}.lora_A.weight"] = factors.a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = factors.b
+        ranks[name], residuals[name] = factors.rank, factors.residual
+    for key, value in trained.whole_modules().items():
+        tensors[f"base_model.model.{key}"] = value
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {name: each for name, each in ranks.items() if each != usual}
+    transposed = any(not isinstance(trained.model.get_submodule(name), nn.Linear) for name in ranks)
+    is_language_model = trained.task.model_kind is ModelKind.CAUSAL_LM
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if is_language_model else "SEQ_CLS",
+        "base_model_name_or_path": trial.model,
+        "inference_mode": True,
+        "target_modules": list(ranks),
+        "modules_to_save": trained.whole or None,
+        "r": usual,
+        "lora_alpha": usual,  # a scale of alpha / r = 1: the factors hold all of the update
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    worst = max(residuals, key=lambda name: residuals[name])
+    low, high = min(ranks.values()), max(ranks.values())
+    summary = (
+        f"{len(ranks)} layers, rank {low if low == high else f'{low} to {high}'}; "
+        f"largest part of an update that is missing: {residuals[worst]:.1e} of its Frobenius norm ({worst})"
+    )
+    (folder / "README.md").write_text(_card(trial, summary), encoding="utf-8")
+    return summary
+
+
+def _card(trial: Trial, summary: str) -> str:
+    """Return the model card of a PEFT checkpoint."""
+    settings = ", ".join(f"{key}={value}" for key, value in trial.config.items()) or "none"
+    return "\n".join(
+        [
+            "---",
+            "library_name: peft",
+            f"base_model: {json.dumps(trial.model)}",
+            "---",
+            "",
+            f"# {trial.task} with {trial.method}",
+            "",
+            f"The weight update of harness trial `{trial.id}`, as a LoRA checkpoint with scale 1: {summary}.",
+            "",
+            f"* base model: {trial.model}, revision {trial.model_revision}",
+            f"* settings: {settings}",
+            f"* learning rate {trial.learning_rate:g}, seed {trial.seed}, scale {trial.scale}",
+            "",
+            "    PeftModel.from_pretrained(model, folder)  # model: the base model above; folder: this one",
+            "",
+        ]
+    )
+
+
+def _expect_new(folder: Path) -> None:
+    """Check that nothing would be overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{str(folder)!r} is there and not empty; give a new folder with -o")

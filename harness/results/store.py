@@ -1,0 +1,179 @@
+"""The result root: one write-once JSON per finished trial, on any fsspec URL, and the artifacts beside it.
+
+<root>/<trial id>.json                     the record
+<root>/adapters/<trial id>.safetensors     what was trained
+<root>/mlflow.db, ...                      views, rebuilt from the records
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from harness.contract.record import Record, loads
+from harness.errors import RecordError, UsageError
+
+RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
+
+
+class Store:
+    """Reads and writes records under a root.
+
+    Args:
+        root: A local folder or any fsspec URL, e.g. ``results`` or ``s3://bucket/results``.
+
+    Several machines may share a root: a record is written whole under a name of its own and then put in its place, and
+    a final record is never overwritten. On a local or network folder this holds whoever writes at the same moment. On
+    other URLs, two that finish one trial within the same second may overwrite each other, with the same trial's result.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        try:
+            self.filesystem, self.path = fsspec.core.url_to_fs(root)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"results {root!r}: {error}; give a folder, or install what this URL needs") from error
+
+    @property
+    def local(self) -> Path | None:
+        """Return the root as a local folder, or ``None`` for a remote URL."""
+        protocols = self.filesystem.protocol
+        return Path(self.path) if "file" in ((protocols,) if isinstance(protocols, str) else protocols) else None
+
+    def prepare(self) -> None:
+        """Create the root and prove that it can be written.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        probe = self._join(f".probe-{uuid.uuid4().hex}")
+        try:
+            self.filesystem.makedirs(self.path, exist_ok=True)
+            self.filesystem.pipe_file(probe, b"")
+            self.filesystem.rm_file(probe)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write results to {self.root!r}: {error}. Give another folder with --results."
+            ) from error
+
+    def ids(self) -> set[str]:
+        """Return the ids that have a record, of whatever state."""
+        return {match[1] for name in self._list() if (match := RECORD_NAME.fullmatch(name.rsplit("/", 1)[-1]))}
+
+    def read(self, trial_id: str) -> Record | None:
+        """Return the record of a trial, or ``None``.
+
+        Raises:
+            RecordError: The file is not a record of this schema; the message names it.
+        """
+        try:
+            text = self.filesystem.cat_file(self._join(f"{trial_id}.json"))
+        except FileNotFoundError:
+            return None
+        try:
+            return Record.from_json(loads(text))
+        except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
+            raise RecordError(f"{self.root}/{trial_id}.json: {error}. Move it away to run the trial again.") from error
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record, in order of trial id."""
+        for trial_id in sorted(self.ids()):
+            record = self.read(trial_id)
+            if record is not None:
+                yield record
+
+    def write(self, record: Record) -> None:
+        """Write a record atomically, once. An interrupted trial's record may be replaced, a final one never.
+
+        Raises:
+            RecordError: A final record of this trial exists already.
+        """
+        before = self.read(record.trial_id)
+        if before is not None and before.state.is_final:
+            raise RecordError(f"{self.root}/{record.trial_id}.json exists ({before.state}); records are written once")
+        name, content = f"{record.trial_id}.json", record.dumps().encode()
+        if self.local is None:
+            self._replace(name, content)
+            return
+        try:
+            self._create(name, content)
+        except FileExistsError:  # an interrupted one's, or that of another machine which finished it just now
+            aside = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+            Path(self._join(name)).replace(aside)  # takes whatever is there now, so look at it before it goes
+            try:
+                if Record.from_json(loads(aside.read_bytes())).state.is_final:
+                    os.link(aside, self._join(name))
+                    raise RecordError(f"{self.root}/{name} exists by now; records are written once") from None
+            finally:
+                aside.unlink()
+            self._create(name, content)
+
+    def write_artifact(self, name: str, content: bytes) -> str:
+        """Write a file below the root atomically and return its name."""
+        self.filesystem.makedirs(self._join(str(Path(name).parent)), exist_ok=True)
+        self._replace(name, content)
+        return name
+
+    def read_artifact(self, name: str) -> bytes:
+        """Return a file below the root."""
+        content: bytes = self.filesystem.cat_file(self._join(name))
+        return content
+
+    def _create(self, name: str, content: bytes) -> None:
+        """Write a local file that must not exist yet, whole or not at all."""
+        target = Path(self._join(name))
+        with self._temporary(name, content) as temporary:
+            try:
+                os.link(temporary, target)  # unlike a rename, refuses to overwrite
+            except FileExistsError:
+                raise
+            except OSError:  # a filesystem without hard links
+                if target.exists():
+                    raise FileExistsError(target) from None
+                temporary.replace(target)
+
+    def _replace(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all, in place of any other."""
+        if self.local is not None:
+            with self._temporary(name, content) as temporary:
+                temporary.replace(self._join(name))
+            return
+        temporary_name = self._join(f"{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            self.filesystem.pipe_file(temporary_name, content)
+            self.filesystem.mv(temporary_name, self._join(name))
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.rm_file(temporary_name)
+            raise
+
+    @contextmanager
+    def _temporary(self, name: str, content: bytes) -> Iterator[Path]:
+        """Yield a local file with this content, beside where it is to go; afterwards nothing is left of it."""
+        path = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # on disk before it gets its name, so that a crash leaves no empty record
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _join(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def _list(self) -> list[str]:
+        self.filesystem.invalidate_cache(self.path)  # others write here too
+        try:
+            listing: list[Any] = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(each) for each in listing]

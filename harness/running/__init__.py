@@ -1,0 +1,1 @@
+"""From trials to records: what runs when and in which process."""

@@ -1,0 +1,155 @@
+"""Greedy decoding against the plain way: one prompt at a time, no padding, no tricks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
+
+from harness.bases import resolve
+from harness.engine.decoding import _by_steps, continuations, generate, is_capturable
+
+TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
+WORDS = len(TOKENIZER)
+
+
+def draw(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, WORDS, (length,), generator=generator).tolist() for length in lengths]
+
+
+LENGTHS = [7, 3, 12, 5, 5, 9, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_greedy_decoding_equals_one_prompt_at_a_time(model, batch_size):
+    prompts = draw(LENGTHS, seed=1)
+    expected = []
+    for prompt in prompts:
+        output = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=8,
+            do_sample=False, pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        end = output.index(TOKENIZER.eos_token_id) if TOKENIZER.eos_token_id in output else len(output)
+        expected.append(output[:end])
+    assert generate(model, TOKENIZER, prompts, 8, batch_size) == expected
+    assert len({tuple(each) for each in expected}) > 1
+
+
+@pytest.mark.parametrize(
+    "liking",
+    [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(0, WORDS, 2))}],
+    ids=lambda liking: next(iter(liking)),
+)
+def test_greedy_decoding_heeds_nothing_that_the_models_authors_like(model, liking, monkeypatch):
+    prompts = draw(LENGTHS, seed=7)
+    plain = generate(model, TOKENIZER, prompts, 20)
+    liked = GenerationConfig(**liking)
+    monkeypatch.setattr(model, "generation_config", liked)
+    assert generate(model, TOKENIZER, prompts, 20) == plain
+    assert model.generation_config is liked, "and it is theirs again afterwards"
+    ids, mask = padded(prompts)
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": TOKENIZER.pad_token_id}
+    heeded = model.generate(ids, attention_mask=mask, eos_token_id=TOKENIZER.eos_token_id, **options)
+    assert not torch.equal(heeded[:, ids.shape[1] :], continuations(model, TOKENIZER, ids, mask, 20)), (
+        "heeded, it counts"
+    )
+
+
+def test_continuations_are_cut_before_the_end_of_text(model):
+    """Every token of this output is the end of text, so nothing is left, unless a least number is asked for."""
+
+    class Eager:
+        pad_token_id = TOKENIZER.pad_token_id
+
+    prompts = draw([4, 6], seed=2)
+    first = generate(model, TOKENIZER, prompts[:1], 1)[0]
+    Eager.eos_token_id = first[0]
+    assert generate(model, Eager, prompts[:1], 5) == [[]]
+    longer = generate(model, Eager, prompts[:1], 5, min_new_tokens=3)[0]
+    assert len(longer) >= 3
+    assert Eager.eos_token_id not in longer
+
+
+def padded(prompts):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[TOKENIZER.pad_token_id] * (width - len(each)) + each for each in prompts])
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
+    return ids, mask
+
+
+@pytest.mark.parametrize(("most", "least"), [(1, 0), (2, 0), (3, 2), (40, 0), (40, 20)])
+def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least):
+    ids, mask = padded(draw(LENGTHS, seed=3))
+    prepared = []
+
+    def prepare(step, _):
+        prepared.append(step)
+        return step
+
+    class Tokenizer:
+        pad_token_id = TOKENIZER.pad_token_id
+        eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 5)[0, 4])  # some text ends early
+
+    expected = continuations(model, Tokenizer, ids, mask, most, least)
+    found = _by_steps(model, Tokenizer, ids, mask, most, least, (), prepare)
+    shared = min(found.shape[1], expected.shape[1])
+    assert torch.equal(found[:, :shared], expected[:, :shared])
+    assert (found[:, shared:] == Tokenizer.pad_token_id).all(), "behind the end of every text is padding"
+    assert len(prepared) == (most > 2)
+
+
+def test_it_stops_when_every_text_has_ended(model):
+    ids, mask = padded(draw([4], seed=4))
+
+    class Tokenizer:
+        pad_token_id = TOKENIZER.pad_token_id
+        eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 1)[0, 0])
+
+    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, (), lambda step, _: step).shape[1] < 50
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_it_stops_when_every_text_holds_a_stop_string(model, captures):
+    ids, mask = padded(draw([4, 6], seed=6))
+    plain = continuations(model, TOKENIZER, ids, mask, 200)
+    texts = TOKENIZER.batch_decode(plain)
+    stop = [text[10:14] for text in texts]
+    if captures:
+        found = _by_steps(model, TOKENIZER, ids, mask, 200, 0, stop, lambda step, _: step)
+    else:
+        found = continuations(model, TOKENIZER, ids, mask, 200, stop=stop)
+    assert found.shape[1] < 100
+    for text, said in zip(texts, TOKENIZER.batch_decode(found), strict=True):
+        first = min(text.index(each) + len(each) for each in stop if each in text)
+        assert said[:first] == text[:first]
+
+
+def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
+    assert is_capturable(model)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    assert is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=None)))
+    assert not is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=16)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("least", [0, 20])
+def test_a_gpu_decodes_captured(model, least, gpu, caplog):
+    model = copy.deepcopy(model).to(gpu).double()  # in double precision no two tokens are equally likely
+    prompts = draw(LENGTHS, seed=5)
+    found = generate(model, TOKENIZER, prompts, 40, 3, least)
+    assert not caplog.records, "no warning that it could not be captured"
+    assert found == generate(copy.deepcopy(model).cpu(), TOKENIZER, prompts, 40, 3, least)
+
+
+@pytest.mark.gpu
+def test_a_gpu_stops_at_a_stop_string(model, gpu, caplog):
+    model = copy.deepcopy(model).to(gpu).double()
+    ids, mask = (each.to(gpu) for each in padded(draw([4], seed=6)))
+    text = TOKENIZER.decode(continuations(model, TOKENIZER, ids, mask, 100)[0])
+    found = continuations(model, TOKENIZER, ids, mask, 100, stop=[text[10:14]])
+    assert not caplog.records
+    assert found.shape[1] < 60
+    assert TOKENIZER.decode(found[0]).startswith(text[:14])

@@ -1,0 +1,88 @@
+"""Suites: what a TOML file may say, and what is said of mistakes in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import UsageError
+from harness.planning.suite import Suite, build_suite, read_suite
+
+
+def write(tmp_path, text):
+    path = tmp_path / "weekly.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_suite_is_read_with_its_defaults(tmp_path):
+    lists = 'tasks = ["uuid"]\nseeds = [0, 5]\nlearning_rates = [1, 3e-4]\n'
+    suite = read_suite(write(tmp_path, f"{lists}[recipe]\nsteps = 7\n[published.uuid]\nlora = 0.5"))
+    assert suite == Suite(
+        tasks=("uuid",),
+        seeds=(0, 5),
+        learning_rates=(1.0, 3e-4),
+        recipe={"steps": 7},
+        published={"uuid": {"lora": 0.5}},
+    )
+    assert [type(rate) for rate in suite.learning_rates] == [float, float]
+    assert (suite.methods, suite.budgets, suite.scale, suite.tune) == (("all",), ("lora:r=8",), "smoke", 0)
+
+
+def test_the_command_line_overrides_a_file(tmp_path):
+    path = write(tmp_path, 'tasks = ["uuid"]\nscale = "paper"')
+    assert read_suite(path, {"scale": "small"}) == Suite(tasks=("uuid",), scale="small")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks = [", "weekly.toml"),
+        ("\x00", "weekly.toml"),
+        ('task = ["uuid"]', r"unknown key 'task'; known: .*tasks"),
+        ('tasks = "uuid"', "tasks='uuid' is not a list of texts"),
+        ("tasks = [1]", r"tasks=\[1\] is not a list of texts"),
+        ('seeds = ["a"]', "seeds=.*not a list of numbers"),
+        ("seeds = [true]", "seeds=.*not a list of numbers"),
+        ("seeds = [0.5]", "seeds=.*not a list of numbers"),
+        ("scale = 3", "scale=3 is not a text"),
+        ('tune = "5"', "tune='5' is not a whole number"),
+        ('tolerance = "1%"', "tolerance='1%' is not a number"),
+        ("recipe = 3", "recipe=3 is not a table"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(tmp_path, text, said):
+    with pytest.raises(UsageError, match=rf"weekly\.toml.*{said}|{said}"):
+        read_suite(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.toml"):
+        read_suite(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": []}, "no task given"),
+        ({"methods": []}, "methods is empty"),
+        ({"budgets": []}, "budgets is empty"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, "names one twice"),
+        ({"tasks": ["uuid", "uuid"]}, "names one twice"),
+        ({"learning_rates": [1e-3, 0.001]}, "names one twice"),
+        ({"learning_rates": [1, 1.0]}, "names one twice"),
+        ({"seeds": [-1]}, "must be >= 0"),
+        ({"learning_rates": [0.0]}, "must be numbers > 0"),
+        ({"learning_rates": [float("nan")]}, "must be numbers > 0"),
+        ({"learning_rates": [float("inf")]}, "must be numbers > 0"),
+        ({"tune": 1}, "at least 2"),
+        ({"tune": -3}, "at least 2"),
+        ({"tune": 3, "learning_rates": [1e-3]}, "not both"),
+        ({"tolerance": 0.0}, "between 0 and 1"),
+        ({"tolerance": 1.0}, "between 0 and 1"),
+        ({"precision": "float16"}, "auto, float32 or bfloat16"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(changes, said):
+    with pytest.raises(UsageError, match=said):
+        build_suite({"tasks": ["uuid"], **changes})

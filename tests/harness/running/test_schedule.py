@@ -1,0 +1,284 @@
+"""The scheduler with real worker processes, whatever these do: every trial gets a record."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from harness.contract.record import State
+from harness.errors import HarnessError
+from harness.planning.plan import pending, plan_cells
+from harness.planning.registry import build_registry
+from harness.planning.suite import build_suite
+from harness.results.store import Store
+from harness.running.environment import describe_environment
+from harness.running.schedule import Scheduler, Settings, jobs
+
+SMALL = {"steps": 2, "pairs": 2, "batch_size": 2}
+
+
+def plan(registry, methods, tasks=("uuid",), recipe=SMALL, **suite):
+    data = {"tasks": list(tasks), "methods": list(methods), "budgets": ["quick"], "recipe": recipe, **suite}
+    return [
+        trial
+        for cell in plan_cells(build_suite(data), registry, None, "float32")
+        for trial in pending([cell], lambda trial: None)
+    ]
+
+
+class Sweep:
+    """Trials run to their records in a folder of their own, and what the watch and the observers saw."""
+
+    def __init__(self, folder, trials, registry, **settings):
+        self.trials, self.store, self.events = trials, Store(str(folder)), []
+        self.store.prepare()
+        environment = {**describe_environment(torch.device("cpu")), "sweep": "trouble", "results_root": str(folder)}
+        self.settings = Settings(devices=("cpu",), threads=1, pack=1, environment=environment, **settings)
+        self.scheduler = Scheduler(registry, self.store, self.settings, self.watch)
+
+    def watch(self, event, trial, payload):
+        self.events.append((event, trial.id))
+
+    def run(self):
+        try:
+            self.scheduler.run(self.trials)
+        finally:
+            self.scheduler.close()
+        return self
+
+    def record(self, method, seed=0):
+        (trial,) = (t for t in self.trials if (t.method, t.seed) == (method, seed))
+        return self.store.read(trial.id)
+
+
+@pytest.fixture(scope="module")
+def registry(trouble):
+    return build_registry(block=["trackers:mlflow"])
+
+
+@pytest.fixture(scope="module")
+def sweep(trouble, registry, tmp_path_factory):
+    """One worker that meets everything that can go wrong, one after the other."""
+    folder = tmp_path_factory.mktemp("sweep")
+    trouble.setenv("TROUBLE_LOG", str(folder / "log"))
+    trials = plan(registry, ["quick", "diverging", "raising", "miscounting", "killed", "exiting", "slow"])
+    trials += plan(registry, ["quick"], ["toy"], {}, seeds=[5])
+    sweep = Sweep(folder, trials, registry).run()
+    trouble.delenv("TROUBLE_LOG")
+    sweep.log = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    return sweep
+
+
+def test_every_trial_has_a_record(sweep):
+    assert sweep.store.ids() == {trial.id for trial in sweep.trials}
+    assert sorted(path.name for path in sweep.store.local.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("method", ["quick", "slow"])  # the first and the last but one
+def test_a_good_trial_is_complete_whatever_came_before(sweep, method):
+    record = sweep.record(method)
+    assert record.state is State.COMPLETE
+    assert record.error is None
+    assert 0 <= record.score <= 1
+    assert [each["step"] for each in record.history] == [1, 2]
+    assert record.counts["adapter_parameters"] == record.trial.adapter_parameters
+    assert record.environment["sweep"] == "trouble"
+    assert sweep.store.read_artifact(record.artifacts["adapter"])
+
+
+@pytest.mark.parametrize(
+    ("method", "state", "kind", "said"),
+    [
+        ("diverging", State.DIVERGED, "TrialDivergedError", "loss became nan at step 2"),
+        ("raising", State.FAILED, "RuntimeError", "raised on purpose"),
+        ("miscounting", State.FAILED, "RuntimeError", "its formula says"),
+        ("killed", State.OUT_OF_MEMORY, "WorkerDied", "signal 9 (SIGKILL)"),
+        ("exiting", State.FAILED, "WorkerDied", "exit code 3"),
+    ],
+)
+def test_a_bad_trial_has_a_record_that_says_why(sweep, method, state, kind, said):
+    record = sweep.record(method)
+    assert record.state is state
+    assert record.error["type"] == kind
+    assert said in record.error["message"]
+    assert record.score is None
+    assert all(reason.startswith(state.value) for reason in record.reasons.values())
+    assert set(record.reasons) == set(record.metrics)
+
+
+def test_the_last_words_of_a_worker_are_kept(sweep):
+    assert "last words" in sweep.record("exiting").error["traceback"]
+
+
+def test_a_score_that_is_no_number_loses_neither_the_trial_nor_the_sweep(sweep):
+    (trial,) = (trial for trial in sweep.trials if trial.task == "toy")
+    record = sweep.store.read(trial.id)
+    assert record.state is State.COMPLETE
+    assert record.score is None
+    assert record.reasons == {"score": "the task computed nan"}
+
+
+def test_hook_harness_trial_started(sweep):
+    assert [each["label"] for each in sweep.log if each["hook"] == "started"] == [t.label for t in sweep.trials]
+    assert {each["sweep"] for each in sweep.log if each["hook"] == "started"} == {"trouble"}
+
+
+def test_hook_harness_trial_progress(sweep):
+    quick = sweep.record("quick").trial
+    told = [each for each in sweep.log if each["hook"] == "progress" and each["trial"] == quick.id]
+    assert [each["step"] for each in told] == [1, 2]
+    for each, kept in zip(told, sweep.record("quick").history, strict=True):
+        assert each["metrics"]["train/loss"] == kept["metrics"]["train/loss"]
+
+
+def test_hook_harness_trial_finished(sweep):
+    told = {each["trial"]: each["state"] for each in sweep.log if each["hook"] == "finished"}
+    assert told == {record.trial_id: record.state.value for record in sweep.store.records()}
+
+
+def test_hook_harness_sweep_finished(sweep):
+    assert [each["hook"] for each in sweep.log].count("sweep finished") == 1
+    assert sweep.log[-1] == {"hook": "sweep finished"}
+
+
+def test_hook_harness_summarize(sweep, registry):
+    assert "trouble: 8 records" in registry.hook.harness_summarize(records=list(sweep.store.records()))
+
+
+def test_the_display_sees_every_trial_start_and_end(sweep):
+    for trial in sweep.trials:
+        seen = [event for event, trial_id in sweep.events if trial_id == trial.id]
+        assert [event for event in seen if event != "progress"] == ["started", "finished"]
+
+
+def test_an_observer_that_fails_is_counted_and_loses_nothing(trouble, registry, tmp_path, make_record, caplog):
+    trouble.setenv("TROUBLE_RAISE", "finished")
+    sweep = Sweep(tmp_path, [], registry)
+    sweep.scheduler._keep(make_record(plan(registry, ["quick"])[0]))
+    trouble.delenv("TROUBLE_RAISE")
+    assert sweep.scheduler.observers.failures == 1
+    assert "plugin trouble, harness_trial_finished: RuntimeError: the observer raised on purpose" in caplog.text
+    assert len(sweep.store.ids()) == 1
+
+
+def test_trials_that_another_run_finished_are_left_alone(trouble, registry, tmp_path, make_record):
+    """The first is found when its turn comes; the second appears while it runs here."""
+    first, second = plan(registry, ["quick", "slow"], recipe={**SMALL, "steps": 4})
+    trouble.setenv("TROUBLE_SECONDS", "0.2")
+    sweep = Sweep(tmp_path, [first, second], registry)
+    theirs = {trial.id: make_record(trial, metrics={"character_accuracy": 0.125}) for trial in (first, second)}
+    sweep.store.write(theirs[first.id])
+
+    def watch(event, trial, payload):
+        sweep.watch(event, trial, payload)
+        if event == "progress" and sweep.store.read(trial.id) is None:
+            sweep.store.write(theirs[trial.id])
+
+    sweep.scheduler.watch = watch
+    sweep.run()
+    assert {each.trial_id: each.dumps() for each in sweep.store.records()} == {
+        trial_id: each.dumps() for trial_id, each in theirs.items()
+    }
+    assert ("started", first.id) not in sweep.events
+    assert ("finished", first.id) in sweep.events
+
+
+@pytest.mark.slow
+def test_a_trial_that_runs_too_long_is_ended_and_the_rest_goes_on(trouble, registry, tmp_path):
+    trouble.setenv("TROUBLE_SECONDS", "100")
+    trials = plan(registry, ["slow"]) + plan(registry, ["quick"], seeds=[0, 1])
+    sweep = Sweep(tmp_path, trials, registry, trial_seconds=12.0).run()
+    trouble.delenv("TROUBLE_SECONDS")
+    record = sweep.record("slow")
+    assert (record.state, record.error["message"]) == (State.TIMED_OUT, "ran longer than 12 seconds")
+    assert sweep.record("quick", 0).state is sweep.record("quick", 1).state is State.COMPLETE
+
+
+@pytest.mark.slow
+def test_a_worker_killed_from_outside_costs_the_trial_it_was_on(trouble, registry, tmp_path):
+    trouble.setenv("TROUBLE_SECONDS", "100")
+    trials = plan(registry, ["quick"]) + plan(registry, ["slow"]) + plan(registry, ["quick"], seeds=[1])
+    sweep = Sweep(tmp_path, trials, registry)
+
+    def watch(event, trial, payload):
+        if (event, trial.method) == ("progress", "slow") or (event, trial.method) == ("started", "slow"):
+            process = sweep.scheduler._workers[0].process
+            threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
+
+    sweep.scheduler.watch = watch
+    sweep.run()
+    trouble.delenv("TROUBLE_SECONDS")
+    states = [sweep.record("quick", 0).state, sweep.record("slow").state, sweep.record("quick", 1).state]
+    assert states == [State.COMPLETE, State.OUT_OF_MEMORY, State.COMPLETE]
+
+
+def test_workers_that_cannot_start_end_the_run_with_the_reason(trouble, registry, tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, plan(registry, ["quick"]), registry)
+    monkeypatch.setenv("HARNESS_BLOCK", "")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('psutil is broken here')")
+    start = time.monotonic()
+    with pytest.raises(HarnessError, match=r"(?s)a worker cannot start: .*exit code 1.*psutil is broken here"):
+        sweep.run()
+    assert time.monotonic() - start < 60
+    assert sweep.store.ids() == set()
+
+
+def test_a_disk_that_is_full_is_named(registry, tmp_path, make_record, monkeypatch):
+    sweep = Sweep(tmp_path, [], registry)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HarnessError, match=r"cannot be written to .*No space left.*run the same command again"):
+        sweep.scheduler._keep(make_record(plan(registry, ["quick"])[0]))
+
+
+def test_no_room_for_an_adapter_stops_the_run_and_the_same_command_goes_on(trouble, registry, tmp_path):
+    sweep = Sweep(tmp_path, plan(registry, ["quick"]), registry)
+    (tmp_path / "adapters").touch()  # a file in the place of the folder
+    with pytest.raises(HarnessError, match=r"the adapter of uuid/quick.* cannot be written.*run the same command"):
+        sweep.run()
+    record = sweep.record("quick")
+    assert record.state is State.INTERRUPTED
+    assert not record.state.is_final
+    (tmp_path / "adapters").unlink()
+    again = Sweep(tmp_path, plan(registry, ["quick"]), registry).run()
+    assert again.record("quick").state is State.COMPLETE
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_trials_of_one_base_share_jobs_and_alike_ones_are_neighbours(registry):
+    trials = plan(registry, ["quick", "slow"], seeds=[0, 1, 2])
+    (first, pack), = jobs(trials[::2] + trials[1::2], registry, workers=1, pack=8)  # fmt: skip
+    assert pack == 8
+    assert [trial.method for trial in first] == ["quick"] * 3 + ["slow"] * 3
+    assert sorted(len(job) for job, _ in jobs(trials, registry, workers=2, pack=4)) == [2, 4]
+    assert [len(job) for job, _ in jobs(trials, registry, workers=2, pack=1)] == [1] * 6
+    assert sorted(len(job) for job, _ in jobs(trials, registry, workers=2, pack=0)) == [3, 3]
+
+
+def test_what_cannot_be_packed_is_a_job_of_its_own(registry):
+    trials = plan(registry, ["quick", "full"], seeds=[0, 1])
+    sizes = [len(job) for job, _ in jobs(trials, registry, workers=1, pack=8)]
+    assert sorted(sizes) == [1, 1, 2]
+    other = plan(registry, ["quick"], recipe={**SMALL, "steps": 3})
+    assert len(jobs(trials[:2] + other, registry, workers=1, pack=8)) == 2  # another recipe, another batch
+
+
+def test_every_trial_is_in_one_job(registry):
+    trials = plan(registry, ["quick", "slow", "full"], seeds=[0, 1, 2])
+    for workers in (1, 2, 3):
+        for pack in (0, 1, 2, 8):
+            found = [trial.id for job, _ in jobs(trials, registry, workers, pack) for trial in job]
+            assert sorted(found) == sorted(trial.id for trial in trials)

@@ -1,0 +1,102 @@
+"""A worker keeps what trials can share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.contract.record import Record, State
+from harness.planning.plan import pending, plan_cells
+from harness.planning.registry import build_registry
+from harness.planning.suite import build_suite
+from harness.results.store import Store
+from harness.running.worker import Worker
+
+torch.set_num_threads(1)
+REGISTRY = build_registry(block=["trackers:mlflow"])
+TASK = REGISTRY.task("uuid")
+
+
+def run_events(tmp_path, pack=4, **suite):
+    recipe = {"steps": 2, "pairs": 4, "batch_size": 2, "evaluate_at": []}
+    asked = {"tasks": ["uuid"], "methods": ["lora"], "recipe": recipe, **suite}
+    trials = pending(plan_cells(build_suite(asked), REGISTRY, None, "float32"), lambda trial: None)
+    events = []
+    worker = Worker(REGISTRY, Store(str(tmp_path)), torch.device("cpu"), None, {}, events.append)
+    worker.run(trials, pack)
+    return events
+
+
+def run(tmp_path, expected=State.COMPLETE, **suite):
+    events = run_events(tmp_path, **suite)
+    records = [Record.from_json(event["record"]) for event in events if event["event"] == "record"]
+    assert {record.state for record in records} == {expected}
+    return records
+
+
+@pytest.mark.parametrize(("seeded", "expected"), [(True, [0, 1, 2]), (False, [0])])
+def test_data_is_loaded_once_for_each_seed_or_once_for_all(seeded, expected, tmp_path, monkeypatch):
+    seeds, load = [], TASK.load
+
+    def counted(self, context):
+        seeds.append(context.seed)
+        return load(self, context)
+
+    monkeypatch.setattr(TASK, "load", counted)
+    monkeypatch.setattr(TASK, "seeded_data", seeded)
+    run(tmp_path, seeds=[0, 1, 2], methods=["lora", "mora"])
+    assert seeds == expected
+
+
+def test_a_wrong_evaluation_is_that_trials_result_with_its_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(TASK, "evaluate", lambda *_: {"character_accuracy": 1.0})
+    (record,) = run(tmp_path, expected=State.FAILED)
+    assert "task 'uuid': evaluate() returned dict" in record.error["message"]
+
+
+@pytest.mark.parametrize("train", [[], iter([])])
+def test_data_without_examples_is_an_error(train, tmp_path, monkeypatch):
+    load = TASK.load
+    monkeypatch.setattr(TASK, "load", lambda self, context: replace(load(self, context), train=train))
+    (record,) = run(tmp_path, expected=State.FAILED)
+    assert "train holds no examples" in record.error["message"]
+
+
+def test_a_generator_that_ends_too_early_is_an_error(tmp_path, monkeypatch):
+    load = TASK.load
+
+    def once(self, context):
+        data = load(self, context)
+        return replace(data, train=(example for example in data.train))
+
+    monkeypatch.setattr(TASK, "load", once)
+    (record,) = run(tmp_path, expected=State.FAILED)
+    assert "ends before the training does and cannot be read again" in record.error["message"]
+
+
+def test_no_room_for_the_adapter_stops_the_run_and_blames_no_trial(tmp_path, monkeypatch):
+    def full(self, name, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_artifact", full)
+    events = run_events(tmp_path)
+    assert [event["event"] for event in events][-1] == "stop"
+    assert "No space left on device" in events[-1]["why"]
+    assert not [event for event in events if event["event"] == "record"]
+
+
+def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, monkeypatch, caplog):
+    module = "harness.running.worker.train"
+    from harness.engine.training import train
+
+    def fails_together(base, lanes, watch, compiled):
+        if len(lanes) > 1:
+            raise RuntimeError("no two of these go together")
+        train(base, lanes, watch, compiled)
+
+    monkeypatch.setattr(module, fails_together)
+    records = run(tmp_path, seeds=[0, 1])
+    assert len(records) == 2
+    assert "no two of these go together" in caplog.text
