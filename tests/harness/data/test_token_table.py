@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from harness import IGNORE, Example, token_table
+from harness import IGNORE, Example
 from harness.bases import resolve
+from harness.data import token_table
 from harness.data.token_table import TokenTable, tokenised_once
 
 TEXTS = ["one text", "a longer text", "", "a fourth"]
