@@ -47,7 +47,7 @@ def lane_losses(model: Any, kind: ModelKind, batch: Batch) -> Tensor:
             stack.enter_context(only_at(head, batch.index))
             logits = model(**arguments, use_cache=False).logits
     if kind is ModelKind.REGRESSION:
-        each = (logits.squeeze(-1).float() - batch.targets).square()
+        each = (at_least_float32(logits.squeeze(-1)) - batch.targets).square()
     else:
         each = token_losses(logits, batch.targets)
     weighted: Tensor = (each * batch.weights).view(batch.lanes, -1).sum(1)
@@ -105,5 +105,10 @@ def only_at(head: nn.Module, index: Tensor) -> Iterator[None]:
 
 @torch.compile(dynamic=False)
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each token's cross-entropy in float32, shape (N,). Compiled, it reads large logits once."""
-    return cross_entropy(logits.float(), targets, reduction="none")
+    """Return each token's cross-entropy in at least float32, shape (N,). Compiled, it reads large logits once."""
+    return cross_entropy(at_least_float32(logits), targets, reduction="none")
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or in float64 if that is what they are in."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

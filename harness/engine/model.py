@@ -25,7 +25,8 @@ from harness.errors import DataError, UsageError
 
 # Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
 IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# float64 is for comparisons in which rounding must not decide; users choose among the others.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from transformers import (
 from harness.contract.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
 from harness.contract.trial import Trial
 from harness.engine.lane import Lane
+from harness.engine.model import DTYPES
 from harness.engine.resident import Base
 from harness.engine.training import train
 from harness.planning.budget import budget_parameters, solve
@@ -88,7 +89,7 @@ class Recorder:
 
 
 def language_model(tied: bool = False) -> Any:
-    """Return a frozen two-layer LLaMA of 40 tokens and 11,832 parameters, the same at every call.
+    """Return a frozen two-layer LLaMA of 40 tokens and 11,832 parameters in float64, the same at every call.
 
     Args:
         tied: Whether its output head is its table of tokens: then it has 960 parameters fewer.
@@ -98,11 +99,11 @@ def language_model(tied: bool = False) -> Any:
         vocab_size=40, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied,
     )  # fmt: skip
-    return LlamaForCausalLM(config).requires_grad_(False).eval()
+    return LlamaForCausalLM(config).double().requires_grad_(False).eval()
 
 
 def classifier(kind: str) -> Any:
-    """Return a frozen two-layer classifier, the same at every call.
+    """Return a frozen two-layer classifier in float64, the same at every call.
 
     Args:
         kind: ``decoder``, ``encoder``, or ``shared positions``, an encoder in which some layers see more than rows.
@@ -121,27 +122,36 @@ def classifier(kind: str) -> Any:
         model = LlamaForSequenceClassification(LlamaConfig(**shape, **depth))
     else:
         model = RobertaForSequenceClassification(RobertaConfig(**shape, **depth, **no_dropout))
-    return model.requires_grad_(False).eval()
+    return model.double().requires_grad_(False).eval()
 
 
 def make_base(
     trains: tuple[str, ...] = (),
-    precision: str = "float32",
+    precision: str = "",
     device: str = "cpu",
     recomputes: bool = False,
     model: nn.Module | None = None,
 ) -> Base:
-    """Return a language model's base, of ``language_model()`` unless another is given."""
+    """Return a language model's base, of ``language_model()`` unless another is given.
+
+    On the CPU it computes in float64 unless told otherwise. Adam makes a full step of a gradient that is nothing but
+    rounding, so in float32 the losses of two ways to the same update part by as much as the processor likes.
+    """
     model = language_model() if model is None else model
-    if precision == "bfloat16":
-        model = model.to(torch.bfloat16)
+    precision = precision or usual_precision(device)
     task = type("Toy", (ToyTask,), {"trains": trains})()
-    return Base(model.to(device), task, precision, recomputes=recomputes)
+    return Base(model.to(device, DTYPES[precision]), task, precision, recomputes=recomputes)
 
 
 def make_classifier(kind: str, device: str = "cpu", fresh: Sequence[str] = ()) -> Base:
-    """Return a classifier's base; ``fresh`` are the parameters that its checkpoint did not have."""
-    return Base(classifier(kind).to(device), ToyClassification(), "float32", fresh)
+    """Return a classifier's base, as exact as ``make_base``'s; ``fresh`` is what its checkpoint did not have."""
+    precision = usual_precision(device)
+    return Base(classifier(kind).to(device, DTYPES[precision]), ToyClassification(), precision, fresh)
+
+
+def usual_precision(device: str) -> str:
+    """Return what a base computes in where a test does not say."""
+    return "float64" if device == "cpu" else "float32"
 
 
 def make_lane(
@@ -200,7 +210,7 @@ def assert_same_as_solo(packed: Recorder, solo: Sequence[Recorder]) -> None:
     """Check that every lane of a pack lost what it lost by itself."""
     for recorder in solo:
         ((trial_id, expected),) = recorder.losses.items()
-        assert packed.losses[trial_id] == pytest.approx(expected, rel=1e-5)
+        assert packed.losses[trial_id] == pytest.approx(expected, rel=1e-6)
 
 
 class Kit:

@@ -71,7 +71,7 @@ def test_logits_in_pieces_give_the_same_losses(kit, trains, monkeypatch):
     pieces = kit.run(base, [kit.make_lane(base, *each) for each in settings])
     assert pieces.losses.keys() == whole.losses.keys()
     for trial_id, expected in whole.losses.items():
-        assert pieces.losses[trial_id] == pytest.approx(expected, rel=1e-5)
+        assert pieces.losses[trial_id] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -100,14 +100,15 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(kit, method):
     whole = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
     pieces = kit.run(base := kit.make_base(), [kit.make_lane(base, method, micro_batch_size=1)])
     (expected,), (found,) = whole.losses.values(), pieces.losses.values()
-    assert found == pytest.approx(expected, rel=1e-3)  # Adam magnifies rounding
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_half_precision_trains_float32_masters(kit, method):
     full = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
     half = kit.run(base := kit.make_base(precision="bfloat16"), [kit.make_lane(base, method)])
     (expected,), (found,) = full.losses.values(), half.losses.values()
-    assert found == pytest.approx(expected, rel=0.05)
+    # Of the model as it is, and after one update: later ones magnify what half precision rounds.
+    assert found[:2] == pytest.approx(expected[:2], rel=0.01)
     (lane,) = half.finished_lanes
     assert {p.dtype for p in lane.parameters()} == {torch.float32}
 
@@ -128,7 +129,7 @@ def test_half_precision_packing_moves_scores_less_than_a_seed_does(kit, name):
     assert max(moved) < max(alone.values()) - min(alone.values())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_method_sees_the_gradients_of_the_captured_step_that_ran_last(kit, precision, lanes, monkeypatch):
     """AdaLoRA reads them after every step, and batches of every form are captured apart."""
@@ -139,9 +140,9 @@ def test_a_method_sees_the_gradients_of_the_captured_step_that_ran_last(kit, pre
         return Pack(base, [kit.make_lane(base, "adalora", seed=seed, **settings) for seed in range(lanes)])
 
     eager, captured = make_pack(), make_pack()
-    expected = [eager.step().tolist() for _ in range(40)]
+    expected = [eager.step().tolist() for _ in range(12)]
     captures = capture_on_the_cpu(captured, monkeypatch)
-    found = [captured.step().tolist() for _ in range(40)]
+    found = [captured.step().tolist() for _ in range(12)]
     assert len(captures) == 2
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=0)
     for lane, other in zip(captured.lanes, eager.lanes, strict=True):

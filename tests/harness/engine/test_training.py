@@ -36,7 +36,7 @@ def test_full_fine_tuning_matches_a_plain_loop(kit):
         optimizer.step()
         again.advance()
     recorder = kit.run(base, [lane])
-    assert recorder.losses[lane.trial.id] == pytest.approx(expected, rel=1e-4)
+    assert recorder.losses[lane.trial.id] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_lane_that_ends_earlier_changes_nothing_for_the_others(kit):
