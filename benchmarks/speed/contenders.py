@@ -15,6 +15,7 @@ from torch import nn
 from workloads import SyntheticTask, Workload, build_model, plain_batches
 
 from harness import Recipe, TaskContext, Trial
+from harness.engine.build import build_lane
 from harness.engine.lane import Lane
 from harness.engine.pack import Pack
 from harness.engine.resident import Base
@@ -183,7 +184,7 @@ def build_lanes(
         context = TaskContext(tokenizer=_Tokenizer(), recipe=recipe, seed=trial.seed)
         rows = data.setdefault(trial.seed, base.task.load(context))
         methods = {layer: kind(replace(config, **changes)) for layer, changes in settings.items()}
-        lanes.append(Lane(base, trial, kind(config), methods, context, rows))
+        lanes.append(build_lane(base, trial, kind(config), methods, context, rows))
     return lanes
 
 

@@ -1,7 +1,7 @@
 """The training loop. There is one, for every method: updates, evaluation, divergence, running out of memory.
 
 What is not here: a step (``pack``), what trials there are (``planning.plan``), which train together
-(``running.schedule``), processes (``running.worker``).
+(``running.schedule``, ``running.worker``).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def launch() -> subprocess.Popen[str]:
     """Start a worker. It loads its libraries and then waits to be told what to do."""
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.running.worker"],
+        [sys.executable, "-P", "-m", "harness.running.serve"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,7 +4,7 @@ It survives whatever a worker does: a worker that dies costs only the trial it w
 is on disk before anything else happens.
 
 What is not here: which trials there are (``planning.plan``), training (``engine.training``), a worker's process
-(``process``) and what it does (``worker``).
+(``process``), what it does (``worker``), and what is written down of a trial (``recording``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from harness.planning.published import Published
 from harness.planning.registry import Registry
 from harness.results.store import Store
 from harness.running.process import Event, WorkerProcess, launch
+from harness.running.recording import lost
 
 logger = logging.getLogger(__name__)
 
@@ -291,21 +292,10 @@ class Scheduler:
 
     def _ended(self, worker: WorkerProcess, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""
-        task = self.registry.task(trial.task)
-        now = datetime.now(UTC)
         seconds = time.monotonic() - worker.started.get(trial.id, time.monotonic())
-        return Record(
-            trial=trial,
-            state=state,
-            metrics=dict.fromkeys(task.metrics),
-            reasons={name: f"{state}: {message.splitlines()[0]}" for name in task.metrics},
-            main_metric=task.main_metric,
-            higher_is_better=task.metrics[task.main_metric].higher_is_better,
-            environment=worker.environment,
-            error={"type": kind, "message": message.splitlines()[0], "traceback": message, "step": None},
-            started_at=(now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
-            finished_at=now.isoformat(timespec="seconds"),
-        )
+        started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+        task = self.registry.task(trial.task)
+        return lost(trial, task, worker.environment, started, state, kind, message)
 
 
 def jobs(trials: Sequence[Trial], registry: Registry, workers: int, pack: int) -> list[tuple[list[Trial], int]]:

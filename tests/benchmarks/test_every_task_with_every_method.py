@@ -13,10 +13,12 @@ import torch
 
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
+from harness.engine.shared import Shared
 from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.suite import build_suite
 from harness.results.store import Store
+from harness.running.recording import Recording
 from harness.running.schedule import jobs
 from harness.running.worker import Worker
 from harness_benchmarks import forgetting
@@ -69,7 +71,7 @@ def results(tmp_path_factory):
 def run(tables, results, request):
     """Return what trains a task with every method in one worker, and returns the records by method."""
     events = []
-    worker = Worker(REGISTRY, results, torch.device(request.param), tables, {}, events.append)
+    worker = Worker(REGISTRY, Shared(torch.device(request.param), tables), Recording(results, {}), events.append)
 
     def run(name, **suite):
         recipe = shortened(REGISTRY.task(name).recipes["smoke"])

@@ -18,10 +18,12 @@ from harness import DataError, Example, TaskContext
 from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness.engine.model import linear_layers, select_layers, trained_modules
+from harness.engine.shared import Shared
 from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.suite import build_suite
 from harness.results.store import Store
+from harness.running.recording import Recording
 from harness.running.worker import Worker
 from harness_benchmarks.tasks import glue
 
@@ -247,7 +249,9 @@ def test_the_training_loss_on_pairs_is_that_of_transformers(encoder, tables, tmp
     recipe = {"steps": 1, "batch_size": 36, "train_rows": 0}  # all but the tenth held out, so their order is no matter
     suite = {"tasks": ["glue/mrpc"], "methods": ["lora"], "model": str(encoder.folder), "recipe": recipe}
     trials = pending(plan_cells(build_suite(suite), registry, tables, "float32"), lambda trial: None)
-    Worker(registry, Store(str(tmp_path)), torch.device("cpu"), tables, {}, events.append).run(trials, 1)
+    Worker(registry, Shared(torch.device("cpu"), tables), Recording(Store(str(tmp_path)), {}), events.append).run(
+        trials, 1
+    )
     (record,) = (event["record"] for event in events if event["event"] == "record")
     train = glue.Mrpc().load(context(encoder.tokenizer, glue.Mrpc, tables, train_rows=0)).train
     trained = {tuple(example.input_ids) for example in train}

@@ -24,6 +24,7 @@ from transformers import (
 
 from harness.contract.task import Evaluation, Example, Metric, ModelKind, Recipe, Task, TaskContext, TaskData
 from harness.contract.trial import Trial
+from harness.engine.build import build_lane
 from harness.engine.lane import Lane
 from harness.engine.model import DTYPES
 from harness.engine.resident import Base
@@ -196,7 +197,7 @@ def make_lane(
     )  # fmt: skip
     context = TaskContext(tokenizer=Tokenizer(), recipe=chosen, seed=seed)
     layers = {name: kind(replace(config, **own)) for name, own in settings.items()}
-    return Lane(base, trial, kind(config), layers, context, base.task.load(context) if data is None else data)
+    return build_lane(base, trial, kind(config), layers, context, base.task.load(context) if data is None else data)
 
 
 def run(base: Base, lanes: Sequence[Lane]) -> Recorder:

@@ -18,7 +18,7 @@ from harness.bases import resolve
 from harness.contract.record import Record, State
 from harness.contract.task import TaskContext
 from harness.contract.trial import Trial
-from harness.engine.lane import Lane
+from harness.engine.build import build_lane
 from harness.engine.model import choose_model, load_model, load_tokenizer
 from harness.engine.resident import Base
 from harness.engine.training import evaluating, train
@@ -85,7 +85,7 @@ def finish(tmp_path, models):
             tokenizer=load_tokenizer(choice, task, recipe), recipe=recipe, seed=trial.seed, adapter_parameters=1
         )
         own = {name: kind(replace(config, **changes)) for name, changes in layers.items()}
-        lane = Lane(base, trial, kind(config), own, context, task.load(context))
+        lane = build_lane(base, trial, kind(config), own, context, task.load(context))
         train(base, [lane], Silent())
         with evaluating(base, lane) as adapted:
             expected = adapted(input_ids=IDS).logits.float()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from harness.contract.record import Record, State
+from harness.engine.shared import Shared
 from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.suite import build_suite
 from harness.results.store import Store
+from harness.running.recording import Recording
 from harness.running.worker import Worker
 
 torch.set_num_threads(1)
@@ -24,7 +26,7 @@ def run_events(tmp_path, pack=4, **suite):
     asked = {"tasks": ["uuid"], "methods": ["lora"], "recipe": recipe, **suite}
     trials = pending(plan_cells(build_suite(asked), REGISTRY, None, "float32"), lambda trial: None)
     events = []
-    worker = Worker(REGISTRY, Store(str(tmp_path)), torch.device("cpu"), None, {}, events.append)
+    worker = Worker(REGISTRY, Shared(torch.device("cpu")), Recording(Store(str(tmp_path)), {}), events.append)
     worker.run(trials, pack)
     return events
 

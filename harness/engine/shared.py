@@ -1,0 +1,121 @@
+"""What trials share, kept from one to the next: the base model, its tokenizer, data, and what a method costs alone.
+
+What is not here: slots in a base model (``resident``), how a lane is made (``build``), measuring a cost (``cost``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from harness.contract.method import Method
+from harness.contract.task import Task, TaskContext, TaskData
+from harness.contract.trial import Trial
+from harness.engine.build import build_lane
+from harness.engine.cost import SoloCost, measure_solo
+from harness.engine.lane import Lane
+from harness.engine.model import ModelChoice, load_model, load_tokenizer
+from harness.engine.resident import Base
+
+MOST_DATA = 8  # tasks' data kept; the oldest goes first
+_COST_KEYS = ("task", "recipe", "model", "model_revision", "method", "config", "layer_settings", "targets", "precision")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The base model of the last trial, what tells it from others, and its tokenizer."""
+
+    key: tuple[Any, ...]
+    base: Base
+    tokenizer: Any
+
+
+class Shared:
+    """Loads what a trial needs, or hands out what an earlier one loaded. Of base models it keeps one.
+
+    Args:
+        device: Where to train.
+        data_dir: Local tables, or ``None``.
+        allow_code_execution: Whether model-written code may run.
+        recomputes: Whether the backward pass computes activations again instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        data_dir: Path | None = None,
+        allow_code_execution: bool = False,
+        recomputes: bool = False,
+    ) -> None:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # for whatever code does not say which GPU it means
+        self.device, self.data_dir = device, data_dir
+        self.allow_code_execution, self.recomputes = allow_code_execution, recomputes
+        self._loaded: _Loaded | None = None
+        self._data: dict[tuple[Any, ...], TaskData] = {}
+        self._costs: dict[str, SoloCost] = {}
+
+    def base(self, trial: Trial, task: Task) -> Base:
+        """Return the resident model that a trial trains on."""
+        return self._load(trial, task).base
+
+    def lane(self, trial: Trial, method: type[Method], task: Task) -> Lane:
+        """Return a new lane for a trial.
+
+        Args:
+            trial: What to run.
+            method: Its method.
+            task: Its task.
+
+        Raises:
+            RuntimeError: The method trains another number of parameters than it says.
+        """
+        loaded = self._load(trial, task)
+        context = TaskContext(
+            tokenizer=loaded.tokenizer, recipe=trial.build_recipe(task), seed=trial.seed, data_dir=self.data_dir,
+            adapter_parameters=trial.adapter_parameters, allow_code_execution=self.allow_code_execution,
+            base_model=loaded.base.model,
+        )  # fmt: skip
+        data = self._load_data(trial, task, context)
+        lane = build_lane(loaded.base, trial, *trial.build_methods(method), context, data)
+        if lane.adapter_parameters() != trial.adapter_parameters:
+            raise RuntimeError(
+                f"method {trial.method!r} trains {lane.adapter_parameters():,} adapter parameters, "
+                f"its formula says {trial.adapter_parameters:,}: correct trainable_parameters() "
+                f"(`harness check {trial.method}`)"
+            )
+        return lane
+
+    def solo_cost(self, trial: Trial, method: type[Method], task: Task) -> SoloCost:
+        """Return what trials with this method and these settings cost alone, measured once."""
+        values = trial.to_json()
+        key = json.dumps([values[name] for name in _COST_KEYS], sort_keys=True)
+        if key not in self._costs:
+            self._costs[key] = measure_solo(self.base(trial, task), lambda: self.lane(trial, method, task))
+        return self._costs[key]
+
+    def _load(self, trial: Trial, task: Task) -> _Loaded:
+        recipe = trial.build_recipe(task)
+        shape = json.dumps({**task.model_arguments(recipe)}, sort_keys=True, default=str)
+        key = (trial.task, trial.model, trial.model_revision, trial.precision, shape)
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None  # free the old one first
+            choice = ModelChoice(trial.model, trial.model_revision)
+            model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
+            tokenizer = load_tokenizer(choice, task, recipe)
+            cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
+            self._loaded = _Loaded(key, Base(model, task, trial.precision, fresh, self.recomputes), tokenizer)
+        return self._loaded
+
+    def _load_data(self, trial: Trial, task: Task, context: TaskContext) -> TaskData:
+        seed = trial.seed if task.seeded_data else None
+        key = (trial.task, json.dumps(trial.to_json()["recipe"], sort_keys=True), trial.model_revision, seed)
+        if key not in self._data:
+            if len(self._data) >= MOST_DATA:
+                self._data.pop(next(iter(self._data)))
+            self._data[key] = task.load(context)
+        return self._data[key]

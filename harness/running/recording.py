@@ -1,0 +1,190 @@
+"""What is written down of a trial: its record, when it has ended, when it could not start, when its worker is gone.
+
+What is not here: a record's format (``contract.record``), where records are kept (``results.store``).
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.contract.record import Record, State
+from harness.contract.task import Metric, Task
+from harness.contract.trial import Trial
+from harness.errors import TrialDivergedError
+from harness.results.store import Store
+
+if TYPE_CHECKING:
+    from harness.engine.cost import SoloCost
+    from harness.engine.lane import Lane
+
+
+class Recording:
+    """Makes the records of one worker's trials.
+
+    Args:
+        store: Where adapters are written.
+        environment: Goes into every record.
+    """
+
+    def __init__(self, store: Store, environment: Mapping[str, Any]) -> None:
+        self.store, self.environment = store, environment
+
+    def ended(self, lane: Lane, task: type[Task], solo: SoloCost, started: str) -> Record:
+        """Return the record of a lane that came to an end; a complete one's adapter is written to the store."""
+        from safetensors.torch import save
+
+        trial, evaluation = lane.trial, lane.evaluation
+        artifacts: dict[str, str] = {}
+        if lane.error is None:
+            name = f"adapters/{trial.id}.safetensors"
+            artifacts["adapter"] = self.store.write_artifact(name, save(lane.state(), metadata={"trial": trial.id}))
+        metrics = dict(evaluation.metrics) if evaluation else {}
+        reasons = dict(evaluation.reasons) if evaluation else {}
+        for name, value in metrics.items():
+            if value is not None and not math.isfinite(value):
+                metrics[name], reasons[name] = None, f"the task computed {value}"
+        return self._record(
+            trial,
+            task,
+            lane.error,
+            started,
+            step=lane.done,
+            metrics=metrics,
+            reasons=reasons,
+            items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
+            history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
+            counts={
+                "adapter_parameters": lane.adapter_parameters(),
+                "task_parameters": lane.task_parameters(),
+                "base_parameters": lane.base.parameters,
+                "budget_deviation_fraction": _deviation_fraction(trial),
+            },
+            cost={
+                "prepare_seconds": lane.prepare_seconds,
+                "train_seconds": lane.train_seconds,
+                "evaluate_seconds": lane.evaluate_seconds,
+                "steps": lane.done,
+                "train_tokens": lane.train_tokens,
+                "pack_lanes": lane.pack_lanes,
+                "compiled": lane.compiled,
+                "step_seconds_solo": solo.step_seconds,
+                "tokens_per_second_solo": solo.step_tokens / solo.step_seconds if solo.step_seconds else None,
+                "step_flops": solo.step_flops,
+                "peak_memory_bytes": solo.peak_memory_bytes,
+            },
+            artifacts=artifacts,
+        )
+
+    def failed(self, trial: Trial, task: type[Task], error: BaseException, started: str) -> Record:
+        """Return the record of a trial that could not start, or whose result cannot be written down."""
+        counts = {
+            "adapter_parameters": trial.adapter_parameters,
+            "budget_deviation_fraction": _deviation_fraction(trial),
+        }
+        return self._record(trial, task, error, started, counts=counts)
+
+    def _record(
+        self, trial: Trial, task: type[Task], error: BaseException | None, started: str, step: int = 0, **fields: Any
+    ) -> Record:
+        state = _state_of(error)
+        if error is not None:
+            fields |= _no_metrics(task, state, str(error))
+        return Record(
+            trial=trial,
+            state=state,
+            main_metric=task.main_metric,
+            higher_is_better=task.metrics[task.main_metric].higher_is_better,
+            metric_details=_describe_metrics(task.metrics),
+            environment=self.environment,
+            error=None if error is None else _describe_error(error, step),
+            started_at=started,
+            finished_at=now(),
+            **fields,
+        )
+
+
+def lost(
+    trial: Trial, task: type[Task], environment: Mapping[str, Any], started: str, state: State, kind: str, message: str
+) -> Record:
+    """Return the record of a trial whose worker cannot write it.
+
+    Args:
+        trial: What was to be run.
+        task: Its task.
+        environment: Of the worker, as far as it is known.
+        started: When the trial started.
+        state: How it ended.
+        kind: A name for what happened, in the place of an exception's.
+        message: What happened. Its first line says it in short.
+    """
+    first = message.splitlines()[0]
+    return Record(
+        trial=trial,
+        state=state,
+        **_no_metrics(task, state, first),
+        main_metric=task.main_metric,
+        higher_is_better=task.metrics[task.main_metric].higher_is_better,
+        environment=environment,
+        error={"type": kind, "message": first, "traceback": message, "step": None},
+        started_at=started,
+        finished_at=now(),
+    )
+
+
+def now() -> str:
+    """Return the time, as records hold it: ISO 8601, UTC, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are numbers JSON can hold."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _finite(values: Sequence[float | None]) -> list[float | None]:
+    """Return per-item scores with ``None`` where there is no number, which JSON cannot hold."""
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def _no_metrics(task: type[Task], state: State, why: str) -> dict[str, Any]:
+    """Return the metrics of a trial that has none, and the reason."""
+    return {
+        "metrics": dict.fromkeys(task.metrics),
+        "reasons": dict.fromkeys(task.metrics, f"{state}: {why}"),
+    }
+
+
+def _deviation_fraction(trial: Trial) -> float | None:
+    """Return how far a trial's adapter is from its budget; ``None`` for a reference method."""
+    if trial.budget_parameters is None:
+        return None
+    return (trial.adapter_parameters - trial.budget_parameters) / trial.budget_parameters
+
+
+def _describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"title": m.title, "unit": m.unit, "higher_is_better": m.higher_is_better, "help": m.help}
+        for name, m in metrics.items()
+    }
+
+
+def _state_of(error: BaseException | None) -> State:
+    """Return the end state that an error means."""
+    if error is None:
+        return State.COMPLETE
+    if isinstance(error, TrialDivergedError):
+        return State.DIVERGED
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return State.OUT_OF_MEMORY
+    return State.FAILED
+
+
+def _describe_error(error: BaseException, step: int) -> dict[str, Any]:
+    text = "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": str(error), "traceback": text, "step": step}

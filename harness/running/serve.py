@@ -1,0 +1,100 @@
+"""The worker's process: reads jobs as JSON lines from standard input, writes events as JSON lines to standard output.
+
+What libraries print goes to standard error.
+
+What is not here: what is done with a job (``worker``), the scheduler's end of the two pipes (``process``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from harness.contract.trial import Trial
+from harness.engine.shared import Shared
+from harness.planning.registry import Registry, build_registry
+from harness.results.store import Store
+from harness.running.environment import describe_environment
+from harness.running.recording import Recording
+from harness.running.worker import Emit, Worker
+
+
+def main() -> None:
+    """Serve jobs until standard input closes."""
+    events = _protocol_stream()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers.models.auto.modeling_auto  # noqa: F401 - takes seconds, and the scheduler is still planning
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    line = sys.stdin.readline()
+    if not line:
+        return  # the command found nothing to do
+    setup = json.loads(line)
+    if setup["threads"]:
+        torch.set_num_threads(setup["threads"])
+
+    def emit(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event, allow_nan=False), file=events, flush=True)
+
+    registry = build_registry(setup["block"])
+    logging.basicConfig(handlers=[logging.StreamHandler(), _TellingHandler(emit, registry)])
+    device = torch.device(setup["device"])
+    data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
+    shared = Shared(device, data_dir, setup["allow_code_execution"], setup["recomputes"])
+    environment = {**setup["environment"], **describe_environment(device)}
+    recording = Recording(Store(setup["results"]), environment)
+    worker = Worker(registry, shared, recording, emit, setup["compiled"])
+    emit({"event": "idle", "environment": environment})
+    for job in _jobs():
+        worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
+        emit({"event": "idle"})
+
+
+def _protocol_stream() -> TextIO:
+    """Keep standard output for events, and send everything else that is printed to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return stream
+
+
+def _jobs() -> Iterator[Mapping[str, Any]]:
+    """Yield jobs. When the scheduler is gone, however it ended, end at once, whatever is being trained."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+class _TellingHandler(logging.Handler):
+    """Sends the warnings of the harness and of its plugins to the scheduler, whose user shall see them."""
+
+    def __init__(self, emit: Emit, registry: Registry) -> None:
+        super().__init__(logging.WARNING)
+        kinds = [*registry.methods.values(), *registry.tasks.values()]
+        self.packages = {"harness", *(kind.__module__.partition(".")[0] for kind in kinds)}
+        self.tell = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in self.packages:
+            self.tell({"event": "warning", "logger": record.name, "message": record.getMessage()})
+
+
+if __name__ == "__main__":
+    main()
