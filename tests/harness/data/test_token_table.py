@@ -150,8 +150,9 @@ def test_several_processes_tokenise_once_between_them(tmp_path):
         """
         import sys, time
         from transformers import AutoTokenizer
-        from harness import Example, token_table, tokenised_once
+        from harness import Example, tokenised_once
         from harness.bases import resolve
+        from harness.data import token_table
 
         token_table.FEWEST = 1
         tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
