@@ -28,7 +28,8 @@ from harness_plugins.methods.pissa import check_rank
 def orthonormal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
     """Return a (rows, width) float64 matrix with orthonormal rows: right singular vectors of a uniform matrix."""
     uniform = torch.rand(rows, width, generator=generator, dtype=torch.float64)
-    return torch.linalg.svd(uniform, full_matrices=False).Vh
+    orthonormal: Tensor = torch.linalg.svd(uniform, full_matrices=False).Vh
+    return orthonormal
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ class DyLoRAAdapter(LoRAAdapter):
         """Return ``W x + (alpha / b) B[:, :b] A[:b] x``, b being drawn in training, chosen in evaluation."""
         rank = self.rank if self.training else torch.full_like(self.rank, self.evaluation_rank)
         scale = torch.where(self.place < rank, self.alpha / rank, 0.0).to(x.dtype)
-        a, b = self.a, self.b
+        a: Tensor = self.a
+        b: Tensor = self.b
         if self.training and self.is_row_only:  # what stands before the last kept row is constant
             last = (self.place == rank - 1).to(x.dtype)
             a = a.detach() + last.unsqueeze(1) * (a - a.detach())

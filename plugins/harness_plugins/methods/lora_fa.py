@@ -56,7 +56,7 @@ class FrozenAAdapter(Adapter):
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + s B A x``; dropout acts on ``x`` of the update only."""
-        b = self.b
+        b: Tensor = self.b
         if self.is_projected:  # the same value, another gradient: that of b times the symmetric projection
             constant = b.detach()
             b = constant + (b - constant) @ self.projection
