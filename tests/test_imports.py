@@ -16,7 +16,20 @@ import harness
 from harness.planning.registry import build_registry
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "mlflow", "ray", "lm_eval", "matplotlib", "numpy")
+HEAVY = (
+    "torch",
+    "torch._dynamo",  # the compiler's two parts, longer to load than PyTorch itself
+    "torch._inductor",
+    "transformers",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "mlflow",
+    "ray",
+    "lm_eval",
+    "matplotlib",
+    "numpy",
+)
 SOURCE_ROOTS = (
     "harness",
     "plugins/harness_plugins",

@@ -18,6 +18,7 @@ from harness.contract.method import Adapter, Calibration, Method, attaches
 from harness.contract.task import TaskContext, TaskData
 from harness.contract.trial import Trial
 from harness.engine.batch import Batch, collate, draw
+from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
 from harness.engine.learning_rate import schedule
 from harness.engine.losses import lane_losses
@@ -167,7 +168,7 @@ def _calibrate(
                 weight.requires_grad_(False)
 
     # Compiling the loss for every form of batch would take longer than all of this.
-    with pretrained(base.model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    with pretrained(base.model), torch.enable_grad(), compiling(False):
         for name, module in modules.items():  # heads as they will train, not as the base's seed drew them
             base.slots[name].parts = ((Reader(module, base.dtype), 1),)
         method.calibrate(adapters, Calibration(base.model, batches, loss, weight_gradients, generator))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.contract.task import ModelKind
 from harness.engine.batch import Batch
+from harness.engine.compiling import compiled_if_wanted
 from harness.engine.model import unmasked
 
 
@@ -103,7 +104,7 @@ def only_at(head: nn.Module, index: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-@torch.compile(dynamic=False)
+@compiled_if_wanted
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return each token's cross-entropy in at least float32, shape (N,). Compiled, it reads large logits once."""
     return cross_entropy(at_least_float32(logits), targets, reduction="none")

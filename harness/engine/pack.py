@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.contract.method import Adapter, Method, StepInfo
 from harness.engine.batch import GPU_MULTIPLE, Batch
 from harness.engine.capture import capture
+from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
 from harness.engine.losses import lane_losses
 from harness.engine.resident import Base
@@ -109,7 +110,7 @@ class Pack:
             self.base.slots[name].parts = parts
         self._is_midway = False
         try:
-            with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
+            with compiling(self.compiled):
                 losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
             self._is_midway = True
             for each in self.lanes:

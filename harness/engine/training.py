@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract.task import Evaluation, check_evaluation
+from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
 from harness.engine.pack import Pack
 from harness.engine.resident import Base
@@ -132,7 +133,7 @@ def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
         module.eval()
         base.slots[name].parts = ((Reader(module, base.dtype), 1),)
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), compiling(False):
             yield model
     finally:
         base.clear()

@@ -55,8 +55,7 @@ def test_logits_are_computed_only_where_labels_are(kit):
     expected = [float(cross_entropy(logits[n - 1 : 9], torch.tensor(ids[n:]))) for n in (9, 4)]
     model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
     (batch,) = collate([[one], [six]], pad_token=0, causal=True)
-    with torch.compiler.set_stance("force_eager"):  # as steps do that are not to be compiled
-        losses = lane_losses(model, ModelKind.CAUSAL_LM, batch)
+    losses = lane_losses(model, ModelKind.CAUSAL_LM, batch)
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
     assert seen == [(2 * 6, 24)], "as many places in each lane as the lane with most labels has"
 
