@@ -4,8 +4,8 @@
 
 The layer's own product with W is not used: the adapter holds Q and multiplies with it. So trials with and without
 quantisation train over one model and can be compared. What is right is the result; the memory is not QLoRA's, because
-the unquantised model stays beside Q. The layer is not the pretrained one at the start: the error of quantising is part of
-the method. The blocks' largest values stay in float32 (no double quantisation), as in PiSSA's comparisons.
+the unquantised model stays beside Q. The layer is not the pretrained one at the start: the error of quantising is part
+of the method. The blocks' largest values stay in float32 (no double quantisation), as in PiSSA's comparisons.
 
 Source: Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023,
 arXiv:2305.14314, section 3. What is not here: factors that make up for the error (``loftq``, ``qpissa``).
