@@ -1,0 +1,151 @@
+"""What a board claims, through ``analyse``."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness_leaderboard.statistics import Scores, Search, analyse
+
+
+def scores(values, **more):
+    """Items of shape (methods, seeds, items) as scores."""
+    values = np.asarray(values, dtype=float)
+    names = tuple(f"m{number}" for number in range(len(values)))
+    return Scores(methods=names, seeds=tuple(range(values.shape[1])), totals=values.mean(2), items=values, **more)
+
+
+def noisy(means, seeds=3, items=200, seed_deviation=0.02, seed=0):
+    """Draw scores with seeds' and items' noise about given means."""
+    generator = np.random.default_rng(seed)
+    shape = (len(means), seeds, items)
+    noise = seed_deviation * generator.standard_normal(shape[:2])[:, :, None] + 0.3 * generator.standard_normal(shape)
+    return np.asarray(means)[:, None, None] + noise
+
+
+def test_two_methods_without_items_are_students_paired_test():
+    totals = np.array([[0.61, 0.72, 0.66, 0.70], [0.55, 0.69, 0.58, 0.61]])
+    found = analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2, 3), totals=totals)).between(0, 1)
+    expected = stats.ttest_rel(*totals)
+    assert found.difference == pytest.approx(np.mean(totals[0] - totals[1]))
+    assert found.p_value == pytest.approx(expected.pvalue, rel=0.06)
+    low, high = expected.confidence_interval(0.95)
+    assert found.these_items.low == pytest.approx(low, abs=0.03 * (high - low))
+    assert found.new_items is None
+
+
+def test_a_board_without_items_says_that_it_speaks_of_these_items():
+    totals = np.array([[0.1, 0.2, 0.3], [0.8, 0.9, 0.95]])
+    assert analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2), totals=totals)).scope == "these items"
+    assert analyse(scores(noisy([0.1, 0.2]))).scope == "new items"
+
+
+def test_one_methods_interval_on_these_items_is_students():
+    values = noisy([0.5, 0.6])
+    found = analyse(scores(values)).estimates[0]
+    totals = values[0].mean(1)
+    low, high = stats.t.interval(0.95, 2, totals.mean(), totals.std(ddof=1) / np.sqrt(3))
+    assert (found.these_items.low, found.these_items.high) == pytest.approx((low, high), abs=0.03 * (high - low))
+    assert found.new_items.low < found.these_items.low or found.new_items.high > found.these_items.high
+
+
+def test_far_methods_are_separated_and_ranks_follow_from_the_pairs():
+    found = analyse(scores(noisy([0.1, 0.9, 0.5, 0.5])))
+    ranks = [(each.best_rank, each.worst_rank) for each in found.estimates]
+    assert ranks == [(4, 4), (1, 1), (2, 3), (2, 3)]
+    assert found.between(1, 0).is_separated
+    assert found.between(0, 1).difference == -found.between(1, 0).difference < 0
+    assert not found.between(2, 3).is_separated
+    assert [each.letters for each in found.estimates] == ["c", "a", "b", "b"]
+
+
+def test_lower_is_better_turns_ranks_and_keeps_differences():
+    found = analyse(scores(noisy([0.1, 0.9]), higher_is_better=False))
+    assert [each.best_rank for each in found.estimates] == [1, 2]
+    assert found.between(0, 1).difference < 0
+
+
+def test_extra_seeds_of_one_method_take_no_rank_away():
+    values = noisy([0.9, 0.5, 0.1], seeds=8)
+    values[1:, 3:] = np.nan
+    found = analyse(scores(values))
+    assert [(each.best_rank, each.worst_rank) for each in found.estimates] == [(1, 1), (2, 2), (3, 3)]
+    assert [each.seeds for each in found.estimates] == [8, 3, 3]
+    assert found.between(0, 1).seeds == 3
+
+
+def test_methods_that_ran_other_seeds_are_compared_unpaired():
+    values = noisy([0.9, 0.1], seeds=6)
+    values[0, :3] = values[1, 3:] = np.nan
+    found = analyse(scores(values)).between(0, 1)
+    assert not found.is_paired
+    assert found.difference == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_method_with_one_seed_has_a_mean_and_no_rank():
+    values = noisy([0.9, 0.5, 0.1])
+    values[0, 1:] = np.nan
+    first, second, _ = analyse(scores(values)).estimates
+    assert first.mean is not None
+    assert first.best_rank is first.these_items is None
+    assert (second.best_rank, second.worst_rank) == (1, 1)
+
+
+def test_diverged_seeds_are_a_share_with_an_exact_interval():
+    values = noisy([0.9, 0.5], seeds=10)
+    values[0, 4] = np.nan
+    found = analyse(scores(values, diverged=(1, 0))).estimates[0]
+    assert (found.diverged.count, found.diverged.of) == (1, 10)
+    exact = stats.binomtest(1, 10).proportion_ci(0.95, method="exact")
+    assert (found.diverged.interval.low, found.diverged.interval.high) == pytest.approx((exact.low, exact.high))
+    assert found.best_rank == 1
+
+
+def test_equal_differences_on_few_seeds_are_no_certainty():
+    totals = np.array([[0.5, 0.5, 0.5], [0.6, 0.6, 0.6]])
+    two = analyse(Scores(methods=("a", "b"), seeds=(0, 1), totals=totals[:, :2]))
+    assert not two.between(0, 1).is_separated
+    same = analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2), totals=totals[[0, 0]]))
+    assert same.between(0, 1).p_value == pytest.approx(1)
+
+
+def test_items_of_one_document_do_not_count_as_many():
+    generator = np.random.default_rng(1)
+    documents = np.repeat(np.arange(20), 10)
+    by_document = 0.4 * generator.standard_normal((2, 20))[:, None, documents]
+    values = 0.5 + by_document + 0.1 * generator.standard_normal((2, 3, 200))
+    alone = analyse(scores(values)).between(0, 1).new_items
+    grouped = analyse(scores(values, groups=documents)).between(0, 1).new_items
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+def test_documents_of_equal_size_are_as_good_as_their_means():
+    values = noisy([0.5, 0.6], items=60)
+    documents = np.repeat(np.arange(12), 5)
+    grouped = analyse(scores(values, groups=documents)).between(0, 1)
+    means = analyse(scores(values.reshape(2, 3, 12, 5).mean(3))).between(0, 1)
+    assert grouped.new_items.low == pytest.approx(means.new_items.low)
+    assert grouped.items == 12
+
+
+def test_a_search_that_might_have_gone_elsewhere_widens_the_error():
+    values = noisy([0.9, 0.5])
+    steep = Search(rates=(1e-4, 1e-3, 1e-2), scores=np.array([[0.1, 0.9, 0.1]]), chosen=1)
+    rough = Search(rates=(1e-4, 1e-3, 1e-2), scores=np.array([[0.88, 0.9, 0.89]]), chosen=1)
+    plain = analyse(scores(values))
+    sure = analyse(scores(values, searches=(steep, steep)))
+    unsure = analyse(scores(values, searches=(rough, rough)))
+    width = [each.between(0, 1).new_items.high - each.between(0, 1).new_items.low for each in (plain, sure, unsure)]
+    assert width[0] == pytest.approx(width[1])
+    assert width[1] < width[2]
+    assert sure.estimates[0].selection.again == 1
+    assert unsure.estimates[0].selection.flatness == 3
+
+
+def test_the_same_scores_give_the_same_analysis():
+    values = noisy([0.5, 0.6, 0.7])
+    assert analyse(scores(values)) == analyse(scores(values))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="totals have shape"):
+        Scores(methods=("a",), seeds=(0, 1), totals=np.zeros((2, 2)))
