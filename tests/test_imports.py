@@ -81,8 +81,10 @@ def test_listing_loads_the_plugins_and_so_torch_but_nothing_else(kind, tmp_path)
 
 
 def test_the_leaderboard_needs_no_torch(tmp_path):
-    modules = sorted(path.stem for path in sources("leaderboard/harness_leaderboard") if path.stem != "__init__")
-    script = "import importlib\n" + "".join(f"importlib.import_module('harness_leaderboard.{m}')\n" for m in modules)
+    root = ROOT / "leaderboard"
+    paths = [path.relative_to(root).with_suffix("") for path in sources("leaderboard/harness_leaderboard")]
+    modules = sorted(".".join(path.parts).removesuffix(".__init__") for path in paths)
+    script = "import importlib\n" + "".join(f"importlib.import_module({module!r})\n" for module in modules)
     assert not loaded_by(script, tmp_path) & {"torch", "transformers", "datasets", "mlflow", "ray"}
 
 
