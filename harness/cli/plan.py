@@ -59,7 +59,10 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[s
         )  # fmt: skip
     heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]
     todo = sum(state in ("to do", "interrupted") for state in states.values())
+    other = sum(state not in ("to do", "interrupted", "complete", "diverged") for state in states.values())
+    again = f", {other} that did not finish (tried again when something changed, or by `harness run --retry`)"
     budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
     where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
     more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
-    return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{len(trials)} trials, {todo} to do{more}"
+    count = f"{len(trials)} trials, {todo} to do{again if other else ''}{more}"
+    return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{count}"

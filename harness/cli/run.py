@@ -38,15 +38,25 @@ if TYPE_CHECKING:
 )
 @click.option("--recompute", "recomputes", is_flag=True, help="Keep no activations: less memory, a third more time.")
 @click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
+@click.option(
+    "--retry",
+    is_flag=False,
+    flag_value="all",
+    metavar="[STATES]",
+    help="Try again what ended so (failed,out_of_memory,timed_out,lost,edited); alone: all of it.",
+)
 @click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
-    trial_seconds: float, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
+    trial_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
-    """Train and score methods on tasks. Finished trials are never run again."""
+    """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
+    from harness.planning.retry import Retry, parse_states
+
+    asked = () if retry is None else parse_states(retry)
     from harness.running.process import kill, launch
 
     launched = launch()  # before anything else: it takes as long to load its libraries as this process does
@@ -58,7 +68,7 @@ def run(
     from harness.planning.published import read_published
     from harness.planning.registry import build_registry
     from harness.results.store import Store
-    from harness.running.environment import describe_environment
+    from harness.running.environment import conditions, describe_environment
     from harness.running.progress import Display
     from harness.running.schedule import Scheduler, Settings
 
@@ -69,17 +79,19 @@ def run(
     suite = build_suite_from_options(registry, options)
     devices, threads = resolve_devices(device, workers)
     store = Store(options["results"])
+    how: dict[str, Any] = {
+        "pack": parse_pack(pack, devices[0]), "compiled": compiled, "recomputes": recomputes,
+        "trial_seconds": trial_seconds, "allow_code_execution": allow_code_execution,
+    }  # fmt: skip
+    retries = Retry(conditions(devices, **how), asked)
     settings = Settings(
         devices=devices,
         threads=threads,
-        pack=parse_pack(pack, devices[0]),
-        compiled=compiled,
-        recomputes=recomputes,
+        retry=retries,
+        **how,
         published=read_published(suite, registry),
         data_dir=options["data_dir"],
         block=block,
-        trial_seconds=trial_seconds,
-        allow_code_execution=allow_code_execution,
         environment={
             **describe_environment(torch.device("cpu")),
             "command": shlex.join(["harness", *sys.argv[1:]]),
@@ -100,18 +112,17 @@ def run(
         scheduler.start()
         cells = plan_cells(suite, registry, options["data_dir"], resolve_precision(suite.precision, devices[0]))
         store.prepare()
-        todo = pending(cells, look_up)
+        todo = pending(cells, look_up, retries.settles)
         with display:
             while todo:
                 display.expect(len(todo))
                 scheduler.run(todo)
-                done = {trial.id for trial in todo}
-                for trial_id in done:
-                    known.pop(trial_id, None)
-                todo = [trial for trial in pending(cells, look_up) if trial.id not in done]
+                for trial in todo:
+                    known.pop(trial.id, None)
+                todo = pending(cells, look_up, retries.settles)
     finally:
         scheduler.close()
-    records = finished(cells, look_up)
+    records = finished(cells, look_up, retries.settles)
     click.echo(summary(scheduler.observers, records))
     where = "" if store.root == "results" else f" --results {shlex.quote(store.root)}"  # for commands to copy
     if display.total:
@@ -122,10 +133,9 @@ def run(
     failed = [each for each in reported if each.state != "complete"]
     unscored = [each for each in reported if each.state == "complete" and each.score is None]
     for each in failed:
+        again = "" if each.state.is_final else f"; to try it again: --retry {each.state}"
         click.echo(
-            f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}{where}`; "
-            f"to run it again, move {store.root.rstrip('/')}/{each.trial_id}.json away",
-            err=True,
+            f"harness: {each.trial.label} {each.state}: `harness results show {each.trial_id}{where}`{again}", err=True
         )
     for each in unscored:
         reason = each.reasons.get(each.main_metric, "the record gives no reason")
@@ -152,11 +162,14 @@ def parse_pack(text: str, device: str) -> int:
     raise UsageError(f"--pack {text!r}: give auto, off or a number of trials")
 
 
-def finished(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Record]:
+def finished(
+    cells: Sequence[Cell], look_up: Callable[[Trial], Record | None], settles: Callable[[Record], bool]
+) -> list[Record]:
     """Return the records of a sweep's trials."""
     from harness.planning.plan import wanted
 
-    return [record for cell in cells for trial in wanted(cell, look_up) if (record := look_up(trial)) is not None]
+    trials = [trial for cell in cells for trial in wanted(cell, look_up, settles)]
+    return [record for trial in trials if (record := look_up(trial)) is not None]
 
 
 def summary(observers: Observers, records: Sequence[Record]) -> str:

@@ -1,8 +1,12 @@
-"""A record: the write-once JSON of one finished trial. Records are the truth; every other view is rebuilt from them."""
+"""A record: the JSON of one trial's end. Records are the truth; every other view is rebuilt from them.
+
+Its text carries a digest over everything in it. One that was changed since is read as ``edited``, without its numbers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,23 +18,26 @@ from typing import Any
 from harness.contract.trial import Trial
 from harness.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # records of schema 1 have no digest and no attempts
 
 
 class State(StrEnum):
-    """How a trial ended."""
+    """How a trial ended. Two states say something about the method; the others only about the run."""
 
     COMPLETE = "complete"  # trained to the last step and scored
     DIVERGED = "diverged"  # the loss became NaN or infinite
     FAILED = "failed"  # an exception in the method, the task or the harness
     OUT_OF_MEMORY = "out_of_memory"  # did not fit even alone
     TIMED_OUT = "timed_out"  # ran longer than the limit for one trial
+    LOST = "lost"  # its worker process died, and nothing says that memory was the reason
     INTERRUPTED = "interrupted"  # the run was stopped; run the command again to finish it
+    EDITED = "edited"  # changed after it was written: nothing in it is believed. Never written, only read
 
     @property
     def is_final(self) -> bool:
-        """Whether running the same command again leaves this trial alone."""
-        return self is not State.INTERRUPTED
+        """Whether it is the method's result, which no other try could change."""
+        return self in (State.COMPLETE, State.DIVERGED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,9 @@ class Record:
             ``step_seconds_solo``,
             ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins.
-        error: ``{"type", "message", "traceback", "step"}`` unless complete.
+        error: ``{"type", "message", "traceback", "step"}`` unless complete; where another try may end otherwise, also
+            ``conditions``, what this one depended on besides the trial.
+        attempts: Earlier tries of the trial, oldest first: ``{"state", "error", "started_at", "finished_at"}``.
         started_at: ISO 8601, UTC.
         finished_at: ISO 8601, UTC.
         artifacts: ``{"adapter": file name beside the record}``.
@@ -81,6 +90,7 @@ class Record:
     cost: Mapping[str, float | int | None] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+    attempts: Sequence[Mapping[str, Any]] = field(default_factory=list)
     started_at: str
     finished_at: str
     artifacts: Mapping[str, str] = field(default_factory=dict)
@@ -98,10 +108,29 @@ class Record:
         """Return the final main metric, or ``None``."""
         return self.metrics.get(self.main_metric)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether a digest ties the content together; records of schema 1 have none."""
+        return self.schema_version > 1
+
+    @property
+    def attempt(self) -> dict[str, Any]:
+        """Return this try as a later one remembers it."""
+        return {
+            "state": self.state.value,
+            "error": self.error,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+        }
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return plain JSON types, with the digest."""
         body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {"trial_id": self.trial_id, **body, "trial": self.trial.to_json(), "state": self.state.value}
+        content = {"trial_id": self.trial_id, **body, "trial": self.trial.to_json(), "state": self.state.value}
+        if not self.is_bound:
+            content.pop("attempts")
+            return content
+        return {**content, "digest": digest(content)}
 
     def dumps(self) -> str:
         """Return the file's text. NaN and infinity are refused: a missing number is ``null`` with a reason."""
@@ -109,7 +138,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Rebuild a record.
+        """Rebuild a record. One whose digest does not match comes back as ``edited``, without its numbers.
 
         Raises:
             RecordError: not an object, another schema version, missing or unknown keys, a value of a wrong type, or an
@@ -118,30 +147,58 @@ class Record:
         if not isinstance(data, Mapping):
             raise RecordError(f"it holds {_shorten(data)}, not a record; a record is a JSON object")
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version not in READABLE:
             raise RecordError(
-                f"record schema_version={version!r}; this harness reads {SCHEMA_VERSION}: "
+                f"record schema_version={_shorten(version)}; this harness reads {' and '.join(map(str, READABLE))}: "
                 "install the version that wrote it"
             )
+        name = _shorten(data.get("trial_id"))
         try:
-            body = {key: value for key, value in data.items() if key != "trial_id"}
+            body = {key: value for key, value in data.items() if key not in ("trial_id", "digest")}
             record = cls(**{**body, "trial": Trial.from_json(body["trial"]), "state": State(body["state"])})
             trial_id = record.trial_id
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"record {data.get('trial_id')!r} is not readable: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise RecordError(f"record {name} is not readable: {type(error).__name__}: {error}") from error
         if data.get("trial_id") != trial_id:
-            raise RecordError(
-                f"record {data.get('trial_id')!r} does not match its content (id {trial_id}): it was edited"
-            )
-        for name, misfits in FIELDS.items():
-            for where, value, wanted in misfits(getattr(record, name), name):
+            raise RecordError(f"record {name} does not match its content (id {trial_id}): it was edited")
+        for field_name, misfits in FIELDS.items():
+            for where, value, wanted in misfits(getattr(record, field_name), field_name):
                 raise RecordError(f"record {trial_id!r}: {where}={_shorten(value)} is not allowed; give {wanted}")
+        content = {key: value for key, value in data.items() if key != "digest"}
+        if record.is_bound and data.get("digest") != digest(content):
+            return record.without_numbers()
         return record
+
+    def without_numbers(self) -> Record:
+        """Return the record as one that was edited: whatever it claims is withheld, so that nothing averages it."""
+        why = "its digest does not match its content: the file was changed after it was written"
+        return dataclasses.replace(
+            self,
+            state=State.EDITED,
+            metrics=dict.fromkeys(self.metrics),
+            reasons={name: f"{State.EDITED}: {why}" for name in self.metrics},
+            history=[],
+            items={},
+            artifacts={},
+            error={"type": "Edited", "message": why, "traceback": "", "step": None},
+        )
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return what binds a record: a hash over everything in it but the digest itself."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(canonical.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def loads(text: str | bytes) -> Any:
-    """Return what JSON text holds. NaN and infinity, which Python would let pass, are not JSON: ``ValueError``."""
-    return json.loads(text, parse_constant=_refuse_constant)
+    """Return what JSON text holds; ``ValueError`` if none.
+
+    NaN and infinity, which Python would let pass, are not JSON. Nor are values nested deeper than any record's.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -226,6 +283,7 @@ FIELDS: Mapping[str, Misfits] = {
     "cost": _object(NUMBER),
     "environment": _object(ANYTHING),
     "error": _one(lambda value: value is None or isinstance(value, Mapping), "an object or null"),
+    "attempts": _list(_object(ANYTHING)),
     "started_at": TIME,
     "finished_at": TIME,
     "artifacts": _object(TEXT),

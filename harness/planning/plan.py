@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.method import Method, attaches
-from harness.contract.record import Record
+from harness.contract.record import Record, State
 from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.data.tables import identify_tables
@@ -228,17 +228,32 @@ def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str
     return changes
 
 
-def pending(cells: Sequence[Cell], look_up: Callable[[Trial], Record | None]) -> list[Trial]:
+def has_ended(record: Record) -> bool:
+    """Return whether a trial came to an end of its own, good or bad. Whether a bad one is tried again, runs decide."""
+    return record.state is not State.INTERRUPTED
+
+
+def pending(
+    cells: Sequence[Cell], look_up: Callable[[Trial], Record | None], settles: Callable[[Record], bool] = has_ended
+) -> list[Trial]:
     """Return the trials that can and must run now, in order of cells; empty when the sweep is complete.
 
     Args:
         cells: Of the sweep.
         look_up: Returns a trial's record, or ``None``.
+        settles: Whether a record leaves nothing to do (``planning.retry``).
     """
-    return [trial for cell in cells for trial in wanted(cell, look_up) if not _is_final(look_up(trial))]
+    return [
+        trial
+        for cell in cells
+        for trial in wanted(cell, look_up, settles)
+        if (record := look_up(trial)) is None or not settles(record)
+    ]
 
 
-def wanted(cell: Cell, look_up: Callable[[Trial], Record | None]) -> list[Trial]:
+def wanted(
+    cell: Cell, look_up: Callable[[Trial], Record | None], settles: Callable[[Record], bool] = has_ended
+) -> list[Trial]:
     """Return every trial of a cell that is known to be needed, finished or not."""
     if not cell.tune:
         return [cell.trial(rate, seed, "report") for rate in cell.rates for seed in cell.seeds]
@@ -247,7 +262,7 @@ def wanted(cell: Cell, look_up: Callable[[Trial], Record | None]) -> list[Trial]
         rates = cell.grid(below, above)
         search = [cell.trial(rate, TUNE_SEED, "tune") for rate in rates]
         records = [look_up(trial) for trial in search]
-        if not all(map(_is_final, records)):
+        if not all(record is not None and settles(record) for record in records):
             return search
         best = best_index(records, cell.higher_is_better)
         if best is None:  # nothing trained at any rate: report the centre, whose failure is a result
@@ -272,7 +287,3 @@ def best_index(records: Sequence[Record | None], higher_is_better: bool) -> int 
     sign = 1 if higher_is_better else -1
     middle = (len(records) - 1) / 2
     return max(scored, key=lambda each: (sign * each[1], -abs(each[0] - middle)))[0]
-
-
-def _is_final(record: Record | None) -> bool:
-    return record is not None and record.state.is_final

@@ -186,10 +186,19 @@ def render_show(record: Record) -> str:
         _section("Artifacts", record.artifacts),
         _section("Environment", record.environment),
     ]
+    tries = {f"{n}, {each.get('state')}": _why(each) for n, each in enumerate(record.attempts, 1)}
+    parts.append(_section("Earlier tries", tries))
+    if not record.is_bound:
+        parts.append("Written by an older harness, without a digest: nothing would tell if it had been edited.")
     if record.error is not None:
         error = {key: value for key, value in record.error.items() if key != "traceback"}
         parts += [_section("Error", error), str(record.error.get("traceback") or "").rstrip()]
     return _printable("\n\n".join(part for part in parts if part))
+
+
+def _why(attempt: Mapping[str, Any]) -> str:
+    error = attempt.get("error") or {}
+    return f"{attempt.get('finished_at')}: {error.get('type')}: {error.get('message')}"
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The result root: one write-once JSON per finished trial, on any fsspec URL, and the artifacts beside it.
+"""The result root: one JSON per finished trial, on any fsspec URL, and the artifacts beside it.
 
 <root>/<trial id>.json                     the record
 <root>/adapters/<trial id>.safetensors     what was trained
@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,10 @@ class Store:
             if record is not None:
                 yield record
 
-    def write(self, record: Record) -> None:
-        """Write a record atomically, once. An interrupted trial's record may be replaced, a final one never.
+    def write(self, record: Record) -> Record:
+        """Write a record atomically, and return it as written. A final record is never replaced.
+
+        Of any other, which says something about its run alone, the new record keeps the history in ``attempts``.
 
         Raises:
             RecordError: A final record of this trial exists already.
@@ -98,22 +101,27 @@ class Store:
         before = self.read(record.trial_id)
         if before is not None and before.state.is_final:
             raise RecordError(f"{self.root}/{record.trial_id}.json exists ({before.state}); records are written once")
-        name, content = f"{record.trial_id}.json", record.dumps().encode()
+        name = f"{record.trial_id}.json"
         if self.local is None:
-            self._replace(name, content)
-            return
+            record = _after(before, record)
+            self._replace(name, record.dumps().encode())
+            return record
         try:
-            self._create(name, content)
-        except FileExistsError:  # an interrupted one's, or that of another machine which finished it just now
+            self._create(name, record.dumps().encode())
+            return record
+        except FileExistsError:  # an earlier try's, or that of another machine which finished it just now
             aside = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
             Path(self._join(name)).replace(aside)  # takes whatever is there now, so look at it before it goes
             try:
-                if Record.from_json(loads(aside.read_bytes())).state.is_final:
+                before = Record.from_json(loads(aside.read_bytes()))
+                if before.state.is_final:
                     os.link(aside, self._join(name))
                     raise RecordError(f"{self.root}/{name} exists by now; records are written once") from None
             finally:
                 aside.unlink()
-            self._create(name, content)
+            record = _after(before, record)
+            self._create(name, record.dumps().encode())
+            return record
 
     def write_artifact(self, name: str, content: bytes) -> str:
         """Write a file below the root atomically and return its name."""
@@ -177,3 +185,8 @@ class Store:
         except FileNotFoundError:
             return []
         return [str(each) for each in listing]
+
+
+def _after(before: Record | None, record: Record) -> Record:
+    """Return a record that remembers the try before it."""
+    return record if before is None else replace(record, attempts=[*before.attempts, before.attempt])

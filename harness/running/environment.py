@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +52,41 @@ def describe_environment(device: Any) -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name(device) if on_gpu else _static()["cpu"],
         "threads": torch.get_num_threads(),
     }
+
+
+def conditions(devices: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """Return what a try depends on besides its trial, as plain JSON types: if any of it changes, so may the outcome.
+
+    Args:
+        devices: As for the workers.
+        settings: How the trials are run.
+    """
+    import torch
+
+    names = {
+        device: f"{properties.name}, {properties.total_memory} bytes"
+        for device in devices
+        if device.startswith("cuda")
+        for properties in [torch.cuda.get_device_properties(device)]
+    }
+    return {
+        "versions": _static()["versions"],
+        "source": _source_digest(),
+        "devices": sorted({names.get(device, _static()["cpu"]) for device in devices}),
+        "workers": len(devices),
+        **settings,
+    }
+
+
+def _source_digest() -> str:
+    """Return a hash of the engine's source: a correction in a checkout changes no version."""
+    import harness
+
+    root = Path(harness.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 def _cpu_name() -> str:

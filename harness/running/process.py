@@ -91,7 +91,7 @@ class WorkerProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether something outside ended it at once; without our doing, that is the system, out of memory."""
+        """Whether something outside ended it at once: the kernel for want of memory, or anybody else."""
         return self.process.returncode == -signal.SIGKILL
 
     def _send(self, message: Mapping[str, Any]) -> None:

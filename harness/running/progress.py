@@ -13,7 +13,11 @@ from rich.text import Text
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 
-MARKS = {State.COMPLETE: ("done", "green"), State.INTERRUPTED: ("interrupted", "yellow")}  # others: red
+MARKS = {
+    State.COMPLETE: ("done", "green"),
+    State.INTERRUPTED: ("interrupted", "yellow"),
+    State.LOST: ("lost", "yellow"),
+}  # others: red
 
 
 class Display:

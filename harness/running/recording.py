@@ -187,4 +187,12 @@ def _state_of(error: BaseException | None) -> State:
 
 def _describe_error(error: BaseException, step: int) -> dict[str, Any]:
     text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text, "step": step}
+    # What comes from outside, a network or a device, may be there the next time.
+    transient = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError))
+    return {
+        "transient": transient,
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": text,
+        "step": step,
+    }

@@ -1,7 +1,7 @@
 """The scheduler: gives trials to worker processes, keeps their records, and tells the observers.
 
-It survives whatever a worker does: a worker that dies costs only the trial it was on, and every finished trial's record
-is on disk before anything else happens.
+It survives whatever a worker does: a worker that dies costs at most a try of the trial it was on, one that dies
+while it starts is replaced, and every finished trial's record is on disk before anything else happens.
 
 What is not here: which trials there are (``planning.plan``), training (``engine.training``), a worker's process
 (``process``), what it does (``worker``), and what is written down of a trial (``recording``).
@@ -27,12 +27,15 @@ from harness.contract.trial import Trial
 from harness.errors import HarnessError, RecordError
 from harness.planning.published import Published
 from harness.planning.registry import Registry
+from harness.planning.retry import Retry
 from harness.results.store import Store
+from harness.running.kernel import MemoryKills
 from harness.running.process import Event, WorkerProcess, launch
 from harness.running.recording import lost
 
 logger = logging.getLogger(__name__)
 
+START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
 
 
@@ -52,6 +55,7 @@ class Settings:
         allow_code_execution: Whether model-written code may run.
         environment: Goes into every record.
         published: What the suite says of a paper; each record gets what belongs beside it.
+        retry: Which records leave nothing to do.
     """
 
     devices: tuple[str, ...]
@@ -65,6 +69,7 @@ class Settings:
     allow_code_execution: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
+    retry: Retry = field(default_factory=Retry)
 
 
 class Observers:
@@ -112,6 +117,8 @@ class Scheduler:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[int, WorkerProcess] = {}
         self._waiting: deque[tuple[list[Trial], int]] = deque()
+        self._memory_kills = MemoryKills()
+        self._failed_starts = 0
 
     def start(self) -> None:
         """Start a first worker, so that it loads its libraries while others still plan. Not needed before ``run``."""
@@ -175,7 +182,7 @@ class Scheduler:
     def _is_there(self, trial: Trial) -> bool:
         """Return whether another run, which shares the result root, finished this trial meanwhile; if so, show it."""
         record = self.store.read(trial.id)
-        if record is None or not record.state.is_final:
+        if record is None or not self.settings.retry.settles(record):
             return False
         self.watch("finished", trial, {"record": record})
         return True
@@ -196,6 +203,7 @@ class Scheduler:
             self._died(worker)
         elif event["event"] == "idle":
             worker.ready = worker.idle = True
+            self._failed_starts = 0
             worker.environment = event.get("environment", worker.environment)
             lost, worker.jobs = worker.jobs, []
             for trial in lost:
@@ -225,8 +233,10 @@ class Scheduler:
         """Put a record on disk, then tell everyone."""
         published, trial = self.settings.published, record.trial
         record = replace(record, published=published.beside(trial), paper_recipe=published.recipes.get(trial.task, {}))
+        if not record.state.is_final:
+            record = replace(record, error={**(record.error or {}), "conditions": self.settings.retry.conditions})
         try:
-            self.store.write(record)
+            record = self.store.write(record)
         except RecordError:
             there = self.store.read(record.trial_id)
             if there is None:
@@ -243,9 +253,16 @@ class Scheduler:
     def _died(self, worker: WorkerProcess) -> None:
         """A worker is gone: blame the trial it was on, and give the others to a new worker."""
         why = worker.why()
+        state = State.LOST if worker.process.returncode < 0 else State.FAILED  # whatever exits, does so on purpose
+        if worker.was_killed and (memory := self._memory_kills.why(worker.process.pid)):
+            why, state = f"{memory}; {why}", State.OUT_OF_MEMORY
         del self._workers[worker.number]
         if not worker.ready:
-            raise HarnessError(f"a worker cannot start: {why}")
+            self._failed_starts += 1
+            if self._failed_starts == START_TRIES:
+                raise HarnessError(f"a worker cannot start, tried {START_TRIES} times: {why}")
+            logger.warning("a worker died while it started, and is replaced: %s", why.splitlines()[0])
+            return
         running = [trial for trial in worker.jobs if trial.id in worker.started]
         rest = [trial for trial in worker.jobs if trial.id not in worker.started]
         if not running:  # it died between trials: the next one is to blame
@@ -255,7 +272,6 @@ class Scheduler:
         if len(running) > 1:  # a pack: which of them it was shows when each runs alone
             self._waiting.extendleft([([trial], 1) for trial in reversed(running)])
         elif running:
-            state = State.OUT_OF_MEMORY if worker.was_killed else State.FAILED
             self._keep(self._ended(worker, running[0], state, "WorkerDied", why))
 
     def _enforce_limits(self) -> None:

@@ -214,7 +214,7 @@ class Tracker:
         self.client.set_terminated(run_id, status, _milliseconds(record.finished_at))
 
     def _begin(self, running: Running, started_milliseconds: int) -> str:
-        """Create the run of a trial, in place of what an interrupted attempt left, and return its id."""
+        """Create the run of a trial, in place of what an earlier try left, and return its id."""
         from mlflow.entities import Param
 
         trial = running.trial
@@ -222,7 +222,7 @@ class Tracker:
         tags = {**_trial_tags(trial, running.environment), "mlflow.parentRunId": parent}
         for run in self._runs(experiment, trial):
             ours = run.data.tags.get("results_root") == tags["results_root"]  # others may share the server
-            if ours and run.info.status in {"RUNNING", "KILLED"}:
+            if ours and run.info.status in {"RUNNING", "KILLED", "FAILED"}:
                 self.client.delete_run(run.info.run_id)
         if trial.id in _running:  # it trains now
             self.client.update_run(parent, status="RUNNING")

@@ -43,7 +43,7 @@ def test_a_run_with_a_diverged_trial_finishes_the_rest_and_exits_with_4(results,
     assert err.count("WARNING harness_trouble: there is no number any more\n") == 1, "a worker's warning is shown, once"
     identity = records["diverging"].trial_id
     assert f"`harness results show {identity} --results {root}`" in err
-    assert f"to run it again, move {root}/{identity}.json away" in err
+    assert "to try it again" not in err, "what diverged is the method's result"
     assert f"`harness leaderboard --results {root}` renders them" in err
     assert "diverged" in command("results", "show", records["diverging"].trial_id, "--results", root).out
     assert "Traceback" not in err
@@ -211,3 +211,25 @@ def test_learning_rates_are_searched_first_and_reported_at_the_best(trouble, com
     assert sorted(trial.seed for trial in reported) == [0, 1]
     (rate,) = {trial.learning_rate for trial in reported}
     assert searched[rate] == max(searched.values())
+
+
+def test_what_failed_is_tried_again_where_that_may_help_and_when_asked(trouble, command, tmp_path):
+    root = tmp_path / "results"
+    arguments = ["run", *QUICK, "--methods", "raising,killed", "--results", root]
+    first = command(*arguments)
+    records = {record.trial.method: record for record in Store(str(root)).records()}
+    assert first.code == TRIALS_FAILED
+    assert (records["raising"].state.value, len(records["raising"].attempts)) == ("failed", 0)
+    assert (records["killed"].state.value, len(records["killed"].attempts)) == ("lost", 2), "chance had a part"
+    assert "uuid/raising/lr0.003/s0 failed: " in first.err
+    assert "to try it again: --retry failed" in first.err
+    again = command(*arguments)
+    assert "Nothing to train: all 2 trials are in" in again.err
+    asked = command(*arguments, "--retry", "failed")
+    assert "[1/1] failed uuid/raising" in asked.err
+    record = Store(str(root)).read(records["raising"].trial_id)
+    assert [each["error"]["message"] for each in record.attempts] == ["raised on purpose"]
+    assert "Earlier tries" in command("results", "show", record.trial_id, "--results", root).out
+    wrong = command(*arguments, "--retry", "complete")
+    assert wrong.code == 2
+    assert "--retry 'complete' is the method's result" in wrong.err

@@ -95,8 +95,53 @@ def test_text_of_a_record_is_the_same_after_a_round_trip(make_record, metrics, e
     assert Record.from_json(json.loads(record.dumps())).dumps() == record.dumps()
 
 
-def test_only_an_interrupted_trial_is_run_again():
-    assert [state.value for state in State if not state.is_final] == ["interrupted"]
+def test_only_what_says_something_about_the_method_is_final():
+    assert [state.value for state in State if state.is_final] == ["complete", "diverged"]
+
+
+def _numbers(value, path=()):
+    if isinstance(value, dict):
+        return [each for key in value for each in _numbers(value[key], (*path, key))]
+    if isinstance(value, list):
+        return [each for place, inner in enumerate(value) for each in _numbers(inner, (*path, place))]
+    return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_a_record_that_was_changed_anywhere_is_read_as_edited_and_without_numbers(make_record):
+    data = json.loads(make_record().dumps())
+    places = [each for each in _numbers(data) if each[0] not in ("trial", "schema_version")]
+    assert len(places) > 10
+    for place in places:
+        forged = json.loads(make_record().dumps())
+        inner = forged
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] += 1
+        record = Record.from_json(forged)
+        assert (record.state, record.score, record.items, record.history) == (State.EDITED, None, {}, []), place
+        assert all("changed after it was written" in reason for reason in record.reasons.values())
+
+
+def test_a_digest_that_is_missing_or_another_binds_nothing(make_record):
+    data = make_record().to_json()
+    assert Record.from_json({**data, "digest": "sha256:0"}).state is State.EDITED
+    del data["digest"]
+    assert Record.from_json(data).state is State.EDITED
+
+
+def test_a_record_of_schema_1_is_read_and_written_as_it_was_and_is_not_bound(make_record):
+    old = make_record(schema_version=1)
+    text = old.dumps()
+    assert "digest" not in text
+    assert "attempts" not in text
+    read = Record.from_json(loads(text))
+    assert (read.is_bound, read.dumps(), read.score) == (False, text, 0.75)
+    assert make_record().is_bound
+
+
+def test_nothing_nested_too_deeply_is_read():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        loads("[" * 200_000)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -118,7 +163,7 @@ def test_a_record_whose_trial_was_edited_is_refused(make_record):
 
 
 def test_a_record_of_another_schema_is_refused(make_record):
-    with pytest.raises(RecordError, match=r"schema_version=99.*reads 1"):
+    with pytest.raises(RecordError, match=r"schema_version=99.*reads 1 and 2"):
         Record.from_json({**make_record().to_json(), "schema_version": 99})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import uuid
 
@@ -64,10 +65,24 @@ def test_a_final_record_is_never_overwritten(store, make_record, state):
     assert store.read(first.trial_id) == first
 
 
-def test_an_interrupted_record_is_replaced(store, make_record):
-    store.write(make_record(state=State.INTERRUPTED, metrics={}))
-    store.write(make_record())
-    assert store.read(make_record().trial_id) == make_record()
+@pytest.mark.parametrize("state", [state for state in State if not state.is_final and state is not State.EDITED])
+def test_a_record_that_is_not_final_is_replaced_and_remembered(store, make_record, state):
+    first = make_record(state=state, metrics={}, error={"type": "E", "message": "first", "conditions": {"pack": 1}})
+    second = make_record(state=state, metrics={}, error={"type": "E", "message": "second"})
+    store.write(first)
+    store.write(second)
+    written = store.write(make_record())
+    assert written.attempts == [first.attempt, second.attempt]
+    assert store.read(written.trial_id) == written
+    assert dataclasses.replace(written, attempts=[]) == make_record()
+
+
+def test_an_edited_record_is_shown_as_edited_and_can_be_replaced(store, make_record):
+    name = f"{make_record().trial_id}.json"
+    text = make_record().dumps().replace('"accuracy": 0.75', '"accuracy": 0.99', 1)
+    store.write_artifact(name, text.encode())
+    assert store.read(make_record().trial_id).state is State.EDITED
+    assert store.write(make_record()).attempts[0]["state"] == "edited"
 
 
 @pytest.mark.parametrize("moment", ["while writing", "before the rename"])
@@ -83,8 +98,9 @@ def test_a_crash_leaves_the_old_record_and_no_half_of_the_new_one(folder, make_r
         with pytest.raises(KeyboardInterrupt):
             folder.write(make_record())
     assert list(Store(folder.root).records()) == [old]
-    folder.write(make_record())  # and nothing is in the way of the next attempt
-    assert list(folder.records()) == [make_record()]
+    written = folder.write(make_record())  # and nothing is in the way of the next attempt
+    assert list(folder.records()) == [written]
+    assert written.attempts == [old.attempt]
 
 
 def test_a_crash_of_the_first_write_leaves_no_record(folder, make_record, monkeypatch):
@@ -111,9 +127,9 @@ def test_no_reader_ever_sees_a_part_of_a_record(folder, make_record, monkeypatch
         link(source, target)
 
     monkeypatch.setattr(os, "link", look)
-    folder.write(make_record())
-    assert seen[-1] == make_record().dumps()
-    assert folder.read(make_record().trial_id) == make_record()
+    written = folder.write(make_record())
+    assert seen[-1] == written.dumps()
+    assert folder.read(make_record().trial_id) == written
 
 
 @pytest.mark.parametrize("before", ["nothing", "interrupted"])
@@ -121,18 +137,19 @@ def test_of_two_machines_that_finish_a_trial_at_once_the_first_counts(folder, ma
     if before == "interrupted":
         folder.write(make_record(state=State.INTERRUPTED))
     first, second = make_record(metrics={"accuracy": 0.25}), make_record(metrics={"accuracy": 0.99})
-    read = Store.read
+    read, winners = Store.read, []
 
     def read_then_lose_the_race(store, trial_id):
         found = read(store, trial_id)
         monkeypatch.setattr(Store, "read", read)
-        Store(folder.root).write(first)
+        winners.append(Store(folder.root).write(first))
         return found
 
     monkeypatch.setattr(Store, "read", read_then_lose_the_race)
     with pytest.raises(RecordError, match="written once"):
         folder.write(second)
-    assert list(folder.records()) == [first]
+    assert list(folder.records()) == winners
+    assert winners[0].score == 0.25
     assert [path.name for path in folder.local.iterdir()] == [f"{first.trial_id}.json"]
 
 

@@ -98,7 +98,7 @@ def test_a_good_trial_is_complete_whatever_came_before(sweep, method):
         ("diverging", State.DIVERGED, "TrialDivergedError", "loss became nan at step 2"),
         ("raising", State.FAILED, "RuntimeError", "raised on purpose"),
         ("miscounting", State.FAILED, "RuntimeError", "its formula says"),
-        ("killed", State.OUT_OF_MEMORY, "WorkerDied", "signal 9 (SIGKILL)"),
+        ("killed", State.LOST, "WorkerDied", "signal 9 (SIGKILL)"),
         ("exiting", State.FAILED, "WorkerDied", "exit code 3"),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_worker_killed_from_outside_costs_the_trial_it_was_on(trouble, registr
     sweep.run()
     trouble.delenv("TROUBLE_SECONDS")
     states = [sweep.record("quick", 0).state, sweep.record("slow").state, sweep.record("quick", 1).state]
-    assert states == [State.COMPLETE, State.OUT_OF_MEMORY, State.COMPLETE]
+    assert states == [State.COMPLETE, State.LOST, State.COMPLETE]
 
 
 def test_workers_that_cannot_start_end_the_run_with_the_reason(trouble, registry, tmp_path, monkeypatch):
@@ -225,7 +225,9 @@ def test_workers_that_cannot_start_end_the_run_with_the_reason(trouble, registry
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('psutil is broken here')")
     start = time.monotonic()
-    with pytest.raises(HarnessError, match=r"(?s)a worker cannot start: .*exit code 1.*psutil is broken here"):
+    with pytest.raises(
+        HarnessError, match=r"(?s)a worker cannot start, tried 3 times: .*exit code 1.*psutil is broken here"
+    ):
         sweep.run()
     assert time.monotonic() - start < 60
     assert sweep.store.ids() == set()
