@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from harness_leaderboard.statistics import Scores, Search, analyse
+from scipy import stats
 
 
 def scores(values, **more):
