@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.contract.analysis import Analysis as Analysis
+    from harness.contract.analysis import LayerChange as LayerChange
+    from harness.contract.analysis import LayerFindings as LayerFindings
     from harness.contract.dropout import Dropout as Dropout
     from harness.contract.hookspecs import hookimpl as hookimpl
     from harness.contract.method import Adapter as Adapter
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Analysis": "harness.contract.analysis",
+    "LayerChange": "harness.contract.analysis",
+    "LayerFindings": "harness.contract.analysis",
     "Adapter": "harness.contract.method",
     "Evaluation": "harness.contract.task",
     "Example": "harness.contract.task",

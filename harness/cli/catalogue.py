@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["methods", "tasks", "suites"]))
+@click.argument("kind", type=click.Choice(["methods", "tasks", "suites", "analyses"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
-    """List methods, tasks or suites, and where each comes from."""
+    """List methods, tasks, suites or analyses, and where each comes from."""
     from tabulate import tabulate
 
     from harness.planning.registry import build_registry
@@ -28,7 +28,7 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
     registry = build_registry(block)
     rows: list[dict[str, Any]] = []
     for name, thing in getattr(registry, kind).items():
-        origin = registry.origins[kind[:-1], name]
+        origin = registry.origins["analysis" if kind == "analyses" else kind[:-1], name]
         row: dict[str, Any] = {"name": name}
         if kind == "methods":
             row |= {
@@ -42,6 +42,12 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
                 "title": thing.title or name,
                 "metric": thing.main_metric,
                 "scales": ", ".join(thing.recipes),
+                "paper": thing.paper,
+            }
+        elif kind == "analyses":
+            row |= {
+                "title": thing.title or name,
+                "of": "trials" if thing.of_updates else "base models",
                 "paper": thing.paper,
             }
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from harness.contract.analysis import Analysis
     from harness.contract.method import Method
     from harness.contract.record import Record
     from harness.contract.task import Task
@@ -45,6 +46,14 @@ def harness_register_suites() -> Sequence[Path]:  # type: ignore[empty-body]
 
     Called once per command, in the scheduler's and each worker's process. An exception stops the command, naming the
     plugin.
+    """
+
+
+@hookspec
+def harness_register_analyses() -> Sequence[type[Analysis]]:  # type: ignore[empty-body]
+    """Return the analyses this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin.
     """
 
 

@@ -5,12 +5,14 @@ What is not here: reading records and adapters (``results.store``), formats of f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from harness.contract.analysis import LayerChange
 from harness.contract.method import Adapter, Method, attaches
 from harness.contract.task import Task
 from harness.contract.trial import Trial
@@ -72,6 +74,23 @@ class TrainedTrial:
             self._fill(adapter, name)
             with torch.no_grad():
                 yield name, adapter.eval().delta_weight()
+
+    def changes(self) -> Iterator[LayerChange]:
+        """Yield each linear layer that the trial changed, with what it added, one at a time.
+
+        Of a method without adapters, these are all linear layers whose weights it trained.
+        """
+        for name in linear_layers(self.model, ()) if self.is_private else ():
+            if f"{name}.weight" in self.state:
+                layer = self.model.get_submodule(name)
+                trained = copy.deepcopy(layer)  # which may store its weight transposed
+                trained.load_state_dict({"weight": self.state[f"{name}.weight"]}, strict=False)
+                before, after = (present_as_linear(each).weight.detach() for each in (layer, trained))
+                yield LayerChange(name, before, after - before)
+        if self.is_private:
+            return
+        for name, update in self.updates():
+            yield LayerChange(name, present_as_linear(self.model.get_submodule(name)).weight.detach(), update)
 
     @torch.no_grad()
     def put_whole_modules(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.contract.analysis import Analysis
 from harness.contract.method import Method
 from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError, UsageError
 from harness.planning.registry import RESERVED, Registry
@@ -49,7 +50,7 @@ def parse_settings(text: str, method: type[Method]) -> Any:
     Raises:
         ConfigError: Unknown field, or a value that the field does not allow.
     """
-    return method.Config(**_read_settings(text, method))
+    return method.Config(**read_settings(text, method))
 
 
 def parse_settings_but_knob(text: str, method: type[Method]) -> Any:
@@ -58,7 +59,7 @@ def parse_settings_but_knob(text: str, method: type[Method]) -> Any:
     Raises:
         ConfigError: Unknown field, a value that the field does not allow, or the knob, which the budget decides.
     """
-    values, knob = _read_settings(text, method), method.traits.budget_knob
+    values, knob = read_settings(text, method), method.traits.budget_knob
     if knob in values:
         raise ConfigError(
             f"{method.name}: {knob}={values[knob]} cannot be set, the budget decides it; "
@@ -75,7 +76,12 @@ def parse_settings_but_knob(text: str, method: type[Method]) -> Any:
         raise
 
 
-def _read_settings(text: str, method: type[Method]) -> dict[str, Any]:
+def read_settings(text: str, method: type[Method] | type[Analysis]) -> dict[str, Any]:
+    """Return values from ``name=value,name=value``, of the types that the defaults have.
+
+    Raises:
+        ConfigError: Unknown field, or a value that cannot be read.
+    """
     defaults = method.Config()
     values: dict[str, Any] = {}
     for part in filter(None, (each.strip() for each in text.split(","))):

@@ -28,13 +28,19 @@ from harness.contract import hookspecs
 from harness.errors import PluginLoadError, UsageError
 
 if TYPE_CHECKING:
+    from harness.contract.analysis import Analysis
     from harness.contract.method import Method
     from harness.contract.task import Task
 
 GROUP = "harness"
 SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]*(/[a-z0-9][a-z0-9_.+-]*)*")  # a name that the command line can take apart
 RESERVED = ("all", "everything")
-REQUIRED = {"method": ("paper",), "task": ("main_metric", "metrics", "recipes"), "suite": ()}
+REQUIRED = {
+    "method": ("paper",),
+    "task": ("main_metric", "metrics", "recipes"),
+    "suite": (),
+    "analysis": ("columns",),
+}
 # The types of default that a field annotated so may have; other annotations are left to the class itself.
 PLAIN: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
@@ -64,6 +70,7 @@ class Registry:
     methods: Mapping[str, type[Method]]
     tasks: Mapping[str, type[Task]]
     suites: Mapping[str, Path]
+    analyses: Mapping[str, type[Analysis]]
     origins: Mapping[tuple[str, str], Origin]
 
     def method(self, name: str) -> type[Method]:
@@ -77,6 +84,12 @@ class Registry:
         if name not in self.tasks:
             raise unknown_name("task", name, self.tasks)
         return self.tasks[name]
+
+    def analysis(self, name: str) -> type[Analysis]:
+        """Return the analysis of this name; an unknown one raises ``UsageError`` with near misses."""
+        if name not in self.analyses:
+            raise unknown_name("analysis", name, self.analyses)
+        return self.analyses[name]
 
     def suite(self, name: str) -> Path:
         """Return the path of a registered suite, or of a ``.toml`` file given by path."""
@@ -271,11 +284,12 @@ def _check_values(task: type[Task], field: str, wanted: str) -> str:
 
 def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
     """Ask every plugin what it registers, keeping who said it."""
+    from harness.contract.analysis import Analysis
     from harness.contract.method import Method
     from harness.contract.task import Task
 
     found: dict[tuple[str, str], Origin] = {}
-    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}}
+    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}, "analysis": {}}
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
         where = f"plugin {origin.plugin!r} ({origin.file})"
@@ -301,20 +315,26 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
             )
         tables[kind][name], found[kind, name] = thing, origin
 
-    for kind, base in (("method", Method), ("task", Task), ("suite", Path)):
-        implementations: Sequence[Any] = getattr(manager.hook, f"harness_register_{kind}s").get_hookimpls()
+    kinds = (
+        ("method", "methods", Method),
+        ("task", "tasks", Task),
+        ("suite", "suites", Path),
+        ("analysis", "analyses", Analysis),
+    )
+    for kind, several, base in kinds:
+        implementations: Sequence[Any] = getattr(manager.hook, f"harness_register_{several}").get_hookimpls()
         for implementation in sorted(implementations, key=lambda each: str(each.plugin_name)):
             origin = origins[implementation.plugin_name]
             try:
                 things = implementation.function()
                 if not isinstance(things, Iterable):
                     raise TypeError(
-                        f"{implementation.function.__name__}() returns {things!r}; return a list of {kind}s"
+                        f"{implementation.function.__name__}() returns {things!r}; return a list of {several}"
                     )
                 things = list(things)
             except (Exception, SystemExit) as error:
                 raise PluginLoadError(
-                    f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {kind}s: "
+                    f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {several}: "
                     f"{type(error).__name__}: {error}. Go on without it: --block {origin.plugin}."
                 ) from error
             for thing in things:
@@ -326,4 +346,4 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
                     )
                 add(kind, thing.stem if base is Path else getattr(thing, "name", None), thing, origin)
     ordered = {kind: dict(sorted(table.items())) for kind, table in tables.items()}
-    return Registry(manager.hook, ordered["method"], ordered["task"], ordered["suite"], found)
+    return Registry(manager.hook, ordered["method"], ordered["task"], ordered["suite"], ordered["analysis"], found)
