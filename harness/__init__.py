@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.contract.analysis import Analysis as Analysis
     from harness.contract.analysis import LayerChange as LayerChange
     from harness.contract.analysis import LayerFindings as LayerFindings
+    from harness.contract.data_task import DataTask as DataTask
     from harness.contract.dropout import Dropout as Dropout
     from harness.contract.hookspecs import hookimpl as hookimpl
     from harness.contract.method import Adapter as Adapter
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from harness.contract.task import TaskContext as TaskContext
     from harness.contract.task import TaskData as TaskData
     from harness.contract.trial import Trial as Trial
+    from harness.data.own.columns import DataKind as DataKind
+    from harness.data.own.recipe import OwnRecipe as OwnRecipe
+    from harness.data.own.rows import OwnRow as OwnRow
+    from harness.data.own.splits import OwnTables as OwnTables
+    from harness.data.own.splits import read_own as read_own
     from harness.data.tables import identify as identify
     from harness.data.tables import local_files as local_files
     from harness.data.tables import read_rows as read_rows
@@ -75,7 +81,13 @@ _HOMES = {
     "Calibration": "harness.contract.method",
     "ConfigError": "harness.errors",
     "DataError": "harness.errors",
+    "DataKind": "harness.data.own.columns",
+    "DataTask": "harness.contract.data_task",
     "Dropout": "harness.contract.dropout",
+    "OwnRecipe": "harness.data.own.recipe",
+    "OwnRow": "harness.data.own.rows",
+    "OwnTables": "harness.data.own.splits",
+    "read_own": "harness.data.own.splits",
     "HarnessError": "harness.errors",
     "Method": "harness.contract.method",
     "MethodConfig": "harness.contract.method",

@@ -34,6 +34,16 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
         option("--tasks", "--task", metavar="NAMES",
                help="Comma-separated: uuid, glue/rte, or a family of tasks like glue."),
+        option("--data", metavar="FILE|FOLDER|HUB-ID",
+               help="Your own data instead of a task: instructions, texts with labels, or plain text."),
+        option("--columns", default="", metavar="ROLE=COLUMN,...",
+               help="What its columns are, e.g. prompt=question,response=answer.  [default: found by name]"),
+        option("--data-kind", default="", metavar="KIND",
+               help="What it is for: instructions, classification or text.  [default: found by its columns]"),
+        option("--labels", default="", metavar="LIST", help="All labels, in order.  [default: those in the data]"),
+        option("--metric", default="", metavar="NAME",
+               help="What ranks: a metric of that kind of data, or a module of `evaluate` on written answers."),
+        option("--lower-is-better", is_flag=True, help="Of that module's score."),
         option("--scale", metavar="NAME", help="Which recipe: smoke, small or paper.  [default: smoke]"),
         option("--model", metavar="NAME", help="A shipped base, hub id or local folder.  [default: the task's]"),
         option("--revision", metavar="COMMIT", help="Of a hub model."),
@@ -60,10 +70,11 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> Suite:
-    """Return the suite that the command line asks for."""
+def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> tuple[Suite, Path | None]:
+    """Return the suite that the command line asks for, and the folder of its local tables."""
     from dataclasses import replace
 
+    from harness.planning.own_data import suite_values
     from harness.planning.plan import split_names
     from harness.planning.suite import build_suite, read_suite
 
@@ -87,6 +98,19 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     if options["targets"]:
         given["targets"] = split_names(options["targets"])
     recipe: dict[str, Any] = {}
+    data_dir: Path | None = options["data_dir"]
+    if options["data"]:
+        for name in ("tasks", "suite_name", "data_dir"):
+            if options[name]:
+                raise UsageError(
+                    f"--data is a task of its own; leave --{name.partition('_name')[0].replace('_', '-')} out"
+                )
+        words = {name: options[name] for name in ("columns", "labels", "metric", "lower_is_better")}
+        values, data_dir = suite_values(registry, options["data"], kind=options["data_kind"], **words)
+        recipe |= values.pop("recipe")
+        given = {**values, **given}
+    elif strange := [name for name in ("columns", "data_kind", "labels", "metric", "lower_is_better") if options[name]]:
+        raise UsageError(f"--{strange[0].replace('_', '-')} is about --data; give it too")
     for each in options["settings"]:
         name, equals, value = each.partition("=")
         if not equals or not name.strip():
@@ -106,7 +130,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
     else:
         suite = build_suite({**given, "recipe": recipe})
-    return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry)))
+    return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry))), data_dir
 
 
 def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:

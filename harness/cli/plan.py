@@ -28,9 +28,9 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
     from harness.results.store import Store
 
     registry = build_registry(block)
-    suite = build_suite_from_options(registry, options)
+    suite, data_dir = build_suite_from_options(registry, options)
     precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
-    cells = plan_cells(suite, registry, options["data_dir"], precision)
+    cells = plan_cells(suite, registry, data_dir, precision)
     store = Store(options["results"])
     look_up = cache(lambda trial_id: store.read(trial_id))
     trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]

@@ -76,7 +76,7 @@ def run(
     if no_mlflow:
         block = (*block, "trackers:mlflow")
     registry = build_registry(block)
-    suite = build_suite_from_options(registry, options)
+    suite, data_dir = build_suite_from_options(registry, options)
     devices, threads = resolve_devices(device, workers)
     store = Store(options["results"])
     how: dict[str, Any] = {
@@ -90,7 +90,7 @@ def run(
         retry=retries,
         **how,
         published=read_published(suite, registry),
-        data_dir=options["data_dir"],
+        data_dir=data_dir,
         block=block,
         environment={
             **describe_environment(torch.device("cpu")),
@@ -110,7 +110,7 @@ def run(
 
     try:
         scheduler.start()
-        cells = plan_cells(suite, registry, options["data_dir"], resolve_precision(suite.precision, devices[0]))
+        cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
         store.prepare()
         todo = pending(cells, look_up, retries.settles)
         with display:

@@ -14,6 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
+    from harness.contract.data_task import DataTask
     from harness.contract.method import Method
     from harness.contract.record import Record
     from harness.contract.task import Task
@@ -37,6 +38,15 @@ def harness_register_tasks() -> Sequence[type[Task]]:  # type: ignore[empty-body
     """Return the tasks this plugin provides. Called once per command, in the scheduler's and each worker's process.
 
     An exception here stops the command, naming the plugin.
+    """
+
+
+@hookspec
+def harness_register_data_tasks() -> Sequence[type[DataTask]]:  # type: ignore[empty-body]
+    """Return the tasks this plugin provides for data that users bring, one per kind of data.
+
+    Called once per command, in the scheduler's and each worker's process. An exception here stops the command, naming
+    the plugin.
     """
 
 

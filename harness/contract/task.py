@@ -261,6 +261,16 @@ class Task:
         """Read and tokenise the data."""
         raise NotImplementedError
 
+    def check(self, context: TaskContext) -> None:
+        """Refuse data that is not what the task declares. Planning asks, so that nothing trains before.
+
+        Args:
+            context: As for ``load``, with seed 0; its ``base_model`` has shapes and a config, and no weights.
+
+        Raises:
+            DataError: naming file, row and value. The default looks at nothing.
+        """
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Score a model on one split (a value of ``TaskData.splits``).
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.task import Table, Task
-from harness.data.tables import hub_name, local_files, read_table, require
+from harness.data.tables import hub_name, local_files, read_rows, require
 from harness.errors import DataError
 
 
@@ -100,13 +100,13 @@ def _check(task: str, table: Table, data_dir: Path | None) -> Finding:
 
 def _count_rows(table: Table, files: Sequence[Path], data_dir: Path | None) -> int:
     """Return the rows of a local table. Lines are counted where a row is a line: a corpus may be too large to load."""
-    if not files[0].name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".raw")):
-        return len(read_table(table.source, table.split, data_dir))
+    if not files[0].name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".raw", ".txt")):
+        return len(read_rows(table.source, table.split, data_dir))
     rows = 0
     for path in files:
         try:
             with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-                rows += sum(1 for line in lines if line.strip() or path.suffix == ".raw")
+                rows += sum(1 for line in lines if line.strip() or path.suffix in (".raw", ".txt"))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"data: {path} cannot be read: {error}; put a whole copy there") from error
     if not rows:

@@ -2,8 +2,8 @@
 
 A local table is ``<data dir>/<folder>/<split>.jsonl`` (or another of ``ENDINGS``), or shards of one of these, named
 ``<split>-00000...`` or ``NAME-<split>.00000...``; where there are several kinds, the first counts. A plain text file
-(``.raw``) is a table with a row ``text`` per line. Both ways go through the ``datasets`` library, which keeps tables
-memory-mapped in its own cache.
+(``.raw``) is a table with a row ``text`` per line. A folder in the place of which there is a file means that file.
+Local rows are read as they are written (``rows``); the hub's go through the ``datasets`` library and its cache.
 
 What is not here: a report on what is there and what is missing (``check``).
 """
@@ -18,17 +18,8 @@ from typing import Any
 
 from harness.contract.task import Source, Table
 from harness.data.hub import is_offline
+from harness.data.rows import ENDINGS, uniform_rows
 from harness.errors import DataError
-
-ENDINGS = {
-    ".jsonl": "json",
-    ".jsonl.gz": "json",
-    ".json": "json",
-    ".json.gz": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".raw": "text",
-}
 
 
 def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
@@ -36,6 +27,8 @@ def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]
     if data_dir is None or not source.folder:
         return []
     folder = data_dir / source.folder
+    if folder.is_file():
+        return [folder]
     for ending in ENDINGS:
         whole = folder / f"{split}{ending}"
         if whole.is_file():
@@ -108,7 +101,7 @@ def identify_tables(tables: Sequence[Table], data_dir: Path | None) -> str:
 
 
 def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str | None = None) -> Any:
-    """Return a split as a ``datasets.Dataset``.
+    """Return a split as a ``datasets.Dataset``; a local one is held in memory.
 
     Args:
         source: Hub id with pinned revision, and the folder of the same tables.
@@ -122,18 +115,15 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
     import datasets
 
     require(source, [split], data_dir)
-    files = local_files(source, split, data_dir)
-    if files:
-        kind = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
+    if files := local_files(source, split, data_dir):
         try:
-            whole_lines = {"keep_linebreaks": True} if kind == "text" else {}
-            # Named by content: the library's own cache tells files apart by path and time of change alone.
-            name = identify(source, [split], data_dir).replace(":", "-")
-            paths = [str(path) for path in files]
-            return datasets.load_dataset(kind, name, data_files=paths, split="train", **whole_lines)
-        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error.__cause__ or error) or "it holds no rows").splitlines()[0]
-            raise DataError(f"data: {', '.join(map(str, files))} cannot be read as {kind}: {reason}") from error
+            return datasets.Dataset.from_list(uniform_rows(files))
+        except (ValueError, TypeError, OverflowError) as error:  # of pyarrow: a column that holds several types
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"data: {', '.join(map(str, files))}: {reason}; give each column one type, or read the rows as they "
+                "are with read_rows"
+            ) from error
     try:
         return datasets.load_dataset(
             source.hub_id, source.config or None, revision=source.revision, split=hub_split or split
@@ -148,7 +138,10 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
 def read_rows(
     source: Source, split: str, data_dir: Path | None, hub_split: str | None = None
 ) -> list[Mapping[str, Any]]:
-    """Return a split as plain rows; for tables that fit in memory."""
+    """Return a split as plain rows, values as they are written; for tables that fit in memory."""
+    require(source, [split], data_dir)
+    if files := local_files(source, split, data_dir):
+        return uniform_rows(files)
     return list(read_table(source, split, data_dir, hub_split))
 
 

@@ -15,14 +15,16 @@ from typing import Any
 
 from harness.contract.method import Method, attaches
 from harness.contract.record import Record, State
-from harness.contract.task import Task
+from harness.contract.task import Task, TaskContext
 from harness.contract.trial import Trial
 from harness.data.tables import identify_tables
 from harness.engine.model import (
+    ModelChoice,
     build_on_meta,
     choose_model,
     count_parameters,
     linear_layers,
+    load_tokenizer,
     select_layers,
     trained_modules,
 )
@@ -90,6 +92,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         data = identify_tables(task.tables(recipe), data_dir)
         choice = choose_model(suite.model or task.model, suite.revision, task, recipe)
         skeleton = build_on_meta(choice, task, recipe)
+        _check_data(task, recipe, choice, skeleton, data_dir)
         if task.trains and not trained_modules(skeleton, task.trains):
             parts = ", ".join(name for name, _ in skeleton.named_children())
             raise UsageError(
@@ -108,7 +111,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     "precision": precision, "data": data, "learning_rate": 0.0, "seed": 0,
                     "plugins": {
                         "method": registry.origins["method", method.name].pin,
-                        "task": registry.origins["task", task.name].pin,
+                        "task": registry.origin("task", task.name).pin,
                     },
                 }  # fmt: skip
                 try:
@@ -133,6 +136,13 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
             )
         )
     return cells
+
+
+def _check_data(task: Task, recipe: Any, choice: ModelChoice, skeleton: Any, data_dir: Path | None) -> None:
+    """Let a task look at its data, if it does; only then is there a tokenizer to load."""
+    if type(task).check is not Task.check:
+        tokenizer = load_tokenizer(choice, task, recipe)
+        task.check(TaskContext(tokenizer=tokenizer, recipe=recipe, seed=0, data_dir=data_dir, base_model=skeleton))
 
 
 def _solve_trial(

@@ -29,6 +29,7 @@ from harness.errors import PluginLoadError, UsageError
 
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
+    from harness.contract.data_task import DataTask
     from harness.contract.method import Method
     from harness.contract.task import Task
 
@@ -38,6 +39,7 @@ RESERVED = ("all", "everything")
 REQUIRED = {
     "method": ("paper",),
     "task": ("main_metric", "metrics", "recipes"),
+    "data_task": ("main_metric", "metrics", "recipes"),
     "suite": (),
     "analysis": ("columns",),
 }
@@ -72,6 +74,7 @@ class Registry:
     suites: Mapping[str, Path]
     analyses: Mapping[str, type[Analysis]]
     origins: Mapping[tuple[str, str], Origin]
+    data_tasks: Mapping[str, type[DataTask]]
 
     def method(self, name: str) -> type[Method]:
         """Return the method of this name; an unknown one raises ``UsageError`` with near misses."""
@@ -80,10 +83,27 @@ class Registry:
         return self.methods[name]
 
     def task(self, name: str) -> type[Task]:
-        """Return the task of this name; an unknown one raises ``UsageError`` with near misses."""
-        if name not in self.tasks:
-            raise unknown_name("task", name, self.tasks)
-        return self.tasks[name]
+        """Return the task of this name; an unknown one raises ``UsageError`` with near misses.
+
+        ``<kind>/<title>`` is the task of that kind on the data that a user brings.
+        """
+        if name in self.tasks:
+            return self.tasks[name]
+        kind, slash, _ = name.partition("/")
+        if slash and kind in self.data_tasks:
+            return self.data_tasks[kind].named(name)
+        raise unknown_name("task", name, self.tasks)
+
+    def data_task(self, kind: str) -> type[DataTask]:
+        """Return the task for a kind of data; none raises ``UsageError``."""
+        if kind not in self.data_tasks:
+            raise unknown_name("kind of data", kind, self.data_tasks)
+        return self.data_tasks[kind]
+
+    def origin(self, kind: str, name: str) -> Origin:
+        """Return where a method or a task comes from."""
+        known = name if (kind, name) in self.origins else name.partition("/")[0]
+        return self.origins[(kind, name) if known == name else (f"data_{kind}", known)]
 
     def analysis(self, name: str) -> type[Analysis]:
         """Return the analysis of this name; an unknown one raises ``UsageError`` with near misses."""
@@ -218,7 +238,7 @@ def _check_declared(kind: str, thing: Any) -> str:
     """
     if kind == "method":
         return _check_config(thing.Config) or _check_traits(thing)
-    if kind == "task":
+    if kind in ("task", "data_task"):
         problem = _check_values(thing, "metrics", "Metric") or _check_values(thing, "recipes", "Recipe")
         if problem or thing.main_metric in list(thing.metrics):
             return problem
@@ -285,11 +305,12 @@ def _check_values(task: type[Task], field: str, wanted: str) -> str:
 def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
     """Ask every plugin what it registers, keeping who said it."""
     from harness.contract.analysis import Analysis
+    from harness.contract.data_task import DataTask
     from harness.contract.method import Method
     from harness.contract.task import Task
 
     found: dict[tuple[str, str], Origin] = {}
-    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}, "analysis": {}}
+    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}, "analysis": {}, "data_task": {}}
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
         where = f"plugin {origin.plugin!r} ({origin.file})"
@@ -320,6 +341,7 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
         ("task", "tasks", Task),
         ("suite", "suites", Path),
         ("analysis", "analyses", Analysis),
+        ("data_task", "data_tasks", DataTask),
     )
     for kind, several, base in kinds:
         implementations: Sequence[Any] = getattr(manager.hook, f"harness_register_{several}").get_hookimpls()
@@ -346,4 +368,12 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
                     )
                 add(kind, thing.stem if base is Path else getattr(thing, "name", None), thing, origin)
     ordered = {kind: dict(sorted(table.items())) for kind, table in tables.items()}
-    return Registry(manager.hook, ordered["method"], ordered["task"], ordered["suite"], ordered["analysis"], found)
+    return Registry(
+        manager.hook,
+        ordered["method"],
+        ordered["task"],
+        ordered["suite"],
+        ordered["analysis"],
+        found,
+        ordered["data_task"],
+    )

@@ -11,6 +11,7 @@ and its published scripts (RoBERTa-base: ``--model FacebookAI/roberta-base``).
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class GlueTask(Task):
     seeded_data = False
     columns: ClassVar[tuple[str, ...]] = ("sentence1", "sentence2")
     classes: ClassVar[int] = 2
+    lowest: ClassVar[float] = 0.0  # score of a regression
+    highest: ClassVar[float] = 5.0
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     # Names in RoBERTa, BERT and DeBERTa, and in decoders; a model has some of them.
     targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj")
@@ -84,6 +87,36 @@ class GlueTask(Task):
     def model_arguments(self, recipe: Any) -> Mapping[str, Any]:
         """Ask for a head with one output per class, without dropout: a head's dropout has no seed of its own."""
         return {"num_labels": self.classes, "classifier_dropout": 0.0, "pooler_dropout": 0.0}
+
+    def check(self, context: TaskContext) -> None:
+        """Refuse labels that the task has not, such as the -1 of GLUE's hidden test labels."""
+        for split in ("train", *self.splits):
+            for number, row in enumerate(read_rows(self.source, split, context.data_dir), 1):
+                self._label(row, f"{self.source.folder}/{split}, row {number}")
+
+    def _label(self, row: Mapping[str, Any], where: str) -> int | float:
+        """Return a row's label as a number of the task's range.
+
+        Raises:
+            DataError: It is none.
+        """
+        label = row.get("label")
+        if self.model_kind is ModelKind.REGRESSION:
+            try:
+                score = float(label)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                score = math.nan
+            if not self.lowest <= score <= self.highest:
+                allowed = f"a number from {self.lowest:g} to {self.highest:g}"
+                raise DataError(f"data: {where}: label {label!r} is not {allowed}; leave the row out, or correct it")
+            return score
+        if isinstance(label, bool) or str(label) not in map(str, range(self.classes)):
+            hidden = " (GLUE's hidden test labels are -1: such a table cannot be scored)" if str(label) == "-1" else ""
+            raise DataError(
+                f"data: {where}: label {label!r} is none of 0 to {self.classes - 1}{hidden}; leave the row out, or "
+                "correct it"
+            )
+        return int(label)  # type: ignore[arg-type]
 
     def load(self, context: TaskContext) -> TaskData:
         """Tokenise the tables, and hold a slice of train out."""
@@ -131,8 +164,7 @@ class GlueTask(Task):
     def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> Sequence[Example]:
         tokenizer, length = context.tokenizer, context.recipe.max_length
         texts = [[str(row[column]) for row in rows] for column in self.columns]
-        number = float if self.model_kind is ModelKind.REGRESSION else int
-        labels = [number(row["label"]) for row in rows]
+        labels: Any = [self._label(row, f"{self.source.folder}, row {place}") for place, row in enumerate(rows, 1)]
         content = [json.dumps(each) for each in zip(labels, *texts, strict=True)]
         return tokenised_once(content, [length], tokenizer, lambda: encode(tokenizer, texts, labels, length))
 

@@ -263,3 +263,27 @@ def test_the_training_loss_on_pairs_is_that_of_transformers(encoder, tables, tmp
     zeros = torch.zeros(36, max(map(len, trained)), dtype=torch.long)
     untyped = float(plain(encoder, pairs, token_type_ids=zeros).loss)
     assert (untyped == pytest.approx(expected, rel=1e-2)) is (encoder.name == "roberta")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "message"),
+    [
+        (glue.Cola, -1, r"glue/cola/validation, row 3: label -1 is none of 0 to 1 \(GLUE's hidden test labels are -1"),
+        (glue.Cola, 2, r"row 3: label 2 is none of 0 to 1"),
+        (glue.Cola, 0.5, r"label 0\.5 is none"),
+        (glue.Cola, None, r"label None is none"),
+        (glue.Cola, True, r"label True is none"),
+        (glue.Stsb, 5.5, r"label 5\.5 is not a number from 0 to 5"),
+        (glue.Stsb, "high", r"label 'high' is not a number"),
+        (glue.Stsb, None, r"label None is not a number"),
+    ],
+)
+def test_a_label_that_the_task_has_not_is_refused(tmp_path, kind, label, message):
+    columns = dict.fromkeys(kind.columns if kind is glue.Stsb else ("sentence",), "text")
+    folder = tmp_path / kind.source.folder
+    folder.mkdir(parents=True)
+    good = [json.dumps({**columns, "label": 1})] * 20
+    (folder / "train.jsonl").write_text("\n".join(good))
+    (folder / "validation.jsonl").write_text("\n".join([*good[:2], json.dumps({**columns, "label": label})]))
+    with pytest.raises(DataError, match=message):
+        kind().check(TaskContext(tokenizer=None, recipe=kind.recipes["smoke"], seed=0, data_dir=tmp_path))

@@ -44,11 +44,16 @@ def lines(rows):
         ("train.jsonl", lines(ROWS)),
         ("train.jsonl.gz", lines(ROWS)),
         ("train.json", lines(ROWS)),
-        ("train.csv", "text,label\ngrün,1\nblau,0\n"),
     ],
 )
 def test_a_table_is_read_from_any_of_the_formats(put, name, text):
     assert read_rows(SOURCE, "train", put(name, text)) == ROWS
+
+
+def test_a_table_of_text_holds_text(put):
+    folder = put("train.csv", "text,label\ngrün,1\nblau,0\n")
+    assert read_rows(SOURCE, "train", folder) == [{**row, "label": str(row["label"])} for row in ROWS]
+    assert read_table(SOURCE, "train", folder)[0] == {"text": "grün", "label": "1"}
 
 
 def test_a_parquet_table_and_its_shards_are_read_in_order(put, tmp_path):
@@ -150,7 +155,7 @@ def test_what_the_hub_identifies_does_not_depend_on_the_network_where_it_need_no
 @pytest.mark.parametrize("text", ["{", "not json at all\n", ""])
 def test_a_broken_table_is_named(put, text):
     folder = put("train.jsonl", text)
-    with pytest.raises(DataError, match=r"train\.jsonl cannot be read as json"):
+    with pytest.raises(DataError, match=r"train\.jsonl (cannot be read as json|holds no rows)"):
         read_rows(SOURCE, "train", folder)
 
 
