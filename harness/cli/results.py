@@ -18,26 +18,26 @@ results_option = click.option(
 )
 
 
-def read_records(root: str) -> tuple[Store, list[Record]]:
-    """Return all records of a result root; none at all is a usage error."""
+def open_results(root: str) -> Store:
+    """Return a result root; one without any record is a usage error."""
     from harness.results.store import Store
 
     store = Store(root)
-    records = list(store.records())
-    if not records:
+    if not store.ids():
         raise UsageError(
             f"no records in {root!r}; run something first (`harness run --methods all --task uuid`), or give --results"
         )
-    return store, records
+    return store
 
 
 def read_record(root: str, start: str) -> tuple[Store, Record]:
     """Return the one record whose id begins so."""
-    store, records = read_records(root)
-    found = [record for record in records if record.trial_id.startswith(start)]
-    if len(found) != 1:
+    store = open_results(root)
+    found = [trial_id for trial_id in store.ids() if trial_id.startswith(start)]
+    record = store.read(found[0]) if len(found) == 1 else None
+    if record is None:
         raise UsageError(f"{len(found)} records in {root!r} begin with {start!r}; `harness results list` shows the ids")
-    return store, found[0]
+    return store, record
 
 
 @click.group()
@@ -51,7 +51,7 @@ def results_list(results: str) -> None:
     """Show one line per record."""
     from harness.results.frame import render_list
 
-    click.echo(render_list(read_records(results)[1]))
+    click.echo(render_list(open_results(results).records()))
 
 
 @results.command("show")
@@ -71,6 +71,5 @@ def results_export(path: Path, results: str) -> None:
     """Write all records as a table: .csv, .parquet or .json."""
     from harness.results.frame import export
 
-    records = read_records(results)[1]
-    export(records, path)
-    click.echo(f"{len(records)} records -> {path}", err=True)
+    count = export(open_results(results).records(), path)
+    click.echo(f"{count} records -> {path}", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from harness.cli.exit_codes import TRACKING_INCOMPLETE
-from harness.cli.results import read_records, results_option
+from harness.cli.results import open_results, results_option
 
 
 @click.group()
@@ -22,7 +22,8 @@ def track_rebuild(block: tuple[str, ...], results: str) -> int:
     from harness.running.schedule import Observers
 
     registry = build_registry(block)
-    store, records = read_records(results)
+    store = open_results(results)
+    records = list(store.records())
     observers = Observers(registry)
     for record in records:
         environment = {**record.environment, "results_root": store.root}

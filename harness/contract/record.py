@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 from harness.contract.trial import Trial
@@ -161,8 +161,10 @@ class Record:
             raise RecordError(f"record {name} is not readable: {type(error).__name__}: {error}") from error
         if data.get("trial_id") != trial_id:
             raise RecordError(f"record {name} does not match its content (id {trial_id}): it was edited")
-        for field_name, misfits in FIELDS.items():
-            for where, value, wanted in misfits(getattr(record, field_name), field_name):
+        for field_name, kind in FIELDS.items():
+            if kind.fits(getattr(record, field_name)):
+                continue
+            for where, value, wanted in kind.misfits(getattr(record, field_name), field_name):
                 raise RecordError(f"record {trial_id!r}: {where}={_shorten(value)} is not allowed; give {wanted}")
         content = {key: value for key, value in data.items() if key != "digest"}
         if record.is_bound and data.get("digest") != digest(content):
@@ -210,43 +212,58 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# Yields (where, value, what is wanted there) for all in a value, which stands at a place, that is of a wrong type.
-Misfits = Callable[[Any, str], Iterator[tuple[str, Any, str]]]
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a record must be.
+
+    Attributes:
+        fits: Says whether it is. Of nearly every record all is, so this one is quick.
+        misfits: Yields (where, value, what is wanted there) for all in a value, which stands at a place, that is not.
+    """
+
+    fits: Callable[[Any], bool]
+    misfits: Callable[[Any, str], Iterator[tuple[str, Any, str]]]
 
 
-def _one(fits: Callable[[Any], bool], wanted: str) -> Misfits:
+def _one(fits: Callable[[Any], bool], wanted: str) -> Kind:
     def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
         if not fits(value):
             yield where, value, wanted
 
-    return misfits
+    return Kind(fits, misfits)
 
 
-def _object(of: Misfits) -> Misfits:
+def _object(of: Kind) -> Kind:
+    def fits(value: Any) -> bool:
+        return isinstance(value, dict | Mapping) and all(map(of.fits, value.values()))
+
     def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
         if not isinstance(value, Mapping):
             yield where, value, "an object"
             return
         for name, each in value.items():
-            yield from of(each, f"{where}.{name}")
+            yield from of.misfits(each, f"{where}.{name}")
 
-    return misfits
+    return Kind(fits, misfits)
 
 
-def _list(of: Misfits) -> Misfits:
+def _list(of: Kind) -> Kind:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(map(of.fits, value))
+
     def misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
         if not isinstance(value, list | tuple):
             yield where, value, "a list"
             return
         for place, each in enumerate(value):
-            yield from of(each, f"{where}[{place}]")
+            yield from of.misfits(each, f"{where}[{place}]")
 
-    return misfits
+    return Kind(fits, misfits)
 
 
 def _is_number(value: Any) -> bool:
     """Return whether it is finite or missing. True and false count: per-item scores may be either."""
-    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isfinite(value) if isinstance(value, float) else value is None or isinstance(value, int)
 
 
 def _is_time(value: Any) -> bool:
@@ -263,18 +280,28 @@ STEP = _one(lambda value: type(value) is int, "a whole number")
 TIME = _one(_is_time, "a time in ISO 8601")
 
 
-def _curve_point(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+METRICS = _object(NUMBER)
+
+
+def _is_curve_point(value: Any) -> bool:
+    return isinstance(value, dict | Mapping) and type(value.get("step")) is int and METRICS.fits(value.get("metrics"))
+
+
+def _curve_misfits(value: Any, where: str) -> Iterator[tuple[str, Any, str]]:
     if not isinstance(value, Mapping) or not {"step", "metrics"} <= set(value):
         yield where, value, "an object with step and metrics"
         return
-    yield from STEP(value["step"], f"{where}.step")
-    yield from _object(NUMBER)(value["metrics"], f"{where}.metrics")
+    yield from STEP.misfits(value["step"], f"{where}.step")
+    yield from METRICS.misfits(value["metrics"], f"{where}.metrics")
 
 
-FIELDS: Mapping[str, Misfits] = {
-    "metrics": _object(NUMBER),
+CURVE_POINT = Kind(_is_curve_point, _curve_misfits)
+
+
+FIELDS: Mapping[str, Kind] = {
+    "metrics": METRICS,
     "reasons": _object(TEXT),
-    "history": _list(_curve_point),
+    "history": _list(CURVE_POINT),
     "items": _object(_list(NUMBER)),
     "main_metric": TEXT,
     "higher_is_better": _one(lambda value: isinstance(value, bool), "true or false"),

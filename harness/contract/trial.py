@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class Trial:
     plugins: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """Return 16 hexadecimal digits that identify this trial's content."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """16 hexadecimal digits that identify this trial's content."""
+        canonical = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
@@ -90,8 +91,11 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        result: dict[str, Any] = json.loads(json.dumps(self._fields()))
         return result
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trial:

@@ -95,8 +95,8 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
     return table.astype({name: numbers.get(name, "string") for name in table.columns})
 
 
-def export(records: Iterable[Record], path: str | Path) -> None:
-    """Write ``frame(records)`` to a file; its suffix chooses the format.
+def export(records: Iterable[Record], path: str | Path) -> int:
+    """Write ``frame(records)`` to a file, whose suffix chooses the format, and return the number of records.
 
     Args:
         records: Which.
@@ -113,10 +113,12 @@ def export(records: Iterable[Record], path: str | Path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
         raise UsageError(f"cannot export to {str(path)!r}: the name must end in one of {', '.join(writers)}.")
+    table = frame(records)
     try:
-        writers[suffix](frame(records))
+        writers[suffix](table)
     except OSError as error:
         raise UsageError(f"cannot export to {str(path)!r}: {error}. Give a file in an existing folder.") from error
+    return len(table)
 
 
 def to_csv(table: pd.DataFrame, path: str | Path | None = None) -> str:
@@ -140,28 +142,31 @@ def render_list(records: Iterable[Record]) -> str:
     """Return a table for the terminal, by task, method, budget, learning rate and seed."""
     from tabulate import tabulate
 
-    rows = [
-        {
-            "trial": record.trial_id,
-            "task": record.trial.task,
-            "method": record.trial.method,
-            "budget": record.trial.budget or "reference",
-            "parameters": f"{record.trial.adapter_parameters:,}",
-            "learning rate": f"{record.trial.learning_rate:g}",
-            "seed": str(record.trial.seed),
-            "purpose": record.trial.purpose,
-            "state": record.state.value,
-            "metric": record.main_metric,
-            "score": _number(record.score),
-        }
-        for record in sorted(records, key=_place)
-    ]
-    if not rows:
+    # Of each record only its line stays: there may be many.
+    lines = [(_place(record), _line(record)) for record in records]
+    if not lines:
         return "No records."
+    rows = [line for _, line in sorted(lines, key=lambda each: each[0])]
     numbers = {"parameters", "learning rate", "seed", "score"}
     align = ["right" if name in numbers else "left" for name in rows[0]]
     # An id such as 12e4567890123456 reads as a number; tabulate must not.
     return _printable(tabulate(rows, "keys", tablefmt="simple", disable_numparse=True, colalign=align))
+
+
+def _line(record: Record) -> dict[str, str]:
+    return {
+        "trial": record.trial_id,
+        "task": record.trial.task,
+        "method": record.trial.method,
+        "budget": record.trial.budget or "reference",
+        "parameters": f"{record.trial.adapter_parameters:,}",
+        "learning rate": f"{record.trial.learning_rate:g}",
+        "seed": str(record.trial.seed),
+        "purpose": record.trial.purpose,
+        "state": record.state.value,
+        "metric": record.main_metric,
+        "score": _number(record.score),
+    }
 
 
 def _place(record: Record) -> tuple[Any, ...]:
@@ -203,7 +208,10 @@ def _why(attempt: Mapping[str, Any]) -> str:
 
 def _printable(text: str) -> str:
     """Replace control characters but line breaks: a record must not be able to steer a terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
+    lines = text.split("\n")
+    return "\n".join(
+        line if line.isprintable() else "".join(each if each.isprintable() else " " for each in line) for line in lines
+    )
 
 
 def _dtype(column: str) -> str:

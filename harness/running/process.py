@@ -61,8 +61,8 @@ class WorkerProcess:
         self, number: int, process: subprocess.Popen[str], setup: Mapping[str, Any], events: queue.Queue[Event]
     ) -> None:
         self.number = number
-        self.jobs: list[Trial] = []  # given and not yet finished, in order
-        self.started: dict[str, float] = {}
+        self.jobs: dict[str, Trial] = {}  # given and not yet finished, by id, in order
+        self.started: dict[str, float] = {}  # those of them that it has begun, and when
         self.environment: Mapping[str, Any] = setup["environment"]  # until it has looked at its device
         self.ready = False  # it has loaded the plugins and can work
         self.idle = False
@@ -75,8 +75,13 @@ class WorkerProcess:
 
     def give(self, trials: Sequence[Trial], pack: int) -> None:
         """Give the worker a job."""
-        self.jobs, self.idle = list(trials), False
+        self.jobs, self.idle = {trial.id: trial for trial in trials}, False
         self._send({"trials": [trial.to_json() for trial in trials], "pack": pack})
+
+    def done(self, trial_id: str) -> None:
+        """Take a trial off its list."""
+        self.jobs.pop(trial_id, None)
+        self.started.pop(trial_id, None)
 
     def kill(self) -> None:
         """End the process at once, with whatever it started."""

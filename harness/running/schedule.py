@@ -205,20 +205,19 @@ class Scheduler:
             worker.ready = worker.idle = True
             self._failed_starts = 0
             worker.environment = event.get("environment", worker.environment)
-            lost, worker.jobs = worker.jobs, []
-            for trial in lost:
+            for trial in list(worker.jobs.values()):
                 why = "the worker ended its job without a record"
                 self._keep(self._ended(worker, trial, State.FAILED, "NoRecord", why))
+                worker.done(trial.id)
         elif event["event"] == "stop":
             raise HarnessError(f"{event['why']}. {MAKE_ROOM}")
         elif event["event"] == "warning":
             logging.getLogger(event["logger"]).warning("%s", event["message"])
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
-            worker.jobs = [trial for trial in worker.jobs if trial.id != event["record"]["trial_id"]]
-        else:
-            for trial in (each for each in worker.jobs if each.id == event["trial"]):
-                self._show(worker, trial, event)
+            worker.done(event["record"]["trial_id"])
+        elif event["trial"] in worker.jobs:
+            self._show(worker, worker.jobs[event["trial"]], event)
 
     def _show(self, worker: WorkerProcess, trial: Trial, event: Mapping[str, Any]) -> None:
         """Tell everyone that a trial has started or come further."""
@@ -263,8 +262,8 @@ class Scheduler:
                 raise HarnessError(f"a worker cannot start, tried {START_TRIES} times: {why}")
             logger.warning("a worker died while it started, and is replaced: %s", why.splitlines()[0])
             return
-        running = [trial for trial in worker.jobs if trial.id in worker.started]
-        rest = [trial for trial in worker.jobs if trial.id not in worker.started]
+        running = [trial for trial in worker.jobs.values() if trial.id in worker.started]
+        rest = [trial for trial in worker.jobs.values() if trial.id not in worker.started]
         if not running:  # it died between trials: the next one is to blame
             running, rest = rest[:1], rest[1:]
         if rest:
@@ -280,13 +279,13 @@ class Scheduler:
             return
         now = time.monotonic()
         for number, worker in list(self._workers.items()):
-            late = [trial for trial in worker.jobs if now - worker.started.get(trial.id, now) > limit]
+            late = [trial_id for trial_id, begin in worker.started.items() if now - begin > limit]
             if late:
                 worker.kill()
                 del self._workers[number]
-                if rest := [trial for trial in worker.jobs if trial not in late]:
+                if rest := [trial for trial in worker.jobs.values() if trial.id not in late]:
                     self._waiting.appendleft((rest, self.settings.pack))
-                for trial in late:
+                for trial in (worker.jobs[trial_id] for trial_id in late):
                     why = f"ran longer than {limit:g} seconds"
                     self._keep(self._ended(worker, trial, State.TIMED_OUT, "TimedOut", why))
 
@@ -301,7 +300,7 @@ class Scheduler:
                     self._handle((sender, event))
                 elif event is None and self._workers.get(sender.number) is sender:
                     del self._workers[sender.number]
-                    for trial in sender.jobs:
+                    for trial in sender.jobs.values():
                         if trial.id in sender.started:
                             self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
         self._waiting.clear()
@@ -323,25 +322,23 @@ def jobs(trials: Sequence[Trial], registry: Registry, workers: int, pack: int) -
         workers: How many jobs can run side by side.
         pack: Most trials in a pack; 0: the worker decides.
     """
-    groups: dict[str, list[Trial]] = {}
+    groups: dict[str, dict[str, list[Trial]]] = {}  # alike trials within those that may share a pack
     for trial in trials:
         alone = attaches(registry.method(trial.method))
-        content = {name: value for name, value in trial.to_json().items() if name in _SHARED}
-        groups.setdefault(trial.id if alone else json.dumps(content, sort_keys=True), []).append(trial)
+        kinds = groups.setdefault(trial.id if alone else _content(trial, _SHARED), {})
+        kinds.setdefault(_content(trial, _ALIKE), []).append(trial)
     result: list[tuple[list[Trial], int]] = []
-    for group in groups.values():
-        size = pack or max(1, -(-len(group) // workers))
+    for kinds in groups.values():
         # Alike trials beside each other, so that they are stacked; otherwise in the order given.
-        kinds: dict[str, int] = {}
-        for trial in group:
-            kinds.setdefault(_kind(trial), len(kinds))
-        group.sort(key=lambda trial: kinds[_kind(trial)])
+        group = [trial for kind in kinds.values() for trial in kind]
+        size = pack or max(1, -(-len(group) // workers))
         result += [(group[start : start + size], pack) for start in range(0, len(group), size)]
     return result
 
 
-def _kind(trial: Trial) -> str:
-    return f"{trial.method} {json.dumps(trial.to_json()['config'], sort_keys=True)}"
+def _content(trial: Trial, names: Sequence[str]) -> str:
+    return json.dumps([getattr(trial, name) for name in names], sort_keys=True)
 
 
-_SHARED = frozenset({"task", "scale", "recipe", "model", "model_revision", "targets", "precision", "data"})
+_SHARED = ("task", "scale", "recipe", "model", "model_revision", "targets", "precision", "data")
+_ALIKE = ("method", "config")

@@ -52,11 +52,11 @@ class Worker:
             trials: Alike ones beside each other.
             pack: Most to train at once; 0: as many as fit into the device's memory.
         """
-        waiting = list(trials)
-        while waiting:
-            size = pack or self._pack_size(waiting)
-            group, waiting = waiting[:size], waiting[size:]
-            self._run_together(group)
+        begin = 0
+        while begin < len(trials):
+            end = begin + (pack or self._pack_size(trials[begin : begin + MOST_LANES]))
+            self._run_together(trials[begin:end])
+            begin = end
 
     def _run_together(self, trials: Sequence[Trial]) -> None:
         events = _Events(self, now())
@@ -100,7 +100,7 @@ class Worker:
             return 1
         try:
             base = self.shared.base(trials[0], self._code(trials[0])[1])
-            largest = max(self._solo_cost(trial).lane_bytes for trial in trials[:MOST_LANES])
+            largest = max(self._solo_cost(trial).lane_bytes for trial in trials)
         except Exception:  # noqa: BLE001 - which trial it was, and why, is recorded when it runs alone
             return 1
         return min(MOST_LANES, lanes_that_fit(base, largest))

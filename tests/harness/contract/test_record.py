@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
 
@@ -44,6 +46,34 @@ def test_id_tells_different_settings_apart(make_trial, first, second):
 def test_id_is_sixteen_hexadecimal_digits_of_the_content(make_trial):
     assert re.fullmatch("[0-9a-f]{16}", make_trial().id)
     assert make_trial().id == make_trial().id
+
+
+@given(config=SETTINGS)
+def test_id_can_be_computed_from_the_json_alone(make_trial, config):
+    trial = make_trial(config=config)
+    canonical = json.dumps(trial.to_json(), sort_keys=True, separators=(",", ":"))
+    assert trial.id == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def test_the_id_of_a_content_is_the_same_in_every_version(make_trial):
+    """Records of earlier versions are found again, and nothing is trained twice."""
+    assert make_trial().id == "771a5f3056b1f1b6"
+
+
+def test_the_content_is_encoded_once_per_trial(make_trial, monkeypatch):
+    hashed = []
+
+    def counted(content, sha256=hashlib.sha256):
+        hashed.append(content)
+        return sha256(content)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    trial = make_trial()
+    assert trial.id == trial.id == trial.id
+    assert len(hashed) == 1
+    other = dataclasses.replace(trial, seed=trial.seed + 1)
+    assert other.id != trial.id, "a copy with a change does not keep the id"
+    assert other == make_trial(seed=trial.seed + 1), "nor does an id that was asked for tell trials apart"
 
 
 @pytest.mark.parametrize(
