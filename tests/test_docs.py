@@ -236,7 +236,7 @@ def test_the_example_task_runs_as_a_strangers_plugin(tmp_path):
     (information / "entry_points.txt").write_text("[harness]\nbackwards = harness_backwards\n")
     command = "run --methods lora --task backwards --steps 3 --workers 1 --device cpu --no-mlflow --quiet --results out"
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *command.split()],
+        [sys.executable, "-m", "harness", *command.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])},
         capture_output=True,

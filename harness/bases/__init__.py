@@ -1,7 +1,7 @@
 """Base models that travel with the package, so that the main job runs offline.
 
-Here: which folders are shipped, and how a name becomes something ``from_pretrained`` loads. How ``nano`` is
-made is in ``harness.bases.nano``. Loading a model is not here, and nothing here imports torch.
+Here: which folders are shipped, and how a name becomes something ``from_pretrained`` loads. How one is
+made is in the folder of its name. Loading a model is not here, and nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -34,8 +34,9 @@ def base_build(name: str, output: Path | None, steps: int | None, device: str) -
 
     if name not in shipped_bases():
         raise unknown_name("shipped base model", name, shipped_bases())
-    build = import_module(f"harness.bases.{name}").build
+    build = import_module(f"harness.bases.{name}.build").build
+    given = {"device": None if device == "auto" else device, "steps": steps}
     report = build(
-        name, output or Path(name), device=None if device == "auto" else device, steps=steps, report=click.echo
+        output or Path(name), **{key: value for key, value in given.items() if value is not None}, report=click.echo
     )
     click.echo(str(report))

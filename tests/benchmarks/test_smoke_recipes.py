@@ -29,7 +29,7 @@ def smoke(tables, tmp_path_factory):
         results = tmp_path_factory.mktemp("smoke")
         done = subprocess.run(
             [
-                sys.executable, "-m", "harness.cli", "run", "--methods", "everything", "--task", task,
+                sys.executable, "-m", "harness", "run", "--methods", "everything", "--task", task,
                 "--data-dir", str(tables), "--results", str(results), "--device", "cpu", "--no-mlflow", "-q", *options,
             ],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

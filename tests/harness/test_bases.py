@@ -16,7 +16,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.bases import nano, resolve, shipped_bases
+from harness.bases import resolve, shipped_bases
+from harness.bases.nano import recipe, text, training
+from harness.bases.nano.build import build
+from harness.bases.nano.quality import quality
+from harness.bases.nano.tokenizer import write_tokenizer
 from harness.errors import DataError, UsageError
 
 FOLDER = shipped_bases()["nano"]
@@ -33,9 +37,9 @@ def model():
 @pytest.fixture
 def small(monkeypatch):
     """The recipe with short rows, few of them, and one held-out module."""
-    monkeypatch.setattr(nano, "ROWS", {"source": 2, "documentation": 1, "uuid": 1})
-    monkeypatch.setattr(nano, "TOKENS", 64)
-    monkeypatch.setattr(nano, "HELD_OUT_MODULES", ("bisect",))
+    monkeypatch.setattr(recipe, "ROWS", {"source": 2, "documentation": 1, "uuid": 1})
+    monkeypatch.setattr(recipe, "TOKENS", 64)
+    monkeypatch.setattr(text, "HELD_OUT_MODULES", ("bisect",))
     torch.set_num_threads(1)
 
 
@@ -69,9 +73,9 @@ def test_the_parameter_count_is_the_one_of_the_architecture(model):
 
 def test_provenance_names_these_weights_and_this_recipe():
     assert hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest() == PROVENANCE["sha256"]
-    assert PROVENANCE["recipe"] == json.loads(json.dumps(nano.recipe(seed=0, steps=nano.STEPS)))
+    assert PROVENANCE["recipe"] == json.loads(json.dumps(recipe.described(seed=0, steps=recipe.STEPS)))
     config = json.loads((FOLDER / "config.json").read_text())
-    assert {key: config[key] for key in nano.ARCHITECTURE} == dict(nano.ARCHITECTURE)
+    assert {key: config[key] for key in recipe.ARCHITECTURE} == dict(recipe.ARCHITECTURE)
 
 
 # --- the tokenizer -----------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ def test_special_tokens_are_known_and_padding_is_on_the_left():
 
 
 def test_the_tokenizer_on_disk_is_what_the_recipe_writes(tmp_path):
-    nano.write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     written = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert written.get_vocab() == TOKENIZER.get_vocab()
     assert len(written) == 259
@@ -106,8 +110,8 @@ def test_the_tokenizer_on_disk_is_what_the_recipe_writes(tmp_path):
 
 
 def test_nano_knows_what_a_uuid_looks_like_and_nothing_more(model, monkeypatch):
-    monkeypatch.setattr(nano, "HELD_OUT_MODULES", ("bisect", "fnmatch"))
-    seen = nano.quality(model, pairs=64)
+    monkeypatch.setattr(text, "HELD_OUT_MODULES", ("bisect", "fnmatch"))
+    seen = quality(model, pairs=64)
     # The entropy of a random UUID is the floor; over 128 of them, chance alone moves the mean a little.
     assert 122 / 36 - 0.02 < seen.uuid < 122 / 36 + 0.1
     assert 4 - 0.02 < seen.hex_digit < 4.1
@@ -132,7 +136,7 @@ def test_quality_of_a_model_that_knows_nothing_is_the_log_of_the_vocabulary():
         def forward(self, input_ids, use_cache):
             return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 259))
 
-    for bits in asdict(nano.quality(Uniform(1, 1), pairs=4)).values():
+    for bits in asdict(quality(Uniform(1, 1), pairs=4)).values():
         assert bits == pytest.approx(math.log2(259), abs=1e-5)
 
 
@@ -140,18 +144,18 @@ def test_quality_of_a_model_that_knows_nothing_is_the_log_of_the_vocabulary():
 
 
 def test_held_out_modules_are_read_for_the_yardstick_and_kept_out_of_training(small):
-    corpus = nano.Corpus.read(seed=0, steps=1)
+    corpus = text.Corpus.read(seed=0, steps=1)
     trained_on = bytes(token for token in corpus.streams["source"].tolist() if token < 256)
-    held_out = nano.held_out_text()
+    held_out = text.held_out_text()
     assert b"def bisect_left" in held_out
     assert held_out not in trained_on
     assert b"def wrap" in trained_on  # textwrap, not held out here
 
 
 def test_rows_are_the_declared_mixture(small):
-    rows = nano.Corpus.read(seed=0, steps=1).rows(torch.Generator().manual_seed(0))
+    rows = text.Corpus.read(seed=0, steps=1).rows(torch.Generator().manual_seed(0))
     assert rows.shape == (4, 64)
-    legal = set(map(ord, string.hexdigits + "-" + "".join(nano.SEPARATORS))) | {nano.BOS, nano.EOS}
+    legal = set(map(ord, string.hexdigits + "-" + "".join(text.SEPARATORS))) | {recipe.BOS, recipe.EOS}
     assert set(rows[3].tolist()) <= legal
 
 
@@ -160,15 +164,15 @@ def test_uuid_documents_hold_version_4_uuids():
 
     generator = np.random.default_rng(0)
     for _ in range(50):
-        first = nano.uuid_document(generator)[:36]
+        first = text.uuid_document(generator)[:36]
         assert uuid.UUID(first).version == 4
         assert str(uuid.UUID(first)) == first
 
 
 def test_a_python_without_its_source_is_refused_by_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(nano.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(text.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match=r"standard-library source under .*recipe needs"):
-        nano.Corpus.read(seed=0, steps=1)
+        text.Corpus.read(seed=0, steps=1)
 
 
 # --- building ----------------------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ def test_a_python_without_its_source_is_refused_by_name(monkeypatch, tmp_path):
 
 def test_a_short_build_on_the_cpu_says_how_far_it_is_from_the_shipped_model(small, tmp_path):
     lines = []
-    report = nano.build(tmp_path / "mine", device="cpu", steps=2, report=lines.append)
+    report = build(tmp_path / "mine", device="cpu", steps=2, report=lines.append)
     assert report.closeness == "far"
     assert report.built.uuid > report.shipped.uuid + 1
     assert report.largest_difference > 0
@@ -188,22 +192,22 @@ def test_a_short_build_on_the_cpu_says_how_far_it_is_from_the_shipped_model(smal
     assert [step for step, _ in made["train_bits_per_token"]] == [0, 1]
     assert made["recipe"]["steps"] == 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "mine", local_files_only=True)
-    assert asdict(nano.quality(loaded.eval())) == pytest.approx(asdict(report.built), abs=1e-4)
+    assert asdict(quality(loaded.eval())) == pytest.approx(asdict(report.built), abs=1e-4)
 
 
 def test_building_again_on_the_same_machine_gives_the_same_bits(small, tmp_path, monkeypatch):
-    first = nano.build(tmp_path / "first", device="cpu", seed=3, steps=2)
-    monkeypatch.setattr(nano, "shipped_bases", lambda: {"nano": tmp_path / "first"})
-    again = nano.build(tmp_path / "again", device="cpu", seed=3, steps=2)
+    first = build(tmp_path / "first", device="cpu", seed=3, steps=2)
+    monkeypatch.setattr("harness.bases.nano.build.shipped_bases", lambda: {"nano": tmp_path / "first"})
+    again = build(tmp_path / "again", device="cpu", seed=3, steps=2)
     assert again.closeness == "bit-identical"
     assert again.sha256 == first.sha256
-    assert nano.build(tmp_path / "other", device="cpu", seed=4, steps=2).closeness != "bit-identical"
+    assert build(tmp_path / "other", device="cpu", seed=4, steps=2).closeness != "bit-identical"
 
 
 def test_training_lowers_the_loss(small):
-    model = nano.untrained(seed=0)
-    corpus = nano.Corpus.read(seed=0, steps=30)
-    history = nano.train(model, corpus, torch.device("cpu"), seed=0, steps=30, report=lambda line: None)
+    model = training.untrained(seed=0)
+    corpus = text.Corpus.read(seed=0, steps=30)
+    history = training.train(model, corpus, torch.device("cpu"), seed=0, steps=30, report=lambda line: None)
     assert history[0][1] > 7
     assert history[-1][1] < history[0][1] - 1
 
@@ -211,13 +215,13 @@ def test_training_lowers_the_loss(small):
 def test_build_never_overwrites_and_needs_a_step(tmp_path):
     (tmp_path / "precious").write_text("mine")
     with pytest.raises(UsageError, match="not an empty folder"):
-        nano.build(tmp_path)
+        build(tmp_path)
     with pytest.raises(UsageError, match="steps=0"):
-        nano.build(tmp_path / "new", steps=0)
+        build(tmp_path / "new", steps=0)
 
 
 def test_the_learning_rate_warms_up_peaks_and_ends_near_zero():
-    assert nano.learning_rate_at(0, 1000) == pytest.approx(nano.LEARNING_RATE / 100)
-    assert nano.learning_rate_at(100, 1000) == pytest.approx(nano.LEARNING_RATE)
-    assert nano.learning_rate_at(550, 1000) == pytest.approx(nano.LEARNING_RATE / 2)
-    assert nano.learning_rate_at(999, 1000) < nano.LEARNING_RATE / 1000
+    assert training.learning_rate_at(0, 1000) == pytest.approx(recipe.LEARNING_RATE / 100)
+    assert training.learning_rate_at(100, 1000) == pytest.approx(recipe.LEARNING_RATE)
+    assert training.learning_rate_at(550, 1000) == pytest.approx(recipe.LEARNING_RATE / 2)
+    assert training.learning_rate_at(999, 1000) < recipe.LEARNING_RATE / 1000

@@ -127,13 +127,13 @@ def both(tmp_path_factory):
     write_tables(data / "instructeval")
     sizes = [each for name, value in SIZES.items() for each in ("--set", f"{name}={value}")]
     run(
-        "harness.cli", "run", "--methods", "lora", "--task", "instructeval", "--lr", "1e-2", *sizes,
+        "harness", "run", "--methods", "lora", "--task", "instructeval", "--lr", "1e-2", *sizes,
         "--data-dir", data, "--results", results, "--device", "cpu", "--workers", "2", "--no-mlflow",
         "--allow-code-execution",
     )  # fmt: skip
     (path,) = results.glob("*.json")
     record = Record.from_json(json.loads(path.read_text()))
-    run("harness.cli", "export", record.trial_id, "-o", root / "merged", "--results", results)
+    run("harness", "export", record.trial_id, "-o", root / "merged", "--results", results)
     export_peft(read_trained(build_registry(), Store(str(results)), record), root / "peft")
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))

@@ -44,7 +44,7 @@ def process():
 
     def start(*arguments, **environment):
         return subprocess.Popen(
-            [sys.executable, "-m", "harness.cli", *map(str, arguments)],
+            [sys.executable, "-m", "harness", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
         )  # fmt: skip
 

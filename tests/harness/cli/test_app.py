@@ -11,7 +11,7 @@ import pytest
 
 def test_help_answers_at_once_and_names_the_commands():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "harness.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "harness", "--help"], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Seconds of this process alone, so that a busy machine changes little.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

@@ -105,7 +105,7 @@ def test_a_run_writes_them_into_the_record(tmp_path):
     )
     options = "--steps 1 --set pairs=2 --workers 1 --device cpu --no-mlflow --quiet --results out"
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "run", "--suite", "small.toml", *options.split()],
+        [sys.executable, "-m", "harness", "run", "--suite", "small.toml", *options.split()],
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,0 @@
-"""``python -m harness.cli`` is the installed ``harness``."""
-
-from harness.cli import main
-
-main()
