@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -224,19 +224,22 @@ def last_boxed(text: str) -> str | None:
 
 
 def same_number(given: str | None, wanted: str) -> bool:
-    """Return whether the first number in each of two answers is the same."""
+    """Return whether the first number in each of two answers is the same, once rounded to a whole one.
+
+    MetaMath's evaluation of GSM8K, whose answers are whole numbers, rounds what a model wrote, and reads ``a/b`` as a
+    fraction. Two deviations: of ``1,234,567`` it reads ``1,234``, and of ``-$5`` the 5; here both are read whole.
+    """
     numbers = [_number(text) for text in (given or "", wanted)]
     return None not in numbers and numbers[0] == numbers[1]
 
 
-def _number(text: str) -> Decimal | None:
-    found = re.search(r"-?\$?\s*(\d[\d,]*\.?\d*|\.\d+)", text)
+def _number(text: str) -> int | None:
+    found = re.search(r"([-+]?)\$?\s?(\d[\d,]*(?:\.\d+)?|\.\d+)(?:/(\d+))?", text)
     if not found:
         return None
-    try:
-        return Decimal(re.sub(r"[\s,$]", "", found.group()))
-    except InvalidOperation:
-        return None
+    sign, digits, below = found.groups()
+    value = Fraction(digits.replace(",", "")) / (int(below or 1) or 1)  # as there, x/0 is x
+    return round(float(-value if sign == "-" else value))
 
 
 def same_expression(given: str | None, wanted: str) -> bool:

@@ -266,3 +266,26 @@ def test_rows_of_the_hub_are_put_into_the_words_of_llm_adapters(name, monkeypatc
     assert found == {"instruction": instruction, "output": f"the correct answer is {answer}", "answer": answer}
     assert asked["hub_split"] == ("test" if name in ("ARC-Challenge", "openbookqa") else "validation")
     assert len(SETS[name].source.revision) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "answer"),
+    [  # LLM-Adapters' evaluation takes the first match of the set's words, case and all
+        ("boolq", "the correct answer is true", "true"),
+        ("boolq", "false. No, true", "false"),
+        ("boolq", "untrue", "true"),
+        ("boolq", "True", None),
+        ("piqa", "solution2 is better than solution1", "solution2"),
+        ("piqa", "solution3", None),
+        ("social_i_qa", "answer10", "answer1"),
+        ("ARC-Easy", "answer5", "answer5"),
+        ("ARC-Challenge", "the answer 1", None),
+        ("openbookqa", "Answer1", None),
+        ("hellaswag", "ending4", "ending4"),
+        ("hellaswag", "ending5", None),
+        ("winogrande", "option2option1", "option2"),
+        ("winogrande", "", None),
+    ],
+)
+def test_answers_are_the_first_words_that_can_be_one_as_published(name, output, answer):
+    assert extract_answer(name, output) == answer

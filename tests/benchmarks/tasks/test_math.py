@@ -265,13 +265,51 @@ def test_boxes_are_found_with_nested_braces(solution, inside):
         ("$1,234.50 dollars", "1234.5", True),
         ("-3", "3", False),
         ("72 clips", "72", True),
-        ("42.5", "42", False),
+        ("42.5", "42", True),  # rounded, as published
+        ("42.6", "42", False),
+        ("3/4", "1", True),
+        ("7/2", "4", True),  # to the even neighbour, as Python rounds
+        ("5/0", "5", True),
+        ("+8", "8", True),
+        ("-8", "-8", True),
+        (".5 of it", "0", True),
+        ("10-20", "10", True),
+        ("between 3 and 4", "3", True),
+        ("42.", "42", True),
+        ("42%", "42", True),
+        ("2 1/2", "2", True),
+        ("1.5e3", "2", True),
+        ("3,000", "3000", True),
         ("forty", "40", False),
         (None, "4", False),
     ],
 )
 def test_numbers_are_compared_by_value(given, wanted, equal):
     assert same_number(given, wanted) is equal
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "published"),
+    [("1,234,567", "1234567", False), ("-$5", "5", True)],  # what MetaMath's pattern makes of them: 1,234 and 5
+)
+def test_where_numbers_are_read_otherwise_than_published(given, wanted, published):
+    assert same_number(given, wanted) is not published
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted", "right"),
+    [
+        ("Steps with 7.\nThe answer is: 42", "42", True),
+        ("The answer is: 41\nNo.\nThe answer is: 42", "42", True),  # the last one
+        ("The answer is: 42 apples and 7 pears", "42", True),  # the first number after it
+        ("The answer is: $42.00", "42", True),
+        ("The answer is: about 40 or 42", "42", False),
+        ("42", "42", False),  # published: without its marker an output has no answer
+        ("The answer is: none", "42", False),
+    ],
+)
+def test_gsm8k_outputs_are_scored_as_published(output, wanted, right):
+    assert same_number(extract_answer(output), wanted) is right
 
 
 @pytest.mark.parametrize(("given", "wanted", "equal"), [*EQUAL, *OURS])
