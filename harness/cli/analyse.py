@@ -94,8 +94,7 @@ def _subjects(
 def _layers_of(model: object) -> Iterator[LayerChange]:
     """Yield the linear layers of a base model."""
     from harness.contract.analysis import LayerChange
-    from harness.engine.model import linear_layers
-    from harness.engine.slots import present_as_linear
+    from harness.engine.layers import linear_layers, present_as_linear
 
     for name in linear_layers(cast(Any, model), ()):
         yield LayerChange(name, present_as_linear(cast(Any, model).get_submodule(name)).weight.detach().float())

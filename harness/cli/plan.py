@@ -78,4 +78,6 @@ def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[s
     where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
     more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
     count = f"{len(trials)} trials, {todo} to do{again if other else ''}{more}"
-    return f"{where}\n{tabulate(rows, heads, disable_numparse=True)}\n{count}"
+    table = tabulate(rows, heads, disable_numparse=True)
+    notes = dict.fromkeys(note for cell in cells for note in cell.notes)
+    return "\n".join([where, table, count, *notes])

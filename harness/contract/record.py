@@ -62,7 +62,8 @@ class Record:
             ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation:
             ``step_seconds_solo``,
             ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
-        environment: Versions, hardware, git commit, plugins.
+        environment: Versions, hardware, git commit, plugins; ``layers_without_adapter``, where there are any,
+            says which layers of the model no adapter can work in, and why.
         error: ``{"type", "message", "traceback", "step"}`` unless complete; where another try may end otherwise, also
             ``conditions``, what this one depended on besides the trial.
         attempts: Earlier tries of the trial, oldest first: ``{"state", "error", "started_at", "finished_at"}``.

@@ -20,11 +20,11 @@ from harness.contract.trial import Trial
 from harness.engine.batch import Batch, collate, draw
 from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
+from harness.engine.layers import select_layers
 from harness.engine.learning_rate import schedule
 from harness.engine.losses import lane_losses
-from harness.engine.model import select_layers
 from harness.engine.resident import Base
-from harness.engine.slots import Reader, pretrained, set_submodule
+from harness.engine.slots import Reader, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
 
 CALIBRATION_BATCHES = 8
@@ -114,8 +114,9 @@ def _private_model(base: Base, seed: int) -> nn.Module:
     """Return a copy of the model without slots, for a method that does not live on linear layers."""
     with pretrained(base.model):
         private = copy.deepcopy(base.model)
-    for name in base.slots:
-        set_submodule(private, name, private.get_submodule(name).frozen)  # type: ignore[arg-type]
+    for name, module in list(private.named_modules(remove_duplicate=False)):
+        if isinstance(module, Slot):
+            set_submodule(private, name, module.frozen)
     for name in base.module_slots:
         _draw_fresh(base, seed, name, private.get_submodule(name))
     return private

@@ -1,27 +1,27 @@
-"""Base models: loading them, the shapes of their linear layers, and which layers a trial adapts.
+"""Base models: which is meant, and loading it, with weights or without.
 
-Layer shapes come from the model's config on the meta device, so that a plan needs no weights.
+What is not here: its layers (``layers``), what it does with a text (``probe``, ``behaviour``).
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.bases import resolve
 from harness.contract.task import ModelKind, Task
 from harness.data.hub import is_offline
-from harness.errors import DataError, UsageError
+from harness.engine.layers import trained_modules
+from harness.errors import ConfigError, DataError, HarnessError, UsageError
 
 # Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
 IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
@@ -81,7 +81,8 @@ def load_tokenizer(choice: ModelChoice, task: Task, recipe: Any) -> Any:
     from transformers import AutoTokenizer
 
     name = task.tokenizer_name(recipe) if task.model_kind is ModelKind.FROM_SCRATCH else choice.name
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_revision(choice, name))
+    with _explaining(f"the tokenizer of model {name!r} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_revision(choice, name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -101,7 +102,8 @@ def _load_config(choice: ModelChoice, task: Task, recipe: Any) -> Any:
     if task.model_kind is ModelKind.FROM_SCRATCH:
         return task.model_config(recipe)
     arguments = dict(task.model_arguments(recipe))
-    return AutoConfig.from_pretrained(resolve(choice.name), **arguments, **_revision(choice, choice.name))
+    with _explaining(f"the configuration of model {choice.name!r} cannot be read"):
+        return AutoConfig.from_pretrained(resolve(choice.name), **arguments, **_revision(choice, choice.name))
 
 
 def _auto_class(task: Task) -> Any:
@@ -112,11 +114,37 @@ def _auto_class(task: Task) -> Any:
 
 
 def build_on_meta(choice: ModelChoice, task: Task, recipe: Any) -> nn.Module:
-    """Return the model without weights, for its layer shapes."""
+    """Return the model without weights, for its layer shapes.
+
+    Raises:
+        ConfigError: The task's kind of model cannot be made of it.
+        DataError: Its configuration cannot be read.
+    """
     config = _load_config(choice, task, recipe)
-    with torch.device("meta"):
-        model: nn.Module = _auto_class(task).from_config(config)
+    wanted = _auto_class(task)
+    if wanted.__name__ == "AutoModelForCausalLM" and config.is_encoder_decoder:
+        raise ConfigError(
+            f"model {choice.name!r} is an encoder-decoder ({config.model_type}), and task {task.name!r} trains a "
+            "language model of one text; take a causal language model"
+        )
+    with _explaining(f"task {task.name!r}: no {wanted.__name__} can be made of model {choice.name!r}", ConfigError):
+        config.use_cache = False
+        with torch.device("meta"):
+            model: nn.Module = wanted.from_config(config)
     return model
+
+
+@contextmanager
+def _explaining(what: str, kind: type[UsageError] = DataError) -> Iterator[None]:
+    """Turn whatever a library raises at a stranger's files into one line."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 300 else f"{reason[:300]}..."
+        raise kind(f"{what} ({type(error).__name__}: {reason}); take another model") from error
 
 
 def load_model(
@@ -203,76 +231,6 @@ def use_capturable_attention(model: nn.Module) -> None:
         AttentionInterface.register(CAPTURABLE, sdpa_attention_forward)
         AttentionMaskInterface.register(CAPTURABLE, mask)
         model.set_attn_implementation(CAPTURABLE)  # type: ignore[operator]
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in-features, out-features) of a linear layer of a kind that transformers uses, else ``None``.
-
-    A subclass that computes something else with its weight, as routers of some mixtures of experts do, is none.
-    """
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear, with a transposed weight
-        rows, columns = cast(Tensor, module.weight).shape
-        return int(rows), int(columns)
-    return None
-
-
-def linear_layers(model: nn.Module, trains: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return ``{name: (in, out)}`` of every linear layer that may be adapted, in the model's order.
-
-    Args:
-        model: The base model, possibly on the meta device.
-        trains: Patterns of modules that train whole; their layers get no adapter. Nor does the output head: a language
-            model's output embeddings, or all that another model has outside of its body.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    has_body = head is None and getattr(model, "base_model", model) is not model
-    body = f"{model.base_model_prefix}." if has_body else ""
-    whole = trained_modules(model, trains)
-    return {
-        name: shape
-        for name, module in model.named_modules()
-        if (shape := linear_shape(module)) is not None
-        and module is not head
-        and name.startswith(body)
-        and not any(name == other or name.startswith(f"{other}.") for other in whole)
-    }
-
-
-def select_layers(
-    layers: Mapping[str, tuple[int, int]], targets: Sequence[str], each_must_match: bool = False
-) -> dict[str, tuple[int, int]]:
-    """Return the layers that match a pattern.
-
-    Args:
-        layers: From ``linear_layers``.
-        targets: Shell-style patterns, matched against the full dotted name or its last part; empty: every layer.
-        each_must_match: Whether every single pattern must find something (a user's), or just one of them (a task's,
-            which lists the names that different models use).
-
-    Raises:
-        UsageError: Nothing matches; the message lists the names there are.
-    """
-    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
-    for pattern in targets if each_must_match else ():
-        if not any(matches(name, pattern) for name in layers):
-            raise UsageError(f"--targets {pattern!r} matches no linear layer of the model; layers end in: {known}")
-    chosen = {name: shape for name, shape in layers.items() if not targets or any(matches(name, p) for p in targets)}
-    if not chosen:
-        raise UsageError(f"no linear layer matches targets {', '.join(targets)}; layers end in: {known}")
-    return chosen
-
-
-def trained_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return names of the outermost modules that match any of a task's ``trains`` patterns."""
-    names = [name for name, _ in model.named_modules() if name and any(matches(name, p) for p in patterns)]
-    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Return whether a dotted name, or its last part, matches a shell-style pattern."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rsplit(".", 1)[-1], pattern)
 
 
 def count_parameters(model: nn.Module) -> int:

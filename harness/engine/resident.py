@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.contract.task import ModelKind, Task
+from harness.contract.task import Task
+from harness.engine.behaviour import check_behaviour, position_limit
 from harness.engine.decomposition import announce
-from harness.engine.model import (
-    DTYPES,
-    count_parameters,
-    is_causal,
-    linear_layers,
-    trained_modules,
-    use_capturable_attention,
-)
+from harness.engine.layers import find_layers, trained_modules
+from harness.engine.model import DTYPES, count_parameters, is_causal, use_capturable_attention
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
-
-PADDING_CHANGE = 0.05  # of a model's output; rounding to bfloat16 changes less
 
 
 class Base:
@@ -43,41 +35,44 @@ class Base:
     ) -> None:
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
         self.device = next(model.parameters()).device
+        found = find_layers(model, task.trains)
+        self.layers, self.left_out = found.shapes, found.left_out
         use_capturable_attention(model)
         self.parameters = count_parameters(model)
         self.is_causal = is_causal(model)
-        self._check_padding()
-        self.layers = linear_layers(model, task.trains)
+        check_behaviour(model, task.model_kind)
+        self.most_tokens = position_limit(model)
         whole = trained_modules(model, task.trains)
         self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
         self.module_slots = {name: ModuleSlot(model.get_submodule(name)) for name in whole}
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
-            set_submodule(model, name, slot)
+            for place in found.places.get(name, (name,)):
+                set_submodule(model, place, slot)
+        self._check_calls()
         if recomputes:
             for block in self.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
 
-    @torch.no_grad()
-    def _check_padding(self) -> None:
-        """Refuse an encoder that computes something else of a text when it is padded: XLNet, FNet, MobileBERT.
-
-        What it learns and how it scores would depend on the texts that share a batch.
-        """
-        if self.is_causal or self.task.model_kind not in (ModelKind.CLASSIFICATION, ModelKind.REGRESSION):
-            return
-        config = cast(Any, self.model.config)
-        text = torch.arange(8, 16, device=self.device)[None]
-        padding = torch.full_like(text, config.pad_token_id or 0)
-        alone = self.model(input_ids=text, attention_mask=torch.ones_like(text)).logits
-        mask = torch.cat([torch.ones_like(text), torch.zeros_like(text)], 1)
-        padded = self.model(input_ids=torch.cat([text, padding], 1), attention_mask=mask).logits
-        change = float((padded - alone).norm() / alone.norm().clamp_min(1e-12))
-        if change > PADDING_CHANGE:
+    def _check_calls(self) -> None:
+        """Refuse a model that calls other layers here than a plan foresaw: it counted parameters that cannot train."""
+        if silent := [name for name, sizes in self._sizes.items() if not sizes and name in self.linear_slots]:
             raise ConfigError(
-                f"{type(self.model).__name__}: padding a text changes what the model computes of it, by {change:.0%} "
-                "here, so scores would depend on which texts share a batch; take another encoder"
+                f"{type(self.model).__name__}: layer {silent[0]!r} is never called, so its adapter would count and not "
+                f"train ({len(silent)} such layers); leave it out with --targets"
+            )
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a text with more tokens than the model has positions; on a GPU reading beyond them ends the process.
+
+        Raises:
+            ConfigError: It has.
+        """
+        if self.most_tokens is not None and tokens > self.most_tokens:
+            raise ConfigError(
+                f"{type(self.model).__name__}: a text of {tokens} tokens is longer than the model's {self.most_tokens} "
+                "positions; give a shorter --set max_length=N where the task has it, or take another model"
             )
 
     @cached_property

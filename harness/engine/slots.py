@@ -24,6 +24,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
 from harness.contract.method import Adapter
+from harness.engine.layers import present_as_linear
 from harness.errors import HarnessError
 
 
@@ -296,19 +297,6 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
             (adapter,) = stack.modules
             deltas[name] = cast(Adapter, adapter).delta_weight().detach()
     return deltas
-
-
-def present_as_linear(module: nn.Module) -> nn.Linear:
-    """Return a linear layer of any kind as an ``nn.Linear`` over the same storage, weight (O, I), bias included."""
-    if isinstance(module, nn.Linear):
-        return module
-    weight, bias = cast(Tensor, module.weight), cast("Tensor | None", getattr(module, "bias", None))
-    with torch.device("meta"):
-        view = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None)
-    view.weight = nn.Parameter(weight.detach().T, requires_grad=False)
-    if bias is not None:
-        view.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return view
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -16,16 +16,13 @@ from harness.contract.analysis import LayerChange
 from harness.contract.method import Adapter, Method, attaches
 from harness.contract.task import Task
 from harness.contract.trial import Trial
+from harness.engine.layers import find_layers, linear_layers, present_as_linear, select_layers, trained_modules
 from harness.engine.model import (
     ModelChoice,
     choose_model,
-    linear_layers,
     load_model,
     load_tokenizer,
-    select_layers,
-    trained_modules,
 )
-from harness.engine.slots import present_as_linear
 from harness.errors import DataError, RecordError, UsageError
 
 
@@ -57,8 +54,10 @@ class TrainedTrial:
         self.is_private = attaches(method)
         self._method, self._layer_methods = trial.build_methods(method)
         self.whole = [] if self.is_private else trained_modules(self.model, task.trains)
-        layers = {} if self.is_private else linear_layers(self.model, task.trains)
-        self.layers = list(select_layers(layers, trial.targets)) if layers else []
+        found = None if self.is_private else find_layers(self.model, task.trains)
+        chosen = [] if found is None else list(select_layers(found.shapes, trial.targets))
+        # Names of the places where each adapted weight stands, by its first name.
+        self.places = {name: found.places[name] for name in chosen} if found is not None else {}
 
     def updates(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the ``delta_weight`` (O, I) of each adapted layer, one at a time."""
@@ -68,7 +67,7 @@ class TrainedTrial:
                 "so no format here can hold it; use the trial through harness"
             )
         generator = torch.Generator().manual_seed(self.trial.seed)
-        for name in self.layers:
+        for name in self.places:
             linear = present_as_linear(self.model.get_submodule(name))
             adapter: Adapter = self._layer_methods.get(name, self._method).adapter(linear, generator)
             self._fill(adapter, name)

@@ -18,18 +18,11 @@ from harness.contract.record import Record, State
 from harness.contract.task import Task, TaskContext
 from harness.contract.trial import Trial
 from harness.data.tables import identify_tables
-from harness.engine.model import (
-    ModelChoice,
-    build_on_meta,
-    choose_model,
-    count_parameters,
-    linear_layers,
-    load_tokenizer,
-    select_layers,
-    trained_modules,
-)
+from harness.engine.layers import find_layers, select_layers, trained_modules
+from harness.engine.model import ModelChoice, build_on_meta, choose_model, count_parameters, load_tokenizer
 from harness.errors import BudgetError, ConfigError, UsageError
 from harness.planning.budget import budget_parameters, count_on_layers, parse_settings_but_knob, parse_value, solve
+from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.suite import Suite
 
@@ -48,6 +41,7 @@ class Cell:
         seeds: Of the reported trials.
         centre: Where the grid is centred.
         higher_is_better: Direction of the task's main metric.
+        notes: What a reader must know of the model, e.g. which of its layers get no adapter, and why.
     """
 
     template: Trial
@@ -56,6 +50,7 @@ class Cell:
     seeds: tuple[int, ...]
     centre: float
     higher_is_better: bool
+    notes: tuple[str, ...] = ()
 
     def trial(self, learning_rate: float, seed: int, purpose: str) -> Trial:
         """Return one trial of this cell."""
@@ -99,7 +94,9 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 f"task {task.name!r}: trains={', '.join(task.trains)} matches no module of model {choice.name!r}, so "
                 f"its head would stay as it is; the model's outermost modules are: {parts}"
             )
-        layers = select_layers(linear_layers(skeleton, task.trains), suite.targets or task.targets, bool(suite.targets))
+        check_fitness(choice, task, recipe, skeleton, data_dir)
+        found = find_layers(skeleton, task.trains)
+        layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
         for budget_number, budget in enumerate(suite.budgets):
             asked = budget_parameters(budget, layers, count_parameters(skeleton), registry)
             for method, config in chosen:
@@ -127,6 +124,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     seeds=suite.seeds,
                     centre=centre,
                     higher_is_better=task.metrics[task.main_metric].higher_is_better,
+                    notes=tuple(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
                 )
                 cells.append(cell)
     if refused:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
-from harness.engine.slots import present_as_linear
+from harness.engine.layers import present_as_linear
 from harness.engine.trained import TrainedTrial
 from harness.errors import RecordError, UsageError
 from harness.planning.registry import Registry

@@ -57,6 +57,7 @@ class Recording:
             step=lane.done,
             metrics=metrics,
             reasons=reasons,
+            environment={**self.environment, **_layers_without_adapter(lane)},
             items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
             history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
             counts={
@@ -101,12 +102,17 @@ class Recording:
             main_metric=task.main_metric,
             higher_is_better=task.metrics[task.main_metric].higher_is_better,
             metric_details=_describe_metrics(task.metrics),
-            environment=self.environment,
             error=None if error is None else _describe_error(error, step),
             started_at=started,
             finished_at=now(),
-            **fields,
+            **{"environment": self.environment, **fields},
         )
+
+
+def _layers_without_adapter(lane: Lane) -> dict[str, list[str]]:
+    """Return which layers of the model no adapter can work in, and why, where there are any."""
+    left_out = [str(each) for each in lane.base.left_out]
+    return {"layers_without_adapter": left_out} if left_out else {}
 
 
 def lost(

@@ -14,7 +14,7 @@ import transformers
 from harness import ConfigError, DataError, Example, Source, TaskContext
 from harness.bases import resolve
 from harness.data.tables import identify_tables
-from harness.engine.model import trained_modules
+from harness.engine.layers import trained_modules
 from harness.engine.slots import LinearSlot, set_submodule
 from harness_benchmarks.corpus import (
     Corpus,

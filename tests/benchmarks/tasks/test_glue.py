@@ -17,7 +17,7 @@ import transformers
 from harness import DataError, Example, TaskContext
 from harness.bases import resolve
 from harness.data.tables import identify_tables
-from harness.engine.model import linear_layers, select_layers, trained_modules
+from harness.engine.layers import linear_layers, select_layers, trained_modules
 from harness.engine.shared import Shared
 from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry

@@ -10,7 +10,8 @@ import transformers
 
 from harness.bases import resolve
 from harness.contract.task import ModelKind, Task
-from harness.engine.model import choose_model, linear_layers, load_model
+from harness.engine.layers import linear_layers
+from harness.engine.model import choose_model, load_model
 from harness.errors import DataError
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=300)

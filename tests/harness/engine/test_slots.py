@@ -8,7 +8,8 @@ from torch import nn
 from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from harness.engine.slots import LinearSlot, ModuleSlot, delta_weights, present_as_linear, pretrained
+from harness.engine.layers import present_as_linear
+from harness.engine.slots import LinearSlot, ModuleSlot, delta_weights, pretrained
 from harness.engine.training import evaluating
 from harness.errors import HarnessError
 

@@ -1,0 +1,135 @@
+"""What a model must not do with a text, whatever its class: look ahead, mind its padding, or find the text too long.
+
+Found by running it: with its weights where it trains, and with made-up ones (``probe.stand_in``) where it is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.contract.task import ModelKind
+from harness.engine.probe import called
+from harness.errors import ConfigError
+
+LOOK_AHEAD = 1e-4  # of earlier logits, that a later token may change: rounding
+PADDING_CHANGE = 1e-3  # of a model's output: rounding; more in half precision
+PADDING_CHANGE_HALF = 0.05
+TOKENS = 8
+FIRST_TOKEN = 8  # no special token of any usual tokenizer
+
+aten = torch.ops.aten
+
+
+def check_behaviour(model: nn.Module, kind: ModelKind) -> None:
+    """Refuse a model whose scores would mean nothing.
+
+    Raises:
+        ConfigError: A language model in which a token sees those that follow, or a classifier that computes something
+            else of a text when it is padded: what it learns and how it scores would depend on the texts that share a
+            batch.
+    """
+    name = type(model).__name__
+    if kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH):
+        change = look_ahead(model)
+        if change > LOOK_AHEAD:
+            raise ConfigError(
+                f"{name}: a later token changes what is predicted before it, by {change:.2%} here, so every token "
+                "would see its own label and scores would mean nothing; take a causal language model"
+            )
+        return
+    change = padding_change(model)
+    is_half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
+    if change > (PADDING_CHANGE_HALF if is_half else PADDING_CHANGE):
+        raise ConfigError(
+            f"{name}: padding a text changes what the model computes of it, by {change:.1%} here, so scores would "
+            "depend on which texts share a batch; take another encoder"
+        )
+
+
+@torch.no_grad()
+def look_ahead(model: nn.Module) -> float:
+    """Return how much the last token of a text changes the logits before it, as a fraction of their norm."""
+    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
+    other = text.clone()
+    other[0, -1] += 1
+    before, after = (_logits(model, each)[:, :-1].float() for each in (text, other))
+    return float((before - after).norm() / before.norm().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def padding_change(model: nn.Module) -> float:
+    """Return how much padding behind a text changes its one output, as a fraction of its norm."""
+    config = cast(Any, model).config
+    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
+    padding = torch.full_like(text, config.get_text_config().pad_token_id or 0)
+    mask = torch.cat([torch.ones_like(text), torch.zeros_like(text)], 1)
+    alone = _logits(model, text).float()
+    padded = cast(Any, model)(input_ids=torch.cat([text, padding], 1), attention_mask=mask).logits.float()
+    return float((padded - alone).norm() / alone.norm().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def position_limit(model: nn.Module) -> int | None:
+    """Return the most tokens that a text may have; ``None`` where nothing limits it.
+
+    A table of positions is what is read at higher and higher rows, the longer a text of one and the same token is.
+    """
+    few, many = (_reads(model, count) for count in (TOKENS, 2 * TOKENS))
+    if len(few) != len(many):
+        return None
+    limits = [
+        (size - (highest - 2 * TOKENS + 1), is_sliced)
+        for (size, lower, is_sliced), (same, highest, _) in zip(few, many, strict=True)
+        if size == same and highest - lower == TOKENS
+    ]
+    # Some models take a slice of a table for every block of a text. Those can take a text of several blocks.
+    certain = {limit for limit, is_sliced in limits if not is_sliced}
+    sliced = {limit for limit, is_sliced in limits if is_sliced} - certain
+    return min(certain | {limit for limit in sliced if called(model, limit + 1) is None}, default=None)
+
+
+def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
+    """Return how many rows each table has that is read for a text of this many tokens, and the highest row that is.
+
+    The third says that rows are read as a slice; from the end, they are counted from there.
+    """
+    found: list[tuple[int, int, bool]] = []
+    tables = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+
+    def note(table: Tensor, dimension: int, index: Tensor | None) -> None:
+        if index is not None and index.dtype is not torch.bool and index.numel():
+            found.append((table.shape[dimension], int(index.max()), False))
+
+    class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+        ) -> Any:
+            if function is aten.embedding.default:
+                note(args[0], 0, args[1])
+            elif function in (aten.index_select.default, aten.gather.default):
+                note(args[0], args[1], args[2])
+            elif function is aten.index.Tensor:
+                for dimension, index in enumerate(args[1]):
+                    note(args[0], dimension, index)
+            elif function is aten.slice.Tensor and args[0].untyped_storage().data_ptr() in tables:
+                size = args[0].shape[args[1]]
+                start, end, _ = slice(*args[2:4]).indices(size)
+                found.extend([(size, end - 1, True), (size, size - start - 1, True)])
+            return function(*args, **(kwargs or {}))
+
+    with Reads():  # type: ignore[no-untyped-call]
+        _logits(model, torch.full((1, count), FIRST_TOKEN, device=_device(model)))
+    return found
+
+
+def _logits(model: nn.Module, text: Tensor) -> Tensor:
+    return cast(Tensor, cast(Any, model)(input_ids=text, attention_mask=torch.ones_like(text)).logits)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
