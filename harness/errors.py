@@ -37,5 +37,9 @@ class RecordError(HarnessError):
     """A record on disk cannot be read, or would be overwritten."""
 
 
+class TrialError(HarnessError):
+    """A trial cannot be what was planned."""
+
+
 class TrialDivergedError(HarnessError):
     """A trial's loss became NaN or infinite."""

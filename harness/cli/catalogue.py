@@ -115,7 +115,7 @@ def describe_method(registry: Registry, name: str) -> str:
     ]
     lines += [
         f"lr factor   {method.traits.learning_rate_factor:g} x LoRA's on the same task",
-        f"from        {origin.pin}, {origin.file}",
+        f"from        {origin.identity}, {origin.file}",
         "",
     ]
     rows = [
@@ -147,7 +147,7 @@ def describe_task(registry: Registry, name: str) -> str:
         f"paper    {task.paper}",
         f"note     {task.source.note}",
         f"model    {task.model}",
-        f"from     {origin.pin}, {origin.file}",
+        f"from     {origin.identity}, {origin.file}",
         "",
     ]
     tables = [table for recipe in task.recipes.values() for table in task().tables(recipe)]

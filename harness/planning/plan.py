@@ -107,8 +107,8 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     "model_revision": choice.revision, "method": method.name, "targets": suite.targets or task.targets,
                     "precision": precision, "data": data, "learning_rate": 0.0, "seed": 0,
                     "plugins": {
-                        "method": registry.origins["method", method.name].pin,
-                        "task": registry.origin("task", task.name).pin,
+                        "method": registry.origins["method", method.name].identity,
+                        "task": registry.origin("task", task.name).identity,
                     },
                 }  # fmt: skip
                 try:

@@ -15,8 +15,8 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ import pluggy
 
 from harness.contract import hookspecs
 from harness.errors import PluginLoadError, UsageError
+from harness.planning.identity import identify
 
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
@@ -57,11 +58,18 @@ class Origin:
     distribution: str
     version: str
     file: str
+    module: str = ""
+    source: metadata.Distribution | None = field(default=None, compare=False, repr=False)
 
     @property
     def pin(self) -> str:
         """Return ``distribution==version``."""
         return f"{self.distribution}=={self.version}"
+
+    @cached_property
+    def identity(self) -> str:
+        """Return ``distribution==version``, and what else tells this source from an edited one."""
+        return identify(self.source, self.module)
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,8 @@ def build_registry(block: Collection[str] = ()) -> Registry:
             advice = f"Fix or uninstall it, or go on without it: --block {name} (or HARNESS_BLOCK={name})."
             try:
                 module = load()
-                origin = Origin(name, distribution, version, str(getattr(module, "__file__", "?")))
+                file = str(getattr(module, "__file__", "?"))
+                origin = Origin(name, distribution, version, file, module.__name__, point.dist)
                 if manager.has_plugin(name):
                     raise PluginLoadError(
                         f"two plugins are called {name!r}: {origins[name].file} ({origins[name].pin}) and "

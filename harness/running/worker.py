@@ -19,6 +19,7 @@ from harness.engine.cost import SoloCost, lanes_that_fit
 from harness.engine.lane import Lane
 from harness.engine.shared import Shared
 from harness.engine.training import train
+from harness.errors import TrialError
 from harness.planning.registry import Registry
 from harness.running.recording import Recording, now, only_finite
 
@@ -65,6 +66,7 @@ class Worker:
             self.emit({"event": "started", "trial": trial.id})
             begin = time.perf_counter()
             try:
+                self._check_code(trial)
                 self._solo_cost(trial)
                 lane = self.shared.lane(trial, *self._code(trial))
             except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
@@ -90,6 +92,16 @@ class Worker:
 
     def _code(self, trial: Trial) -> tuple[type[Method], Task]:
         return self.registry.method(trial.method), self.registry.task(trial.task)()
+
+    def _check_code(self, trial: Trial) -> None:
+        """Refuse a trial whose method or task was edited since it was planned: its id stands for the other source."""
+        for kind, name in (("method", trial.method), ("task", trial.task)):
+            identity = self.registry.origins[kind, name].identity
+            if trial.plugins.get(kind, identity) != identity:
+                raise TrialError(
+                    f"{kind} {name!r} was edited while the run went on (planned with {trial.plugins[kind]}, "
+                    f"here it is {identity}); run the same command again"
+                )
 
     def _solo_cost(self, trial: Trial) -> SoloCost:
         return self.shared.solo_cost(trial, *self._code(trial))

@@ -102,3 +102,15 @@ def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, mon
     records = run(tmp_path, seeds=[0, 1])
     assert len(records) == 2
     assert "no two of these go together" in caplog.text
+
+
+def test_a_plug_in_that_was_edited_after_planning_trains_nothing_under_the_old_id(tmp_path, monkeypatch):
+    asked = {"tasks": ["uuid"], "methods": ["lora"], "recipe": {"steps": 2, "pairs": 4, "batch_size": 2}}
+    (trial,) = pending(plan_cells(build_suite(asked), REGISTRY, None, "float32"), lambda trial: None)
+    edited = replace(trial, plugins={**trial.plugins, "method": "peft-harness==0.1.0+sha256.0"})
+    events = []
+    worker = Worker(REGISTRY, Shared(torch.device("cpu")), Recording(Store(str(tmp_path)), {}), events.append)
+    worker.run([edited], 1)
+    record = Record.from_json(events[-1]["record"])
+    assert record.state is State.FAILED
+    assert "method 'lora' was edited while the run went on" in record.error["message"]
