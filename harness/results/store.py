@@ -2,6 +2,7 @@
 
 <root>/<trial id>.json                     the record
 <root>/adapters/<trial id>.safetensors     what was trained
+<root>/claims/                              who trains what right now (``claims``)
 <root>/mlflow.db, ...                      views, rebuilt from the records
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +22,10 @@ import fsspec
 
 from harness.contract.record import Record, loads
 from harness.errors import RecordError, UsageError
+from harness.results.owner import is_running, this_machine, this_process
 
+DAY = 86400.0
+TEMPORARY = re.compile(r"\.(?P<machine>[^.]+)\.(?P<process>\d+-\d+)\.[0-9a-f]{32}\.tmp$")
 RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
 
 
@@ -59,10 +64,20 @@ class Store:
             self.filesystem.makedirs(self.path, exist_ok=True)
             self.filesystem.pipe_file(probe, b"")
             self.filesystem.rm_file(probe)
+            self._sweep()
         except OSError as error:
             raise UsageError(
                 f"cannot write results to {self.root!r}: {error}. Give another folder with --results."
             ) from error
+
+    def _sweep(self) -> None:
+        """Remove half-written files of this machine's processes that are gone, and of any that is a day old."""
+        for path in self.local.rglob("*.tmp") if self.local else ():
+            owner = TEMPORARY.search(path.name)
+            with suppress(OSError):
+                ours = owner is not None and owner["machine"] == this_machine()
+                if not is_running(owner["process"]) if owner and ours else time.time() - path.stat().st_mtime > DAY:
+                    path.unlink()
 
     def ids(self) -> set[str]:
         """Return the ids that have a record, of whatever state."""
@@ -110,7 +125,7 @@ class Store:
             self._create(name, record.dumps().encode())
             return record
         except FileExistsError:  # an earlier try's, or that of another machine which finished it just now
-            aside = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+            aside = Path(self._join(_temporary_name(name)))
             Path(self._join(name)).replace(aside)  # takes whatever is there now, so look at it before it goes
             try:
                 before = Record.from_json(loads(aside.read_bytes()))
@@ -128,6 +143,15 @@ class Store:
         self.filesystem.makedirs(self._join(str(Path(name).parent)), exist_ok=True)
         self._replace(name, content)
         return name
+
+    def create_artifact(self, name: str, content: bytes) -> None:
+        """Write a file of a local root that must not exist yet; otherwise ``FileExistsError``, whoever was faster."""
+        Path(self._join(name)).parent.mkdir(parents=True, exist_ok=True)
+        self._create(name, content)
+
+    def remove_artifact(self, name: str) -> None:
+        """Remove a file below the root."""
+        self.filesystem.rm_file(self._join(name))
 
     def read_artifact(self, name: str) -> bytes:
         """Return a file below the root."""
@@ -153,7 +177,7 @@ class Store:
             with self._temporary(name, content) as temporary:
                 temporary.replace(self._join(name))
             return
-        temporary_name = self._join(f"{name}.{uuid.uuid4().hex}.tmp")
+        temporary_name = self._join(_temporary_name(name))
         try:
             self.filesystem.pipe_file(temporary_name, content)
             self.filesystem.mv(temporary_name, self._join(name))
@@ -165,7 +189,7 @@ class Store:
     @contextmanager
     def _temporary(self, name: str, content: bytes) -> Iterator[Path]:
         """Yield a local file with this content, beside where it is to go; afterwards nothing is left of it."""
-        path = Path(self._join(f"{name}.{uuid.uuid4().hex}.tmp"))
+        path = Path(self._join(_temporary_name(name)))
         try:
             with path.open("wb") as file:
                 file.write(content)
@@ -185,6 +209,11 @@ class Store:
         except FileNotFoundError:
             return []
         return [str(each) for each in listing]
+
+
+def _temporary_name(name: str) -> str:
+    """Return a name for what is not whole yet, which says whose it is."""
+    return f"{name}.{this_machine()}.{this_process()}.{uuid.uuid4().hex}.tmp"
 
 
 def _after(before: Record | None, record: Record) -> Record:

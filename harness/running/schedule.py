@@ -9,7 +9,6 @@ What is not here: which trials there are (``planning.plan``), training (``engine
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import subprocess
@@ -21,20 +20,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from harness.contract.method import attaches
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 from harness.errors import HarnessError, RecordError
 from harness.planning.published import Published
 from harness.planning.registry import Registry
 from harness.planning.retry import Retry
+from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.kernel import MemoryKills
+from harness.running.pieces import Pieces
 from harness.running.process import Event, WorkerProcess, launch
 from harness.running.recording import lost
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 2.0  # between looks at what others are training
+MOST_LOOKS = 50  # trials at a look
 START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
 
@@ -116,7 +118,10 @@ class Scheduler:
         self.observers = Observers(registry)
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[int, WorkerProcess] = {}
-        self._waiting: deque[tuple[list[Trial], int]] = deque()
+        self._pieces = Pieces(registry, len(settings.devices), settings.pack)
+        self._elsewhere: deque[Trial] = deque()  # somebody else is training them
+        self._next_look = 0.0
+        self.claims = Claims(store)
         self._memory_kills = MemoryKills()
         self._failed_starts = 0
 
@@ -130,9 +135,10 @@ class Scheduler:
         Raises:
             KeyboardInterrupt: After the running trials got records that say so.
         """
-        self._waiting.extend(jobs(trials, self.registry, len(self.settings.devices), self.settings.pack))
+        self._pieces.add(trials)
         try:
-            while self._waiting or any(worker.jobs for worker in self._workers.values()):
+            while self._pieces or self._elsewhere or any(worker.jobs for worker in self._workers.values()):
+                self._look_elsewhere()
                 self._dispatch()
                 self._handle(self._next_event())
                 self._enforce_limits()
@@ -145,6 +151,7 @@ class Scheduler:
         for worker in self._workers.values():
             worker.kill()
         self._workers.clear()
+        self.claims.close()
         self.observers.call("harness_sweep_finished")
 
     def _start(self, number: int) -> None:
@@ -171,19 +178,41 @@ class Scheduler:
             worker = self._workers.get(number)
             if worker is None:
                 coming = sum(not each.jobs for each in self._workers.values())
-                if coming < len(self._waiting):
+                if coming < self._pieces.pieces_left():
                     self._start(number)
             elif worker.idle:
-                while self._waiting and not worker.jobs:
-                    trials, pack = self._waiting.popleft()
-                    if todo := [trial for trial in trials if not self._is_there(trial)]:
+                while self._pieces and not worker.jobs:
+                    trials, pack = self._pieces.next(number)
+                    if todo := self._claimed(trials):
                         worker.give(todo, pack)
+
+    def _claimed(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials that are ours to train. Others are answered already, or somebody else is at them."""
+        ours = self.claims.take([trial.id for trial in trials])
+        for trial in trials:
+            if trial.id not in ours:
+                self._elsewhere.append(trial)
+                self._pieces.taken_elsewhere(trial)
+        return [trial for trial in trials if trial.id in ours and not self._is_there(trial)]
+
+    def _look_elsewhere(self) -> None:
+        """See what became of some of the trials that others were at: answered, or given up with their owner's death."""
+        now = time.monotonic()
+        if not self._elsewhere or now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        some = [self._elsewhere.popleft() for _ in range(min(MOST_LOOKS, len(self._elsewhere)))]
+        left = [trial for trial in some if not self._is_there(trial)]
+        free = self.claims.take([trial.id for trial in left])
+        self._pieces.add([trial for trial in left if trial.id in free])
+        self._elsewhere.extend(trial for trial in left if trial.id not in free)
 
     def _is_there(self, trial: Trial) -> bool:
         """Return whether another run, which shares the result root, finished this trial meanwhile; if so, show it."""
         record = self.store.read(trial.id)
         if record is None or not self.settings.retry.settles(record):
             return False
+        self.claims.release(trial.id)
         self.watch("finished", trial, {"record": record})
         return True
 
@@ -246,6 +275,7 @@ class Scheduler:
             raise HarnessError(
                 f"the record of {record.trial.label} cannot be written to {self.store.root}: {error}. {MAKE_ROOM}"
             ) from error
+        self.claims.release(record.trial_id)
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
 
@@ -267,9 +297,9 @@ class Scheduler:
         if not running:  # it died between trials: the next one is to blame
             running, rest = rest[:1], rest[1:]
         if rest:
-            self._waiting.appendleft((rest, self.settings.pack))
+            self._pieces.put_back(rest)
         if len(running) > 1:  # a pack: which of them it was shows when each runs alone
-            self._waiting.extendleft([([trial], 1) for trial in reversed(running)])
+            self._pieces.add_alone(running)
         elif running:
             self._keep(self._ended(worker, running[0], state, "WorkerDied", why))
 
@@ -284,7 +314,7 @@ class Scheduler:
                 worker.kill()
                 del self._workers[number]
                 if rest := [trial for trial in worker.jobs.values() if trial.id not in late]:
-                    self._waiting.appendleft((rest, self.settings.pack))
+                    self._pieces.put_back(rest)
                 for trial in (worker.jobs[trial_id] for trial_id in late):
                     why = f"ran longer than {limit:g} seconds"
                     self._keep(self._ended(worker, trial, State.TIMED_OUT, "TimedOut", why))
@@ -303,7 +333,8 @@ class Scheduler:
                     for trial in sender.jobs.values():
                         if trial.id in sender.started:
                             self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
-        self._waiting.clear()
+        self._pieces.clear()
+        self._elsewhere.clear()
 
     def _ended(self, worker: WorkerProcess, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""
@@ -311,34 +342,3 @@ class Scheduler:
         started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
         task = self.registry.task(trial.task)
         return lost(trial, task, worker.environment, started, state, kind, message)
-
-
-def jobs(trials: Sequence[Trial], registry: Registry, workers: int, pack: int) -> list[tuple[list[Trial], int]]:
-    """Return jobs for workers: trials that may share a pack stay together, and every worker gets its share.
-
-    Args:
-        trials: What is to run.
-        registry: Knows which methods cannot be packed.
-        workers: How many jobs can run side by side.
-        pack: Most trials in a pack; 0: the worker decides.
-    """
-    groups: dict[str, dict[str, list[Trial]]] = {}  # alike trials within those that may share a pack
-    for trial in trials:
-        alone = attaches(registry.method(trial.method))
-        kinds = groups.setdefault(trial.id if alone else _content(trial, _SHARED), {})
-        kinds.setdefault(_content(trial, _ALIKE), []).append(trial)
-    result: list[tuple[list[Trial], int]] = []
-    for kinds in groups.values():
-        # Alike trials beside each other, so that they are stacked; otherwise in the order given.
-        group = [trial for kind in kinds.values() for trial in kind]
-        size = pack or max(1, -(-len(group) // workers))
-        result += [(group[start : start + size], pack) for start in range(0, len(group), size)]
-    return result
-
-
-def _content(trial: Trial, names: Sequence[str]) -> str:
-    return json.dumps([getattr(trial, name) for name in names], sort_keys=True)
-
-
-_SHARED = ("task", "scale", "recipe", "model", "model_revision", "targets", "precision", "data")
-_ALIKE = ("method", "config")

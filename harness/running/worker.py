@@ -96,7 +96,7 @@ class Worker:
     def _check_code(self, trial: Trial) -> None:
         """Refuse a trial whose method or task was edited since it was planned: its id stands for the other source."""
         for kind, name in (("method", trial.method), ("task", trial.task)):
-            identity = self.registry.origins[kind, name].identity
+            identity = self.registry.origin(kind, name).identity
             if trial.plugins.get(kind, identity) != identity:
                 raise TrialError(
                     f"{kind} {name!r} was edited while the run went on (planned with {trial.plugins[kind]}, "

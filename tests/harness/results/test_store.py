@@ -10,6 +10,7 @@ import pytest
 
 from harness.contract.record import State
 from harness.errors import RecordError, UsageError
+from harness.results.owner import this_machine, this_process
 from harness.results.store import Store
 
 
@@ -251,3 +252,16 @@ def test_local_tells_a_folder_from_a_url(tmp_path):
     assert Store(str(tmp_path)).local == tmp_path
     assert Store(f"file://{tmp_path}").local == tmp_path
     assert Store("memory://results").local is None
+
+
+def test_half_written_files_of_dead_processes_are_swept_and_others_left(folder, tmp_path):
+    dead = f"0123456789abcdef.json.{this_machine()}.999999999-1.{uuid.uuid4().hex}.tmp"
+    living = f"0123456789abcdef.json.{this_machine()}.{this_process()}.{uuid.uuid4().hex}.tmp"
+    elsewhere = f"0123456789abcdef.json.ffff.999999999-1.{uuid.uuid4().hex}.tmp"
+    old = f"x.{uuid.uuid4().hex}.tmp"
+    (tmp_path / "adapters").mkdir()
+    for name in (dead, living, elsewhere, old, f"adapters/{dead}"):
+        (tmp_path / name).write_text("half")
+    os.utime(tmp_path / old, (0, 0))
+    folder.prepare()
+    assert sorted(path.name for path in tmp_path.rglob("*.tmp")) == sorted([living, elsewhere])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,14 +12,15 @@ import time
 import pytest
 import torch
 
-from harness.contract.record import State
+from harness.contract.record import Record, State
 from harness.errors import HarnessError
 from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.suite import build_suite
+from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.environment import describe_environment
-from harness.running.schedule import Scheduler, Settings, jobs
+from harness.running.schedule import Scheduler, Settings
 
 SMALL = {"steps": 2, "pairs": 2, "batch_size": 2}
 
@@ -257,30 +259,35 @@ def test_no_room_for_an_adapter_stops_the_run_and_the_same_command_goes_on(troub
     assert again.record("quick").state is State.COMPLETE
 
 
-# --- jobs -----------------------------------------------------------------------------------------------------------
+def test_what_somebody_else_is_training_is_waited_for_and_taken_over_when_they_die(trouble, registry, tmp_path):
+    """The first's owner finishes it; the second's is silent; the third's gives it back."""
+    trials = plan(registry, ["quick"], seeds=[0, 1, 2])
+    sweep = Sweep(tmp_path, trials, registry)
+    sweep.scheduler.claims.lifetime_seconds = 1.0
+    theirs = Claims(sweep.store)
+    assert len(theirs.take([trial.id for trial in trials])) == 3
+    beat = sweep.store.read_artifact(f"claims/{theirs.owner}.beat")
 
+    def finish():
+        time.sleep(3)
+        sweep.store.write(dataclasses.replace(sweep.store.read(trials[0].id) or made, trial=trials[0]))
+        theirs.release(trials[0].id)
+        theirs.release(trials[2].id)
+        # what a machine that was switched off leaves behind: a claim, and a beat that stays as it is
+        claim = json.dumps({"owner": "dead", "machine": "another", "process": "1-1"}).encode()
+        sweep.store.write_artifact(f"claims/{trials[1].id}", claim)
+        sweep.store.write_artifact("claims/dead.beat", beat)
 
-def test_trials_of_one_base_share_jobs_and_alike_ones_are_neighbours(registry):
-    trials = plan(registry, ["quick", "slow"], seeds=[0, 1, 2])
-    (first, pack), = jobs(trials[::2] + trials[1::2], registry, workers=1, pack=8)  # fmt: skip
-    assert pack == 8
-    assert [trial.method for trial in first] == ["quick"] * 3 + ["slow"] * 3
-    assert sorted(len(job) for job, _ in jobs(trials, registry, workers=2, pack=4)) == [2, 4]
-    assert [len(job) for job, _ in jobs(trials, registry, workers=2, pack=1)] == [1] * 6
-    assert sorted(len(job) for job, _ in jobs(trials, registry, workers=2, pack=0)) == [3, 3]
-
-
-def test_what_cannot_be_packed_is_a_job_of_its_own(registry):
-    trials = plan(registry, ["quick", "full"], seeds=[0, 1])
-    sizes = [len(job) for job, _ in jobs(trials, registry, workers=1, pack=8)]
-    assert sorted(sizes) == [1, 1, 2]
-    other = plan(registry, ["quick"], recipe={**SMALL, "steps": 3})
-    assert len(jobs(trials[:2] + other, registry, workers=1, pack=8)) == 2  # another recipe, another batch
-
-
-def test_every_trial_is_in_one_job(registry):
-    trials = plan(registry, ["quick", "slow", "full"], seeds=[0, 1, 2])
-    for workers in (1, 2, 3):
-        for pack in (0, 1, 2, 8):
-            found = [trial.id for job, _ in jobs(trials, registry, workers, pack) for trial in job]
-            assert sorted(found) == sorted(trial.id for trial in trials)
+    made = Record(
+        trial=trials[0], state=State.COMPLETE, metrics={"character_accuracy": 0.125}, main_metric="character_accuracy",
+        higher_is_better=True, started_at="", finished_at="",
+    )  # fmt: skip
+    thread = threading.Thread(target=finish)
+    thread.start()
+    sweep.run()
+    thread.join()
+    theirs.close()
+    started = {trial_id for event, trial_id in sweep.events if event == "started"}
+    assert started == {trials[1].id, trials[2].id}
+    assert {sweep.store.read(trial.id).state for trial in trials} == {State.COMPLETE}
+    assert sweep.store.read(trials[0].id).score == 0.125
