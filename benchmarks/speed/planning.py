@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from harness.planning.registry import Registry, build_registry
 from harness.planning.suite import Suite, build_suite
 from harness.results.frame import render_list
 from harness.results.store import Store
-from harness.running.schedule import jobs
+from harness.running.pieces import Pieces
 
 RATES = 10
 R = TypeVar("R")
@@ -69,13 +69,21 @@ def measure(count: int, registry: Registry, folder: str) -> dict[str, float]:
 
     store, asked = Store(folder), suite(count)
     cells, trials, states = timed("plan", lambda: plan_sweep(asked, registry, None, "float32", store))
-    timed("group", lambda: jobs(trials, registry, workers=2, pack=0))
+    timed("group", lambda: hand_out(Pieces(registry, 2, 0), trials))
     timed("list", lambda: plan_table(cells, trials, states))
     seconds["together"] = sum(seconds.values())
     for trial in trials:
         (Path(folder) / f"{trial.id}.json").write_text(made_up(trial).dumps())
     timed("list records", lambda: render_list(store.records()))
     return seconds
+
+
+def hand_out(pieces: Pieces, trials: Sequence[Trial]) -> None:
+    """Hand out all trials to two workers in turn."""
+    pieces.add(trials)
+    while pieces:
+        for worker in (0, 1):
+            pieces.next(worker)
 
 
 def made_up(trial: Trial) -> Record:

@@ -18,8 +18,8 @@ from harness.planning.plan import pending, plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.suite import build_suite
 from harness.results.store import Store
+from harness.running.pieces import Pieces
 from harness.running.recording import Recording
-from harness.running.schedule import jobs
 from harness.running.worker import Worker
 from harness_benchmarks import forgetting
 from harness_benchmarks.tasks import c4
@@ -78,8 +78,10 @@ def run(tables, results, request):
         asked = {"tasks": [name], "methods": ["everything"], "tolerance": TOLERANCE, "recipe": recipe, **suite}
         trials = pending(plan_cells(build_suite(asked), REGISTRY, tables, "float32"), lambda trial: None)
         events.clear()
-        for group, pack in jobs(trials, REGISTRY, workers=1, pack=len(trials)):
-            worker.run(group, pack)
+        pieces = Pieces(REGISTRY, workers=1, pack=len(trials))
+        pieces.add(trials)
+        while pieces:
+            worker.run(*pieces.next(0))
         records = [Record.from_json(event["record"]) for event in events if event["event"] == "record"]
         assert len(records) == len(trials)
         return {record.trial.method: record for record in records}
