@@ -70,8 +70,13 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits that identify this trial's content."""
-        canonical = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return _digest(self._fields())
+
+    @cached_property
+    def cell(self) -> str:
+        """16 hexadecimal digits that identify what is compared: all but the learning rate, seed and purpose."""
+        own = ("learning_rate", "seed", "purpose")
+        return _digest({name: value for name, value in self._fields().items() if name not in own})
 
     @property
     def label(self) -> str:
@@ -101,6 +106,11 @@ class Trial:
     def from_json(cls, data: Mapping[str, Any]) -> Trial:
         """Rebuild a trial; unknown keys raise ``TypeError``."""
         return cls(**{**data, "targets": tuple(data.get("targets", ()))})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from harness import Record, hookimpl
 @hookimpl
 def harness_summarize(records: Sequence[Record]) -> str:
     """Return the leaderboard of these records as a terminal table."""
-    from harness_leaderboard.table import terminal_table
+    from harness_leaderboard.boards.build import build_boards
+    from harness_leaderboard.view.site import site_view
+    from harness_leaderboard.write.terminal import document
 
-    return terminal_table(list(records))
+    view = site_view(records, build_boards(records))
+    return document(view.boards, view.families)

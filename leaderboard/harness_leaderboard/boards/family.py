@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness_leaderboard.board import Board, Row
+from harness_leaderboard.boards.model import Board, Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,254 @@
+"""An index of the records of a result root: each file is read and checked once, and its heavy fields only when asked for.
+
+<root>/.index.sqlite      one row per record file: its name, age and size, its light fields, and its heavy ones packed
+
+The index is a view like others: it may be deleted at any time. Where it cannot be written (a read-only folder, a URL, another
+command that holds it), the same is done in memory, and the next command reads the files again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, overload
+
+from harness.contract.record import SCHEMA_VERSION, Record, State, loads
+from harness.contract.trial import Trial
+from harness.errors import RecordError
+from harness.results.store import Store
+
+FILE = ".index.sqlite"
+VERSION = f"1.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
+HEAVY = ("items", "history")
+SHARED = ("environment", "metric_details", "paper_recipe", "published")  # equal in most records: kept once
+BATCH = 256  # files read at once: what is held in memory besides the result
+WAIT_SECONDS = 20.0  # for another command that writes the index
+
+log = logging.getLogger(__name__)
+
+TABLES = """
+CREATE TABLE files (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT NOT NULL, light TEXT NOT NULL);
+CREATE TABLE heavy (name TEXT NOT NULL, field TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (name, field));
+CREATE TABLE shared (number INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE);
+"""
+
+
+class Index:
+    """The records of one result root.
+
+    Attributes:
+        store: The result root.
+        problems: Files among the records that are none: ``{path: why}``. Known once :meth:`records` was called.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.problems: dict[str, str] = {}
+        self._connection = self._open()
+
+    def close(self) -> None:
+        """Close the database. Heavy fields cannot be read afterwards."""
+        self._connection.close()
+
+    def records(self) -> list[Record]:
+        """Return every record in order of trial id. Their ``items`` and ``history`` are read when they are looked at."""
+        found = self._listing()
+        try:
+            self._update(found)
+        except sqlite3.Error as error:  # full, read-only, held for long, or broken: never a reason to show nothing
+            log.info("%s: %s; reading without it", self._where, error)
+            self._connection.close()
+            self._connection = _connect(":memory:")
+            self._update(found)
+        shared = {
+            number: json.loads(content)
+            for number, content in self._connection.execute("SELECT number, content FROM shared")
+        }
+        records = []
+        for name, problem, light in self._connection.execute("SELECT name, problem, light FROM files ORDER BY name"):
+            if name not in found:
+                continue
+            if problem:
+                self.problems[f"{self.store.root.rstrip('/')}/{name}"] = problem
+            else:
+                records.append(self._record(name, json.loads(light), shared))
+        return sorted(records, key=lambda record: record.trial_id)
+
+    def heavy(self, name: str, field: str) -> Any:
+        """Return a heavy field of a record, by the record's file name."""
+        row = self._connection.execute("SELECT content FROM heavy WHERE name = ? AND field = ?", (name, field)).fetchone()
+        if row is None:
+            raise RecordError(f"{self.store.root}/{name} has gone from the index while it was read; run the command again")
+        return json.loads(zlib.decompress(row[0]))
+
+    @property
+    def _where(self) -> str:
+        return f"{self.store.root.rstrip('/')}/{FILE}"
+
+    def _open(self) -> sqlite3.Connection:
+        folder = self.store.local
+        if folder is None or not folder.is_dir():
+            return _connect(":memory:")
+        path = folder / FILE
+        for _ in range(2):
+            try:
+                return _connect(str(path))
+            except sqlite3.DatabaseError as error:
+                log.info("%s: %s; made anew", path, error)
+                if isinstance(error, sqlite3.OperationalError):  # locked or read-only: not ours to delete
+                    break
+                path.unlink(missing_ok=True)
+        return _connect(":memory:")
+
+    def _listing(self) -> dict[str, str]:
+        """Return what lies beside the records by name, and what changes when its content does."""
+        self.store.filesystem.invalidate_cache(self.store.path)
+        found = {}
+        for entry in self.store.filesystem.ls(self.store.path, detail=True):
+            name = PurePosixPath(entry["name"]).name
+            if entry["type"] == "file" and name.endswith(".json") and not name.startswith("."):
+                stamp = [entry.get(key) for key in ("size", "mtime", "ino", "LastModified", "etag", "ETag", "created")]
+                found[name] = json.dumps(stamp, default=str)
+        return found
+
+    def _update(self, found: Mapping[str, str]) -> None:
+        connection = self._connection
+        known = dict(connection.execute("SELECT name, stamp FROM files"))
+        gone = [(name,) for name in known if found.get(name) != known[name]]
+        new = sorted(name for name in found if found[name] != known.get(name))
+        if not gone and not new:
+            return
+        with connection:
+            connection.executemany("DELETE FROM files WHERE name = ?", gone)
+            connection.executemany("DELETE FROM heavy WHERE name = ?", gone)
+        for start in range(0, len(new), BATCH):
+            names = new[start : start + BATCH]
+            paths = {f"{self.store.path.rstrip('/')}/{name}": name for name in names}
+            contents = self.store.filesystem.cat(list(paths), on_error="return")
+            with connection:
+                for path, name in paths.items():
+                    self._insert(name, found[name], contents[path])
+
+    def _insert(self, name: str, stamp: str, content: bytes | Exception) -> None:
+        try:
+            record = _read(name, content)
+        except RecordError as error:
+            row = (name, stamp, str(error), "")
+            self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+            return
+        body = record.to_json()
+        for field in HEAVY:
+            packed = zlib.compress(json.dumps(body.pop(field), separators=(",", ":")).encode(), 1)
+            self._connection.execute("INSERT OR REPLACE INTO heavy VALUES (?, ?, ?)", (name, field, packed))
+        for field in SHARED:
+            body[field] = self._share(json.dumps(body[field], sort_keys=True))
+        row = (name, stamp, "", json.dumps(body, separators=(",", ":")))
+        self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+
+    def _share(self, content: str) -> int:
+        self._connection.execute("INSERT OR IGNORE INTO shared (content) VALUES (?)", (content,))
+        number = self._connection.execute("SELECT number FROM shared WHERE content = ?", (content,)).fetchone()[0]
+        return int(number)
+
+    def _record(self, name: str, light: dict[str, Any], shared: Mapping[int, Any]) -> Record:
+        del light["trial_id"]
+        trial = Trial.from_json(light.pop("trial"))
+        body = {**light, **{field: shared[light[field]] for field in SHARED}}
+        return Record(
+            **{
+                **body,
+                "trial": trial,
+                "state": State(light["state"]),
+                "items": LazyMapping(self, name, "items"),
+                "history": LazySequence(self, name, "history"),
+            }
+        )
+
+
+class LazyMapping(Mapping[str, Any]):
+    """A heavy field that is an object, read each time it is looked at and not kept."""
+
+    def __init__(self, index: Index, name: str, field: str) -> None:
+        self._source = (index, name, field)
+
+    def _read(self) -> dict[str, Any]:
+        index, name, field = self._source
+        content: dict[str, Any] = index.heavy(name, field)
+        return content
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
+class LazySequence(Sequence[Mapping[str, Any]]):
+    """A heavy field that is a list, read each time it is looked at and not kept: take it once."""
+
+    def __init__(self, index: Index, name: str, field: str) -> None:
+        self._source = (index, name, field)
+
+    def _read(self) -> list[Mapping[str, Any]]:
+        index, name, field = self._source
+        content: list[Mapping[str, Any]] = index.heavy(name, field)
+        return content
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Any]]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        return self._read()[place]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """Open an index, made anew where its tables are of another version."""
+    connection = sqlite3.connect(path, timeout=WAIT_SECONDS, check_same_thread=False)
+    try:
+        with connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS about (version TEXT)")
+            versions = [row[0] for row in connection.execute("SELECT version FROM about")]
+            if versions != [VERSION]:
+                for table in ("files", "heavy", "shared", "about"):
+                    connection.execute(f"DROP TABLE IF EXISTS {table}")
+                connection.execute("CREATE TABLE about (version TEXT)")
+                connection.execute("INSERT INTO about VALUES (?)", (VERSION,))
+                for statement in filter(None, map(str.strip, TABLES.split(";"))):
+                    connection.execute(statement)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _read(name: str, content: bytes | Exception) -> Record:
+    """Return the record that a file holds; every way of failing is a :class:`RecordError`."""
+    if isinstance(content, Exception):
+        raise RecordError(f"reading failed: {content}")
+    try:
+        data = loads(content)
+    except ValueError as error:  # also UnicodeDecodeError
+        raise RecordError(f"not JSON: {error}") from error
+    if not isinstance(data, dict) or "schema_version" not in data or "trial" not in data:
+        raise RecordError("not a record: it has no trial and no schema_version")
+    try:
+        record = Record.from_json(data)
+    except (TypeError, AttributeError) as error:
+        raise RecordError(f"not a record: {error}") from error
+    if Path(name).stem != record.trial_id:
+        raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
+    return record

@@ -1,0 +1,53 @@
+"""The command that makes a trial again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.contract.trial import Trial
+
+
+def command(trial: Trial, knob: str | None = "") -> str:
+    """Return the command whose reported trial is this one, with the same packages and data.
+
+    A trial that only chose a learning rate is made as a reported one, on the same seed and rate: it trains the same, and is
+    scored on test instead of validation.
+
+    Args:
+        trial: Which.
+        knob: The setting that the budget solves, so that it is not given as well; empty: not known, so every
+            setting is given where there is no budget, and none where there is one.
+    """
+    words = ["harness", "run", "--methods", _method(trial, knob), "--task", trial.task, "--scale", trial.scale]
+    if not trial.model.startswith("from-scratch/"):  # which is the task's own
+        words += ["--model", trial.model]
+    if re.fullmatch("[0-9a-f]{40}", trial.model_revision):  # a commit of the hub's; others are hashes of what is there
+        words += ["--revision", trial.model_revision]
+    if trial.budget:
+        words += ["--budget", trial.budget]
+        if trial.budget_parameters:
+            deviation = abs(trial.adapter_parameters / trial.budget_parameters - 1)
+            words += ["--tolerance", f"{deviation + 1e-6:.2g}"] if deviation > 0.01 else []
+    words += ["--lr", repr(trial.learning_rate), "--seeds", f"{trial.seed},", "--precision", trial.precision]
+    if trial.targets:
+        words += ["--targets", ",".join(trial.targets)]
+    for name, value in sorted(trial.recipe.items()):
+        words += ["--set", f"{name}={_text(value)}"]
+    return shlex.join(words)
+
+
+def _method(trial: Trial, knob: str | None) -> str:
+    given: Mapping[str, Any] = {} if knob == "" and trial.budget else trial.config
+    settings = [f"{name}={_text(value)}" for name, value in sorted(given.items())
+                if value is not None and not (trial.budget and name == knob)]
+    return f"{trial.method}:{','.join(settings)}" if settings else trial.method
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

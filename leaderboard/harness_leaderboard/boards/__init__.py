@@ -1,0 +1,1 @@
+"""Records to boards: plain dataclasses with everything that is known about one comparison, and no word for a reader."""

@@ -1,0 +1,95 @@
+"""Rows to the arrays that the statistics start from."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness.contract.record import Record, State
+from harness_leaderboard.boards.model import Row, is_finished
+from harness_leaderboard.statistics.error import Array
+from harness_leaderboard.statistics.scores import Scores, Search
+
+
+def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
+    """Return the scores of rows, and of the searches for their learning rates.
+
+    Args:
+        rows: At least one, all of one metric.
+        everything: Every record of the board, those of the searches among them.
+    """
+    seeds = sorted({seed for row in rows for seed in row.seed_scores})
+    totals = np.full((len(rows), len(seeds)), math.nan)
+    for place, row in enumerate(rows):
+        for seed, score in row.seed_scores.items():
+            totals[place, seeds.index(seed)] = score
+    searched: dict[str, list[Record]] = defaultdict(list)
+    for record in everything:
+        if record.trial.purpose == "tune":
+            searched[record.trial.cell].append(record)
+    return Scores(
+        methods=tuple(row.label for row in rows),
+        seeds=tuple(seeds),
+        totals=totals,
+        items=_items(rows, seeds),
+        higher_is_better=rows[0].first.higher_is_better,
+        diverged=tuple(row.states.get(State.DIVERGED, 0) for row in rows),
+        searches=tuple(_search(searched.get(row.first.trial.cell, ()), row) for row in rows),
+    )
+
+
+def item_means(row: Row) -> list[float | None] | None:
+    """Return the main metric's items, each a mean over the seeds that have it; ``None``: the records keep none."""
+    found = [items for record in row.records if is_finished(record) and (items := _of_record(record)) is not None]
+    if not found or len({len(each) for each in found}) > 1:
+        return None
+    stacked = np.asarray(found)
+    counts = (~np.isnan(stacked)).sum(0)
+    sums = np.nansum(stacked, axis=0)
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def _items(rows: Sequence[Row], seeds: Sequence[int]) -> Array | None:
+    """Return the items of all rows, where every scored record has them and their mean is the score (an F1's is not)."""
+    places: dict[tuple[int, int], Array] = {}
+    for place, row in enumerate(rows):
+        for record in row.records:
+            if not is_finished(record) or record.score is None:
+                continue
+            items = _of_record(record)
+            if items is None or not math.isclose(float(np.nanmean(items)), record.score, rel_tol=1e-6, abs_tol=1e-6):
+                return None
+            places[place, seeds.index(record.trial.seed)] = items
+    lengths = {len(each) for each in places.values()}
+    if len(lengths) != 1:
+        return None
+    result = np.full((len(rows), len(seeds), lengths.pop()), math.nan)
+    for (place, seed), items in places.items():
+        result[place, seed] = items
+    return result
+
+
+def _of_record(record: Record) -> Array | None:
+    items = record.items.get(record.main_metric, ())
+    values = np.asarray([math.nan if value is None else value for value in items], dtype=np.float64)
+    return values if len(values) > 1 and not np.isnan(values).all() else None
+
+
+def _search(records: Sequence[Record], row: Row) -> Search | None:
+    """Return a row's search for its learning rate; ``None``: it was not searched, or reports another rate."""
+    found: Mapping[tuple[float, int], float] = {
+        (each.trial.learning_rate, each.trial.seed): math.nan if each.score is None else each.score
+        for each in records
+        if is_finished(each)
+    }
+    rates = sorted({each.trial.learning_rate for each in records})
+    if len(rates) < 2 or row.first.trial.learning_rate not in rates:
+        return None
+    seeds = sorted({each.trial.seed for each in records})
+    values = [[found.get((rate, seed), math.nan) for rate in rates] for seed in seeds]
+    return Search(
+        rates=tuple(rates), scores=np.asarray(values), chosen=rates.index(row.first.trial.learning_rate)
+    )

@@ -1,0 +1,1 @@
+"""Boards to one plain view model: every word and every number format, no markup and no record."""

@@ -1,0 +1,111 @@
+"""The numbers that a board's figures draw and its comparison of two methods shows: JSON-able, rounded to be small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness_leaderboard.boards.model import Board, Row
+from harness_leaderboard.boards.scores import item_means
+from harness_leaderboard.statistics.error import Interval
+from harness_leaderboard.view.curves import Curve
+from harness_leaderboard.view.scores import metric_title, score_decimals
+
+MOST_ITEMS = 200_000  # scores of items in one file, 2 MB; beyond, items are left out and the page says so
+
+
+def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return what the figures of a board draw."""
+    return {
+        "metric": metric_title(board, board.main_metric),
+        "higherIsBetter": board.higher_is_better,
+        "rows": [point(board, row) for row in board.all_rows],
+        "metrics": {name: metric_title(board, name) for row in board.all_rows for name in row.metrics},
+        "curves": [
+            {
+                "metric": curve.metric,
+                "title": "Training loss"
+                if curve.metric.startswith("train/")
+                else f"{metric_title(board, curve.metric)}, validation",
+                "label": curve.label,
+                "points": [[step, *map(short, values)] for step, *values in curve.points],
+                "stopped": [[step, short(value)] for step, value in curve.stopped],
+            }
+            for curve in curves
+        ],
+        "search": [
+            {"label": each.method, "rate": each.learning_rate, "score": short(each.score), "chosen": each.is_chosen}
+            for each in board.tuning
+            if each.score is not None
+        ],
+    }
+
+
+def point(board: Board, row: Row) -> dict[str, Any]:
+    """Return a row as a point of a figure: score, intervals, and what it costs."""
+    costs = {name: summary.value for name, summary in row.costs.items()}
+    config = row.first.trial.config
+    return {
+        "label": row.label,
+        "method": row.method,
+        "reference": row.is_reference,
+        "budget": board.budget,
+        "score": short(row.score.value),
+        "interval": ends(row.interval),
+        "rank": list(row.rank) if row.rank else None,
+        "parameters": row.first.trial.adapter_parameters,
+        "seconds": short(costs["step_seconds_solo"]),
+        "bytes": costs["peak_memory_bytes"],
+        "rate": row.first.trial.learning_rate,
+        "seeds": {str(seed): short(score) for seed, score in row.seed_scores.items()},
+        "metrics": {name: short(summary.value) for name, summary in row.metrics.items()},
+        "settings": {
+            name: value
+            for name, value in sorted(config.items())
+            if isinstance(value, int) and not isinstance(value, bool)
+        },
+    }
+
+
+def pairs(board: Board) -> dict[str, Any]:
+    """Return what the board says about each pair of rows."""
+    if board.analysis is None:
+        return {"scope": "", "decimals": score_decimals(board) + 1, "pairs": []}
+    return {
+        "scope": board.analysis.scope,
+        "decimals": score_decimals(board) + 1,
+        "pairs": [
+            {
+                "first": each.first,
+                "second": each.second,
+                "difference": short(each.difference),
+                "newItems": ends(each.new_items),
+                "theseItems": ends(each.these_items),
+                "p": short(each.adjusted_p_value),
+                "separated": each.is_separated,
+                "seeds": each.seeds,
+                "paired": each.is_paired,
+                "needed": each.seeds_to_separate,
+            }
+            for each in board.analysis.differences.values()
+        ],
+    }
+
+
+def items(board: Board) -> Mapping[str, Any] | None:
+    """Return each row's scores per item, means over seeds; ``None`` where there are none, or too many for a page."""
+    found = {row.label: means for row in board.all_rows if (means := item_means(row)) is not None}
+    lengths = {len(each) for each in found.values()}
+    if len(found) < 2 or len(lengths) != 1 or len(found) * lengths.pop() > MOST_ITEMS:
+        return None
+    return {label: [None if value is None else round(value, 3) for value in means] for label, means in found.items()}
+
+
+def ends(interval: Interval | None) -> list[float | None] | None:
+    """Return an interval as a pair of numbers."""
+    return None if interval is None else [short(interval.low), short(interval.high)]
+
+
+def short(value: float | None) -> float | None:
+    """Return a number with six significant digits."""
+    return None if value is None else float(f"{value:.6g}")

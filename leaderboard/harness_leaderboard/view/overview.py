@@ -1,0 +1,128 @@
+"""All boards in one table, where each method wins, ties and loses, and averages over families of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness_leaderboard.boards.family import Family
+from harness_leaderboard.boards.model import Board
+from harness_leaderboard.view.board import standings_of
+from harness_leaderboard.view.model import MISSING, BoardView, Cell, Column, FamilyView, Grid
+from harness_leaderboard.view.text import many, slug_of
+
+
+def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
+    """Return one row per board; the columns are also what can be filtered by."""
+    heads = {
+        "task": "Task",
+        "family": "Family",
+        "scale": "Scale",
+        "model": "Base model",
+        "budget": "Budget",
+        "metric": "Metric",
+        "best": "May be best",
+        "methods": "Methods",
+        "seeds": "Seeds",
+        "detectable": "Difference it finds",
+        "unfinished": "Unfinished",
+    }
+    numbers = ("seeds", "detectable", "unfinished")
+    helps = {
+        "detectable": "True difference that a typical pair of methods must have to be told apart, 80 % power",
+        "unfinished": "Trials that did not finish",
+    }
+    columns = tuple(
+        Column(key=key, title=title, is_number=key in numbers, help=helps.get(key, "")) for key, title in heads.items()
+    )
+    rows = []
+    for board, view in zip(boards, views, strict=True):
+        facts, detectable = view.facts, board.analysis.detectable if board.analysis else None
+        rows.append(
+            (
+                Cell(text=board.task, sort=board.task, link=f"boards/{view.slug}.html"),
+                *(Cell(text=facts[key], sort=facts[key]) for key in ("family", "scale", "model", "budget", "metric")),
+                Cell(text=view.leaders, sort=view.leaders),
+                Cell(text=", ".join(facts["methods"]), sort=f"{len(facts['methods']):05d}"),
+                Cell(text=f"{facts['seeds']}", sort=facts["seeds"]),
+                Cell(text=f"{detectable:.2g}", sort=detectable)
+                if detectable is not None
+                else Cell(text=MISSING, note="needs two methods with two seeds each"),
+                Cell(text=f"{len(board.failures):,}", sort=len(board.failures)),
+            )
+        )
+    return Grid(caption="All boards. Select one to see its methods.", columns=columns, rows=tuple(rows))
+
+
+def standings(boards: Sequence[Board]) -> Grid | None:
+    """Return how often each method wins, ties and loses; ``None`` where there are no methods."""
+    found = standings_of(boards)
+    if not found:
+        return None
+    heads = (
+        ("Method", "", False),
+        ("Boards", "On which it has a row", True),
+        ("May be best", "Boards on which no method is proven better", True),
+        ("Wins", "Other methods of a board that it is proven better than, over all boards", True),
+        ("Ties", "That it cannot be told apart from", True),
+        ("Losses", "That are proven better", True),
+    )
+    order = sorted(found, key=lambda name: (found[name]["losses"] - found[name]["wins"], name))
+    rows = [
+        (
+            Cell(text=name, sort=name, link=f"methods/{slug_of(name)}.html"),
+            *(Cell(text=f"{found[name][key]:,}", sort=found[name][key]) for key in _KEYS),
+        )
+        for name in order
+    ]
+    columns = tuple(Column(key=title, title=title, help=help, is_number=is_number) for title, help, is_number in heads)
+    caption = (
+        "Where each method wins, ties and loses against the others of its boards. Boards differ, so this is a summary "
+        "and no ranking."
+    )
+    return Grid(caption=caption, columns=columns, rows=tuple(rows))
+
+
+_KEYS = ("boards", "best", "wins", "ties", "losses")
+
+
+def family_view(family: Family) -> FamilyView:
+    """Return a family's table: the average, every task that counts, and which tasks a method lacks."""
+    prefix = f"{family.name}/"
+    budget = f"budget {family.budget}" if family.budget else "references only"
+    tasks = f"average over {len(family.tasks)} of {many(family.task_count, 'task')}"
+    heads = ["Method", "Average", *(task.removeprefix(prefix) for task in family.tasks), "Without"]
+    rows = [
+        (
+            Cell(text=f"{line.method} (reference)" if line.is_reference else line.method, sort=line.method),
+            Cell(text=MISSING, note="no task that every method has")
+            if line.average is None
+            else Cell(text=f"{line.average:#.4g}", sort=line.average),
+            *(Cell(text=f"{value:#.4g}", sort=value) for value in line.scores),
+            Cell(text=", ".join(task.removeprefix(prefix) for task in line.missing) or "none"),
+        )
+        for line in family.lines
+    ]
+    columns = tuple(
+        Column(key=f"{place}", title=head, is_number=0 < place < len(heads) - 1) for place, head in enumerate(heads)
+    )
+    return FamilyView(
+        title=f"{family.name}, {tasks} · {family.scale} · {family.model} · {budget}",
+        sentence=_family_sentence(family),
+        grid=Grid(caption=f"{family.name}: averages", columns=columns, rows=tuple(rows)),
+    )
+
+
+def _family_sentence(family: Family) -> str:
+    """Return what is averaged and what is left out."""
+    left = ", ".join(family.left_out)
+    parts = [
+        "Mean of each task's main metric, in order of the mean, which is no ranking.",
+        f"Left out, since not every method has all seeds of it, or its trials are not one comparison: {left}."
+        if left
+        else "Every task counts.",
+    ]
+    if len(family.units) > 1:
+        parts.append(f"The metrics' units differ: {', '.join(family.units)}.")
+    if family.is_partial:
+        parts.append("Some tasks were scored on a part of their items: not the whole data.")
+    return " ".join(parts)

@@ -1,0 +1,238 @@
+"""A page per method and per task: what it is, how it does, and across budgets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.contract.record import Record
+from harness.results.catalogue import Catalogue
+from harness_leaderboard.boards.model import Board
+from harness_leaderboard.boards.notes import setting_text
+from harness_leaderboard.view.details import table, text_cell
+from harness_leaderboard.view.figures import point
+from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
+from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
+from harness_leaderboard.view.text import rank_text, slug_of
+
+NOT_DESCRIBED = (
+    "The results hold no description of it: `harness results describe` adds one, where its package is installed."
+)
+
+
+def method_pages(boards: Sequence[Board], views: Sequence[BoardView], catalogue: Catalogue) -> list[PageView]:
+    """Return a page for each method that any board has a row of."""
+    names = sorted({row.method for board in boards for row in board.all_rows})
+    return [_method_page(name, boards, views, catalogue["methods"].get(name, {})) for name in names]
+
+
+def _method_page(
+    name: str, boards: Sequence[Board], views: Sequence[BoardView], about: Mapping[str, Any]
+) -> PageView:
+    rows, losses = [], []
+    for board, view in zip(boards, views, strict=True):
+        decimals = score_decimals(board)
+        for row in board.all_rows:
+            if row.method != name:
+                continue
+            counts, score = board.outcomes(row), row.score.value
+            rows.append(
+                (
+                    Cell(text=view.title, sort=view.title, link=f"boards/{view.slug}.html"),
+                    Cell(text=rank_text(row.rank), sort=row.rank[0])
+                    if row.rank
+                    else Cell(text=MISSING, note="reference, outside the budget" if row.is_reference else row.rank_reason),
+                    Cell(text=metric_title(board, board.main_metric)),
+                    Cell(text=f"{score:.{decimals}f}", sort=score)
+                    if score is not None
+                    else Cell(text=MISSING, note=row.score.reason),
+                    Cell(text=interval_text(row.interval, decimals))
+                    if row.interval
+                    else Cell(text=MISSING, note="fewer than two finished seeds"),
+                    *(Cell(text=f"{counts[key]}", sort=counts[key]) for key in ("wins", "ties", "losses")),
+                    Cell(text=f"{row.first.trial.adapter_parameters:,}", sort=row.first.trial.adapter_parameters),
+                    text_cell(", ".join(f"{key}={setting_text(value)}" for key, value in _settings(row.first)) or "none"),
+                )
+            )
+            losses += _decided(board, view, row.label)
+    heads = ("Board", "Rank", "Metric", "Score", "95 % interval", "Wins", "Ties", "Losses", "Adapter parameters", "Settings")
+    grids = [("Results", (table(f"Every board that {name} is on", heads, rows),))]
+    if losses:
+        decided = table("Pairs that a board tells apart", ("Board", "Other", "Verdict", "Difference", "p, corrected"), losses)
+        grids.append(("Against others", (decided,)))
+    if settings := about.get("settings"):
+        grids.insert(0, ("Settings", (_settings_grid(settings),)))
+    knob = about.get("budget_knob")
+    facts = [
+        ("Name", name, ""),
+        ("Trainable parameters of a layer", str(about.get("formula") or ""), ""),
+        ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),
+        ("Citation", str(about.get("citation") or ""), ""),
+        ("Budget", f"solved by {knob}" if knob else "outside every budget" if about.get("reference") else "", ""),
+        ("Learning rate", f"searched around {about['learning_rate_factor']:g} × the task's" if about else "", ""),
+        ("Merges into the weights", ("yes" if about.get("mergeable") else "no") if about else "", ""),
+        ("Package", str(about.get("plugin") or ""), ""),
+    ]
+    return PageView(
+        slug=slug_of(name),
+        kind="method",
+        title=str(about.get("title") or name),
+        name=name,
+        facts=tuple(fact for fact in facts if fact[1]),
+        paragraphs=_paragraphs(about),
+        grids=tuple(grids),
+    )
+
+
+def _decided(board: Board, view: BoardView, label: str) -> list[tuple[Cell, ...]]:
+    """Return the pairs of one row that the board tells apart, seen from that row."""
+    if board.analysis is None:
+        return []
+    found = []
+    for each in board.analysis.differences.values():
+        if label not in (each.first, each.second) or not each.is_separated:
+            continue
+        seen = each if each.first == label else each.reversed()
+        is_better = (seen.difference > 0) is board.higher_is_better
+        found.append(
+            (
+                Cell(text=view.title, sort=view.title, link=f"boards/{view.slug}.html"),
+                text_cell(seen.second),
+                text_cell("wins" if is_better else "loses"),
+                Cell(text=f"{seen.difference:+.4g}".replace("-", "−"), sort=seen.difference),
+                Cell(text=f"{seen.adjusted_p_value:.2g}", sort=seen.adjusted_p_value),
+            )
+        )
+    return found
+
+
+def _settings(record: Record) -> list[tuple[str, Any]]:
+    return sorted(record.trial.config.items())
+
+
+def _settings_grid(settings: Iterable[Mapping[str, Any]]) -> Grid:
+    rows = [
+        (
+            text_cell(str(each.get("name", ""))),
+            Cell(text=setting_text(each.get("default"))),
+            Cell(text=str(each.get("allowed", ""))),
+            text_cell(str(each.get("help", "")), "not documented"),
+        )
+        for each in settings
+    ]
+    return table("What can be set", ("Setting", "Default", "Allowed", "Meaning"), rows)
+
+
+def task_pages(
+    boards: Sequence[Board], views: Sequence[BoardView], records: Sequence[Record], catalogue: Catalogue
+) -> list[PageView]:
+    """Return a page for each task that there is a board of."""
+    data: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        data[record.trial.task].add(record.trial.data or "not recorded")
+    names = sorted({board.task for board in boards})
+    found: dict[str, list[tuple[Board, BoardView]]] = defaultdict(list)
+    for board, view in zip(boards, views, strict=True):
+        found[board.task].append((board, view))
+    return [_task_page(name, found[name], data[name], catalogue["tasks"].get(name, {})) for name in names]
+
+
+def _task_page(
+    name: str, boards: Sequence[tuple[Board, BoardView]], data: Iterable[str], about: Mapping[str, Any]
+) -> PageView:
+    rows = [
+        (
+            Cell(text=view.context, sort=view.context, link=f"boards/{view.slug}.html"),
+            text_cell(view.leaders),
+            Cell(text=f"{len(view.facts['methods'])}", sort=len(view.facts["methods"])),
+            Cell(text=f"{view.facts['seeds']}", sort=view.facts["seeds"]),
+        )
+        for _, view in boards
+    ]
+    grids = [("Boards", (table(f"Boards of {name}", ("Board", "May be best", "Methods", "Seeds"), rows),))]
+    if sources := [each for each in about.get("sources", ()) if each.get("hub_id") or each.get("folder")]:
+        lines = [
+            (
+                text_cell(" ".join(filter(None, (each.get("hub_id"), each.get("config")))) or "local tables"),
+                text_cell(str(each.get("revision") or ""), "not pinned"),
+                text_cell(str(each.get("licence") or ""), "not said"),
+                text_cell(str(each.get("folder") or ""), "hub only"),
+            )
+            for each in sources
+        ]
+        grids.append(("Data", (table("Where the data is from", ("Data set", "Revision", "Licence", "Folder"), lines),)))
+    if metrics := about.get("metrics"):
+        lines = [
+            (
+                text_cell(str(metric.get("title") or key)),
+                text_cell(str(metric.get("unit", "")), "none"),
+                text_cell("higher" if metric.get("higher_is_better") else "lower"),
+                text_cell("yes" if key == about.get("main_metric") else "no"),
+                text_cell(str(metric.get("help", "")), "not documented"),
+            )
+            for key, metric in metrics.items()
+        ]
+        grids.append(("Metrics", (table("What is measured", ("Metric", "Unit", "Better", "Ranks", "Meaning"), lines),)))
+    if recipes := about.get("recipes"):
+        names = list(dict.fromkeys(field for recipe in recipes.values() for field in recipe))
+        lines = [
+            (text_cell(field), *(Cell(text=setting_text(recipe.get(field))) for recipe in recipes.values()))
+            for field in names
+        ]
+        grids.append(("Recipes", (table("The recipe of each scale", ("Field", *recipes), lines),)))
+    facts = [
+        ("Name", name, ""),
+        ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),
+        ("Base model", str(about.get("model") or ""), ""),
+        ("Kind of model", str(about.get("model_kind") or "").replace("_", " "), ""),
+        ("Data of these records", ", ".join(sorted(data)), ""),
+        ("Data", "generated" if about and len(grids) and not sources else "", ""),
+        ("What to know", str(about.get("note") or ""), ""),
+        ("Package", str(about.get("plugin") or ""), ""),
+    ]
+    return PageView(
+        slug=slug_of(name),
+        kind="task",
+        title=str(about.get("title") or name),
+        name=name,
+        facts=tuple(fact for fact in facts if fact[1]),
+        paragraphs=_paragraphs(about),
+        grids=tuple(grids),
+        figures=_across_budgets(boards),
+    )
+
+
+def _across_budgets(boards: Sequence[tuple[Board, BoardView]]) -> dict[str, Any]:
+    """Return the points of all budgets, by what may be compared: scale, model and metric."""
+    groups: dict[str, dict[str, Any]] = {}
+    for board, _ in boards:
+        key = f"{board.scale} · {board.model} · {metric_title(board, board.main_metric)}"
+        group = groups.setdefault(
+            key,
+            {
+                "title": key,
+                "metric": metric_title(board, board.main_metric),
+                "higherIsBetter": board.higher_is_better,
+                "rows": [],
+            },
+        )
+        known = {(each["label"], each["reference"]) for each in group["rows"] if each["reference"]}
+        group["rows"] += [
+            point(board, row)
+            for row in board.all_rows
+            if row.score.value is not None and (row.label, row.is_reference) not in known
+        ]
+    shown = [group for group in groups.values() if group["rows"]]
+    return {"groups": shown} if shown else {}
+
+
+def _paragraphs(about: Mapping[str, Any]) -> tuple[str, ...]:
+    text = str(about.get("text") or "") if about else NOT_DESCRIBED
+    return tuple(part.strip() for part in text.split("\n\n") if part.strip())
+
+
+def web_link(address: Any) -> str:
+    """Return an address that a page may link to; anything but http and https is only text."""
+    text = str(address or "")
+    return text if text.startswith(("https://", "http://")) else ""

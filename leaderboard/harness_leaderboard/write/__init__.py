@@ -1,0 +1,1 @@
+"""The view in files: a writer per format. Each only formats; what is said is decided in the view."""

@@ -1,0 +1,245 @@
+// Figures, drawn by Observable Plot from the numbers that the page holds; redrawn when a choice or the width changes.
+"use strict";
+(() => {
+  const { element } = leaderboard;
+  const COLORS = [0, 1, 2, 3, 4, 5].map((each) => `var(--series-${each})`);
+  const DASHES = ["none", "5 3", "2 2", "8 3 2 3"];
+  const GREY = "var(--series-6)";
+  const LINE = 12; // pixels between two labels
+
+  // A method looks the same in every figure of a page.
+  function looks(labels) {
+    const sorted = [...new Set(labels)].sort();
+    const place = new Map(sorted.map((label, index) => [label, index]));
+    return {
+      color: (label) => COLORS[place.get(label) % COLORS.length] ?? GREY,
+      dash: (label) => DASHES[Math.floor(place.get(label) / COLORS.length) % DASHES.length],
+    };
+  }
+
+  function base(canvas, label, options) {
+    return {
+      width: Math.max(300, canvas.clientWidth), height: 340, marginLeft: 56, marginBottom: 42, className: "plot", ariaLabel: label,
+      style: { background: "none", fontFamily: "var(--sans)", fontSize: "12px", overflow: "visible" }, ...options,
+    };
+  }
+
+  function fill(select, choices) {
+    if (!select || select.options.length) return;
+    for (const [value, text] of choices) select.append(element("option", { value }, text));
+  }
+
+  // Moves labels at the right of curves apart, so that none covers another.
+  function spread(ends, low, high, height) {
+    const gap = ((high - low) * LINE) / height || 1;
+    const placed = ends.map((each) => ({ ...each, at: each.y })).sort((a, b) => a.at - b.at);
+    for (let round = 0; round < 60; round += 1) {
+      for (let index = 1; index < placed.length; index += 1) {
+        const lack = gap - (placed[index].at - placed[index - 1].at);
+        if (lack > 0) {
+          placed[index].at += lack / 2;
+          placed[index - 1].at -= lack / 2;
+        }
+      }
+    }
+    return placed;
+  }
+
+  function frontier(points, x, higherIsBetter) {
+    const sign = higherIsBetter ? 1 : -1;
+    const sorted = [...points].sort((a, b) => a[x] - b[x] || sign * (b.score - a.score));
+    const found = [];
+    for (const each of sorted) if (!found.length || sign * (each.score - found.at(-1).score) > 0) found.push(each);
+    return found;
+  }
+
+  const COSTS = [["parameters", "Trained adapter parameters"], ["seconds", "Seconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
+  const SHAPES = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
+
+  function scatter(canvas, title, points, x, xTitle, yTitle, look, extra = []) {
+    const log = points.every((each) => each[x] > 0) && Math.max(...points.map((each) => each[x])) > 3 * Math.min(...points.map((each) => each[x]));
+    const text = (each) => `${each.label}${each.budget ? `\nbudget ${each.budget}` : ""}\n${xTitle}: ${each[x].toLocaleString("en")}\n${yTitle}: ${each.score}`;
+    const color = (each) => (each.reference ? GREY : look.color(each.label));
+    return Plot.plot(base(canvas, `${title}: ${yTitle} against ${xTitle}`, {
+      marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: 5, tickFormat: "~s" },
+      y: { label: yTitle, grid: true, inset: 12 },
+      marks: [
+        ...extra,
+        Plot.ruleX(points.filter((each) => each.interval), { x, y1: (each) => each.interval[0], y2: (each) => each.interval[1], stroke: color, strokeOpacity: 0.55 }),
+        Plot.dot(points, { x, y: "score", fill: color, symbol: (each) => SHAPES[Math.abs(each.label.length) % SHAPES.length], r: 4.5 }),
+        Plot.text(points, { x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: "currentColor", fontSize: 11 }),
+        Plot.tip(points, Plot.pointer({ x, y: "score", title: text, fill: "var(--card)", stroke: "var(--line)" })),
+      ],
+      symbol: { type: "identity" }, color: { type: "identity" },
+    }));
+  }
+
+  const draw = {
+    pareto(figure, canvas, controls, page) {
+      fill(controls.x, COSTS.filter(([key]) => page.rows.some((row) => row[key] !== null && row.score !== null)));
+      const x = controls.x.value;
+      const points = page.rows.filter((row) => row.score !== null && row[x] !== null);
+      if (!points.length) return null;
+      const line = frontier(points.filter((row) => !row.reference), x, page.higherIsBetter);
+      const extra = [Plot.line(line, { x, y: "score", stroke: "currentColor", strokeOpacity: 0.3, strokeDasharray: "4 3", curve: "step-after" })];
+      const title = COSTS.find(([key]) => key === x)[1];
+      return scatter(canvas, "What a score costs", points, x, title, page.metric, looks(page.rows.map((row) => row.label)), extra);
+    },
+
+    curves(figure, canvas, controls, page) {
+      fill(controls.metric, [...new Map(page.curves.map((each) => [each.metric, each.title]))]);
+      const found = page.curves.filter((each) => each.metric === controls.metric.value);
+      if (!found.length) return null;
+      return lines(canvas, found, found[0].title, looks(page.rows.map((row) => row.label)));
+    },
+
+    search(figure, canvas, controls, page) {
+      if (!page.search.length) return null;
+      const groups = d3.rollups(page.search, (each) => ({ score: d3.mean(each, (one) => one.score), chosen: each.some((one) => one.chosen) }), (each) => each.label, (each) => each.rate);
+      const points = groups.flatMap(([label, rates]) => rates.map(([rate, found]) => ({ label, rate, ...found }))).sort((a, b) => a.rate - b.rate);
+      const look = looks(page.rows.map((row) => row.method).concat(points.map((each) => each.label)));
+      const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, x: each.at(-1).rate, y: each.at(-1).score }));
+      const [low, high] = d3.extent(points, (each) => each.score);
+      return Plot.plot(base(canvas, `Score against learning rate of the search: ${page.metric}`, {
+        marginRight: 110, x: { label: "Learning rate", type: "log", ticks: 5, tickFormat: ".0e" }, y: { label: `${page.metric}, validation`, grid: true }, color: { type: "identity" },
+        marks: [
+          Plot.line(points, { x: "rate", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.6 }),
+          Plot.dot(points, { x: "rate", y: "score", stroke: (each) => look.color(each.label), fill: (each) => (each.chosen ? look.color(each.label) : "var(--card)"), r: 4 }),
+          labels(spread(ends, low, high, 280), look),
+          Plot.tip(points, Plot.pointer({ x: "rate", y: "score", title: (each) => `${each.label}\nrate ${each.rate}\n${each.score.toPrecision(4)}`, fill: "var(--card)", stroke: "var(--line)" })),
+        ],
+      }));
+    },
+
+    metrics(figure, canvas, controls, page) {
+      const names = Object.keys(page.metrics).filter((name) => page.metrics[name] !== page.metric && page.rows.some((row) => typeof row.metrics[name] === "number"));
+      names.sort((a, b) => /forget/.test(b) - /forget/.test(a));
+      if (!names.length) return null;
+      fill(controls.x, names.map((name) => [name, page.metrics[name]]));
+      const points = page.rows.filter((row) => row.score !== null && typeof row.metrics[controls.x.value] === "number").map((row) => ({ ...row, other: row.metrics[controls.x.value] }));
+      return scatter(canvas, "One metric against another", points, "other", page.metrics[controls.x.value], page.metric, looks(page.rows.map((row) => row.label)));
+    },
+
+    budgets(figure, canvas, controls, page) {
+      fill(controls.group, page.groups.map((group, place) => [`${place}`, group.title]));
+      const group = page.groups[Number(controls.group.value)];
+      const settings = [...new Set(group.rows.flatMap((row) => Object.keys(row.settings)))].sort();
+      fill(controls.x, [...COSTS, ...settings.map((name) => [`settings.${name}`, `Setting ${name}`]), ["place", "Rank"]]);
+      const x = controls.x.value;
+      const value = (row) => (x === "place" ? row.rank && (row.rank[0] + row.rank[1]) / 2 : x.startsWith("settings.") ? row.settings[x.slice(9)] : row[x]);
+      const points = group.rows.map((row) => ({ ...row, at: value(row) ?? null })).filter((row) => row.at !== null && row.score !== null);
+      if (!points.length) return null;
+      const look = looks(group.rows.map((row) => row.label));
+      const joined = points.filter((row) => !row.reference).sort((a, b) => a.at - b.at);
+      const extra = [Plot.line(joined, { x: "at", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeOpacity: 0.6 })];
+      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group.metric, look, extra);
+    },
+  };
+
+  function labels(placed, look) {
+    return Plot.text(placed, { x: "x", y: "at", text: (each) => (each.label.length > 18 ? `${each.label.slice(0, 17)}…` : each.label), dx: 8, textAnchor: "start", fill: (each) => look.color(each.label), fontSize: 11, clip: false });
+  }
+
+  function lines(canvas, found, title, look) {
+    const points = found.flatMap((each) => each.points.map(([step, mean, low, high]) => ({ label: each.label, step, mean, low, high })));
+    const stopped = found.flatMap((each) => each.stopped.map(([step, mean]) => ({ label: each.label, step, mean })));
+    const all = [...points, ...stopped];
+    if (!all.length) return null;
+    const [low, high] = d3.extent(all, (each) => each.mean);
+    const last = d3.max(all, (each) => each.step);
+    const ends = found.filter((each) => each.points.length).map((each) => ({ label: each.label, x: last, y: each.points.at(-1)[1] }));
+    return Plot.plot(base(canvas, `${title} by optimizer step`, {
+      marginRight: 120, x: { label: "Optimizer step", ticks: 6 }, y: { label: title, grid: true }, color: { type: "identity" },
+      marks: [
+        Plot.areaY(points, { x: "step", y1: "low", y2: "high", z: "label", fill: (each) => look.color(each.label), fillOpacity: 0.12 }),
+        Plot.line(points, { x: "step", y: "mean", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.7 }),
+        Plot.dot(points.filter((each) => found.find((one) => one.label === each.label).points.length === 1), { x: "step", y: "mean", fill: (each) => look.color(each.label) }),
+        Plot.dot(stopped, { x: "step", y: "mean", symbol: "times", stroke: (each) => look.color(each.label), r: 5 }),
+        labels(spread(ends, low, high, 280), look),
+        Plot.tip(points, Plot.pointer({ x: "step", y: "mean", title: (each) => `${each.label}\nstep ${each.step}\n${each.mean.toPrecision(4)}`, fill: "var(--card)", stroke: "var(--line)" })),
+      ],
+    }));
+  }
+
+  // An image of its own needs colours and fonts that do not come from the page.
+  function standalone(svg) {
+    const copy = svg.cloneNode(true);
+    const pairs = [[svg, copy], ...Array.from(svg.querySelectorAll("*"), (each, place) => [each, copy.querySelectorAll("*")[place]])];
+    for (const [from, to] of pairs) {
+      const style = getComputedStyle(from);
+      for (const name of ["fill", "stroke", "color", "font-family", "font-size", "text-anchor"]) to.setAttribute(name, style.getPropertyValue(name));
+      to.removeAttribute("style");
+    }
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    const ground = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [name, value] of [["width", "100%"], ["height", "100%"], ["fill", getComputedStyle(document.body).backgroundColor]]) ground.setAttribute(name, value);
+    copy.prepend(ground);
+    return new XMLSerializer().serializeToString(copy);
+  }
+
+  function download(blob, name) {
+    const address = URL.createObjectURL(blob);
+    element("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
+  function save(svg, kind, name) {
+    const text = standalone(svg);
+    if (kind === "svg") {
+      download(new Blob([text], { type: "image/svg+xml" }), `${name}.svg`);
+      return;
+    }
+    const image = new Image();
+    image.onload = () => {
+      const picture = element("canvas", { width: svg.clientWidth * 2, height: svg.clientHeight * 2 });
+      picture.getContext("2d").drawImage(image, 0, 0, picture.width, picture.height);
+      picture.toBlob((blob) => download(blob, `${name}.png`), "image/png");
+    };
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  }
+
+  function start(figure, page) {
+    const canvas = figure.querySelector(".canvas");
+    const controls = Object.fromEntries(Array.from(figure.querySelectorAll("select"), (each) => [each.dataset.control, each]));
+    const name = figure.dataset.figure;
+    const redraw = () => {
+      const made = draw[name](figure, canvas, controls, page);
+      figure.hidden = made === null;
+      if (made !== null) {
+        made.setAttribute("role", "img"); // one picture with one name; its parts have none
+        for (const part of made.querySelectorAll("[aria-label], [aria-description]")) {
+          part.removeAttribute("aria-label");
+          part.removeAttribute("aria-description");
+        }
+        canvas.replaceChildren(made);
+      }
+    };
+    figure.addEventListener("change", redraw);
+    for (const button of figure.querySelectorAll("[data-save]")) {
+      button.setAttribute("aria-label", `Save this figure as ${button.textContent}`);
+      button.addEventListener("click", () => save(canvas.querySelector("svg"), button.dataset.save, `${document.title.replace(/[^\w]+/g, "-")}-${name}`));
+    }
+    let width = 0;
+    new ResizeObserver(() => {
+      if (Math.abs(canvas.clientWidth - width) > 4) {
+        width = canvas.clientWidth;
+        redraw();
+      }
+    }).observe(canvas);
+  }
+
+  leaderboard.drawTrial = (curves) => {
+    draw.trial = (figure, canvas, controls) => {
+      fill(controls.metric, Object.keys(curves).map((key) => [key, key]));
+      const metric = controls.metric.value;
+      const points = curves[metric].map(([step, value]) => [step, value, value, value]);
+      return lines(canvas, [{ label: metric, points, stopped: [] }], metric, looks([metric]));
+    };
+    start(document.querySelector('[data-figure="trial"]'), null);
+  };
+
+  const page = leaderboard.data("data-figures") ?? leaderboard.data("data-budgets");
+  for (const figure of document.querySelectorAll("[data-figure]")) {
+    if (figure.dataset.figure !== "trial" && page) start(figure, page);
+  }
+})();

@@ -1,0 +1,77 @@
+// One trial, named by its id after # in the address: specification, result, environment, and how to make it again.
+"use strict";
+(() => {
+  const { element, table } = leaderboard;
+  const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  const pairs = (caption, found) => table(caption, ["Name", "Value"], Object.entries(found).map(([key, value]) => [key, text(value)]));
+
+  function flat(value, prefix = "") {
+    const found = {};
+    for (const [key, each] of Object.entries(value)) {
+      if (each && typeof each === "object" && !Array.isArray(each)) Object.assign(found, flat(each, `${prefix}${key}.`));
+      else found[prefix + key] = each;
+    }
+    return found;
+  }
+
+  function link(path, title) {
+    return element("a", { href: path.split("/").map((part) => (part === ".." ? part : encodeURIComponent(part))).join("/") }, title);
+  }
+
+  function copy(command) {
+    const button = element("button", { type: "button" }, "Copy");
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(command);
+      button.textContent = "Copied";
+    });
+    return button;
+  }
+
+  function render(id, trial, shared) {
+    document.title = trial.label;
+    document.getElementById("trial-title").textContent = trial.label;
+    const score = trial.metrics[trial.metric];
+    const parts = [
+      element("p", { class: "verdict" }, `${trial.state.replaceAll("_", " ")}${score === null || score === undefined ? "" : `, ${trial.metric} ${score}`}`),
+      element("p", {}, `Trial ${id}, ${trial.spec.purpose === "report" ? "reported" : "of a learning-rate search"}, ${trial.started} to ${trial.finished}.`),
+      element("p", {}, "See ", element("a", { href: `methods/${trial.method}.html` }, `the method ${trial.spec.method}`), ", ",
+        element("a", { href: `tasks/${trial.task}.html` }, `the task ${trial.spec.task}`),
+        ...(trial.board ? [", ", element("a", { href: trial.board }, "its board")] : []),
+        ...(trial.record ? [", ", link(`${trial.record}/${id}.json`, "its record"),
+          ...Object.entries(trial.artifacts).flatMap(([name, file]) => [", ", link(`${trial.record}/${file}`, `its ${name}`)])] : []), "."),
+    ];
+    if (trial.error.type || trial.error.message) {
+      parts.push(element("h2", {}, "Why it did not finish"), element("p", { class: "bad" }, `${trial.error.type ?? ""}: ${trial.error.message ?? ""}`));
+      if (trial.error.traceback) parts.push(element("details", {}, element("summary", {}, "Traceback"), element("pre", { tabindex: "0" }, trial.error.traceback)));
+    }
+    parts.push(element("h2", {}, "The command that makes it again"), element("pre", { tabindex: "0" }, trial.command), copy(trial.command),
+      element("p", { class: "quiet" }, "With the same versions, data and base model it has the same id. A finished trial is not trained twice: give a new --results."),
+      element("h2", {}, "Results"),
+      table("Final metrics", ["Metric", "Value", "Why none"], Object.entries(trial.metrics).map(([key, value]) => [key, text(value), trial.reasons[key] ?? ""])),
+      pairs("Parameters", trial.counts), pairs("Cost", trial.cost),
+      element("h2", {}, "Specification"), pairs("Everything that decides the result", flat(trial.spec)),
+      element("h2", {}, "Environment"), pairs("What it ran on", flat(shared[trial.environment])));
+    document.getElementById("trial").replaceChildren(...parts);
+    const curves = document.getElementById("trial-curves");
+    curves.hidden = Object.keys(trial.curves).length === 0;
+    if (!curves.hidden) leaderboard.drawTrial(trial.curves);
+  }
+
+  async function show() {
+    const id = location.hash.slice(1);
+    const place = document.getElementById("trial");
+    if (!/^[0-9a-f]{16}$/.test(id)) {
+      place.replaceChildren(element("p", {}, "The address must end in # and a trial's id of 16 digits and letters."));
+      return;
+    }
+    try {
+      const { trials, shared } = await leaderboard.load(`data/trials/${id.slice(0, 2)}.js`, "trials");
+      if (!Object.hasOwn(trials, id)) throw new Error(id);
+      render(id, trials[id], shared);
+    } catch {
+      place.replaceChildren(element("p", {}, `There is no trial ${id} in these results.`));
+    }
+  }
+  addEventListener("hashchange", show);
+  show();
+})();
