@@ -140,7 +140,7 @@ class Index:
             row = (name, stamp, str(error), "")
             self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
             return
-        body = record.to_json()
+        body = {key: value for key, value in record.to_json().items() if key not in ("trial_id", "digest")}
         for field in HEAVY:
             packed = zlib.compress(json.dumps(body.pop(field), separators=(",", ":")).encode(), 1)
             self._connection.execute("INSERT OR REPLACE INTO heavy VALUES (?, ?, ?)", (name, field, packed))
@@ -155,7 +155,6 @@ class Index:
         return int(number)
 
     def _record(self, name: str, light: dict[str, Any], shared: Mapping[int, Any]) -> Record:
-        del light["trial_id"]
         trial = Trial.from_json(light.pop("trial"))
         body = {**light, **{field: shared[light[field]] for field in SHARED}}
         return Record(
@@ -241,7 +240,7 @@ def _read(name: str, content: bytes | Exception) -> Record:
         raise RecordError(f"reading failed: {content}")
     try:
         data = loads(content)
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(data, dict) or "schema_version" not in data or "trial" not in data:
         raise RecordError("not a record: it has no trial and no schema_version")

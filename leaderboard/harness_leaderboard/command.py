@@ -14,10 +14,23 @@ if TYPE_CHECKING:
     from harness_leaderboard.load import Loaded
     from harness_leaderboard.view.model import SiteView
 
+
+
+class Root(click.ParamType):
+    """A result root. That of the environment is one, whatever signs it holds."""
+
+    name = "url"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the variable's value as it is: a folder's name may hold spaces, and a URL colons."""
+        return [rv]
+
+
 results_option = click.option(
     "--results",
     "roots",
     multiple=True,
+    type=Root(),
     default=["results"],
     show_default=True,
     envvar="HARNESS_RESULTS",

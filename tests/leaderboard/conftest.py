@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
+from harness_leaderboard.boards.build import build_boards
+from harness_leaderboard.view.model import SiteView
+from harness_leaderboard.view.site import site_view
+from harness_leaderboard.write.html import write_site
+from harness_leaderboard.write.terminal import document
 
 BUDGET_PARAMETERS = 98_304
 STEPS = range(50, 501, 50)
@@ -157,6 +163,45 @@ def example() -> list[Record]:
             )
         )
     return records
+
+
+def view_of(records: list[Record], **more: Any) -> SiteView:
+    """Return the view of some records."""
+    ordered = sorted(records, key=lambda each: each.trial_id)
+    return site_view(ordered, build_boards(ordered), **more)
+
+
+def files_of(records: list[Record], folder: Path, **more: Any) -> dict[str, str]:
+    """Write the site of some records; return every text file by name, and all boards together as ``boards``."""
+    write_site(view_of(records, **more), folder)
+    found = {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "assets" not in path.parts
+    }
+    pages = [text for name, text in found.items() if name.startswith("boards/") and name.endswith(".html")]
+    return {**found, "boards": "\n".join(pages)}
+
+
+def terminal_of(records: list[Record]) -> str:
+    """Return what a terminal shows of some records."""
+    view = view_of(records)
+    return document(view.boards, view.families)
+
+
+@pytest.fixture(scope="session")
+def make_files() -> Callable[..., dict[str, str]]:
+    return files_of
+
+
+@pytest.fixture(scope="session")
+def make_view() -> Callable[..., SiteView]:
+    return view_of
+
+
+@pytest.fixture(scope="session")
+def make_terminal() -> Callable[[list[Record]], str]:
+    return terminal_of
 
 
 @pytest.fixture(scope="session")

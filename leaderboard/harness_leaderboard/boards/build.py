@@ -100,11 +100,13 @@ def _judged(
         return (), None
     ordered = by_score(rows, rows[0].first.higher_is_better)
     analysis = analyse(scores_of(ordered, everything))
-    judged = tuple(
+    judged = [
         replace(row, estimate=estimate, rank_reason=_why_not_ranked(row, estimate, differing))
         for row, estimate in zip(ordered, analysis.estimates, strict=True)
-    )
-    return judged, None if differing or not analysis.differences else analysis
+    ]
+    # A mean over easier seeds may be higher than that of a method which wins on the seeds that both ran.
+    judged.sort(key=lambda row: (row.score.value is None, row.rank is None, sum(row.rank or ())))
+    return tuple(judged), None if differing or not analysis.differences else analysis
 
 
 def _why_not_ranked(row: Row, estimate: Estimate, differing: Sequence[str]) -> str:

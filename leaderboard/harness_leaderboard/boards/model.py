@@ -217,9 +217,9 @@ class Board:
         main_metric: What ranks.
         higher_is_better: Its direction.
         metric_details: Title, unit, direction and help of each metric.
-        rows: Methods within the budget, best score first, then those without a score.
+        rows: Methods within the budget, best ranks first, then by score, then those without a score.
         references: Methods outside the budget.
-        analysis: What may be claimed about ``rows``; its methods are the first of them. ``None``: nothing.
+        analysis: What may be claimed about ``rows``, by their labels. ``None``: nothing.
         failures: Every trial that did not finish.
         tuning: The learning-rate search.
         notes: What a reader must know before believing the numbers.

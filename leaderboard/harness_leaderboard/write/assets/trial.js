@@ -44,6 +44,7 @@
       parts.push(element("h2", {}, "Why it did not finish"), element("p", { class: "bad" }, `${trial.error.type ?? ""}: ${trial.error.message ?? ""}`));
       if (trial.error.traceback) parts.push(element("details", {}, element("summary", {}, "Traceback"), element("pre", { tabindex: "0" }, trial.error.traceback)));
     }
+    if (trial.attempts.length) parts.push(element("p", {}, `Earlier tries: ${trial.attempts.join("; ")}.`));
     parts.push(element("h2", {}, "The command that makes it again"), element("pre", { tabindex: "0" }, trial.command), copy(trial.command),
       element("p", { class: "quiet" }, "With the same versions, data and base model it has the same id. A finished trial is not trained twice: give a new --results."),
       element("h2", {}, "Results"),

@@ -5,9 +5,10 @@ import pytest
 
 from harness.contract.record import State
 from harness.contract.trial import Trial
-from harness_leaderboard.board import build_boards
-from harness_leaderboard.curves import history
-from harness_leaderboard.table import board_title, leaders_text, limit_text, summary_sentences
+from harness_leaderboard.boards.build import build_boards
+from harness_leaderboard.view.board import board_view
+from harness_leaderboard.view.curves import history
+from harness_leaderboard.view.scores import leaders_text, limit_text, summary_sentences
 
 
 def only(records):
@@ -32,7 +33,7 @@ def test_a_score_is_the_mean_over_report_seeds_with_an_interval(make_record):
     board = only([make_record(seed=seed, score=score) for seed, score in enumerate((0.4, 0.5, 0.6))])
     (row,) = board.rows
     assert row.score.value == pytest.approx(0.5)
-    assert row.score.interval.low == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert row.interval.low == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5, abs=1e-6)
     assert board.seeds == [0, 1, 2]
 
 
@@ -40,20 +41,21 @@ def test_one_seed_gets_neither_interval_nor_rank(make_record):
     board = only([make_record("lora", 0, 0.4), make_record("mora", 0, 0.9)])
     assert [row.method for row in board.rows] == ["mora", "lora"]  # in order of score all the same
     for row in board.rows:
-        assert row.score.interval is None
-        assert (row.rank, row.rank_reason) == ("", "1 seed")
+        assert row.interval is None
+        assert (row.rank, row.rank_reason) == (None, "1 seed")
     assert not board.is_ranked
-    assert board.detectable_difference is None
+    assert board.analysis is None
 
 
 def test_methods_that_cannot_be_told_apart_share_a_rank(make_graded):
     records = [*make_graded("a", 0.85, range(5)), *make_graded("b", 0.85, range(5)), *make_graded("c", 0.4, range(5))]
     board = only(records)
     found = rows(board)
-    assert {found["a"].rank, found["b"].rank} == {"1="}
-    assert found["c"].rank == "3"
-    assert [row.group for row in board.rows] == [1, 1, 2]
-    assert found["c"].versus[0].comparison.items == 300
+    assert {found["a"].rank, found["b"].rank} == {(1, 2)}
+    assert found["c"].rank == (3, 3)
+    assert board.difference(found["a"], found["c"]).items == 300
+    assert board.outcomes(found["c"]) == {"wins": 0, "ties": 0, "losses": 2}
+    assert board.outcomes(found["a"]) == {"wins": 1, "ties": 1, "losses": 0}
 
 
 def test_pairing_finds_what_overlapping_intervals_hide(make_record):
@@ -62,8 +64,8 @@ def test_pairing_finds_what_overlapping_intervals_hide(make_record):
     records = [make_record("a", seed, value + 0.02 + seed * 1e-4) for seed, value in enumerate(common)]
     records += [make_record("b", seed, value) for seed, value in enumerate(common)]
     first, second = only(records).rows
-    assert first.score.interval.low < second.score.interval.high
-    assert (first.rank, second.rank) == ("1", "2")
+    assert first.interval.low < second.interval.high
+    assert (first.rank, second.rank) == ((1, 1), (2, 2))
 
 
 def test_lower_is_better_turns_the_order_around(make_record):
@@ -76,22 +78,24 @@ def test_lower_is_better_turns_the_order_around(make_record):
 
 def test_the_correction_counts_all_pairs(make_graded):
     records = [each for name in "abcd" for each in make_graded(name, 0.5, range(3))]
-    assert only(records).comparisons == 6
+    assert len(only(records).analysis.differences) == 6
 
 
-def test_rows_of_other_seeds_are_not_ranked(make_record):
+def test_rows_of_other_seeds_are_compared_on_the_seeds_that_both_ran(make_record):
     # "a" also ran seeds that are easy: its mean leads, although it loses on every seed that both ran.
     records = [make_record("a", seed, (0.95 if seed < 5 else 0.3) + seed / 1000) for seed in range(10)]
     records += [make_record(name, seed, 0.4 + seed / 1100) for name in "bc" for seed in range(5, 10)]
     board = only(records)
-    assert {row.method: row.rank for row in board.rows} == {"a": "", "b": "1=", "c": "1="}
-    assert rows(board)["a"].rank_reason == "ran seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not 5, 6, 7, 8, 9"
+    found = rows(board)
+    assert found["a"].score.value > found["b"].score.value
+    assert {row.method: row.rank for row in board.rows} == {"a": (3, 3), "b": (1, 2), "c": (1, 2)}
+    assert [row.method for row in board.rows][-1] == "a"  # the order of rows is not against their ranks
     assert any("same seeds" in note for note in board.notes)
 
 
-def test_items_that_do_not_average_to_the_score_are_not_paired(make_record):
+def test_items_that_do_not_average_to_the_score_are_not_used(make_record):
     records = [make_record(name, seed, 0.5 + seed / 10, items=[0.0, 1.0, 1.0]) for name in "ab" for seed in (0, 1, 2)]
-    assert only(records).rows[1].versus[0].comparison.items == 0
+    assert only(records).analysis.scope == "these items"
 
 
 def test_failures_are_rows_and_failures_never_dropped(make_record):
@@ -111,19 +115,19 @@ def test_failures_are_rows_and_failures_never_dropped(make_record):
     ]
 
 
-def test_a_method_with_seeds_that_did_not_finish_gets_no_rank(make_record):
+def test_a_seed_that_did_not_finish_is_said_and_costs_no_rank(make_record):
     records = [make_record(name, seed, 0.5 + seed / 100) for name in ("a", "b", "c") for seed in (0, 1, 2)]
     records.append(make_record("c", 3, state=State.OUT_OF_MEMORY))
-    found = rows(only(records))
-    assert found["c"].rank_reason == "1 of 4 seeds did not finish"
-    assert found["a"].rank == "1="
+    board = only(records)
+    assert {row.rank for row in board.rows} == {(1, 3)}
+    assert "c: its score is of the 3 seeds that finished; seed 3 out of memory." in board.notes
 
 
 def test_references_stand_apart(make_record, make_reference):
     board = only([make_record(seed=0), make_record(seed=1), make_reference(0), make_reference(1)])
     assert [row.method for row in board.rows] == ["lora"]
     assert [row.method for row in board.references] == ["full"]
-    assert board.references[0].rank == ""
+    assert board.references[0].rank is None
     assert board.references[0].budget_deviation_fraction is None
 
 
@@ -231,51 +235,13 @@ def noted(board, part):
     return [note for note in board.notes if part in note]
 
 
-def test_rows_that_not_the_same_items_have_a_score_of_are_not_ranked(make_record):
-    # "gaps" leaves out the hard half, so its mean leads; on the items that both answered it loses.
-    records = []
-    for seed in range(5):
-        full = [1.0] * 19 + [float(seed % 2)] + [0.2] * 20
-        items = {"gaps": [0.9] * 20 + [None] * 20, "full": full, "other": [each * 0.9 for each in full]}
-        for name, values in items.items():
-            present = [each for each in values if each is not None]
-            records.append(make_record(name, seed, sum(present) / len(present), items=values))
-    found = rows(only(records))
-    assert found["gaps"].score.value > found["full"].score.value
-    assert found["gaps"].rank == ""
-    assert found["gaps"].rank_reason == "not the same items have a score as in other rows"
-    # Where all leave out the same items, they are one comparison.
-    same = [make_record(name, seed, 0.5 + seed / 10, items=[0.5 + seed / 10, None]) for name in "ab" for seed in (0, 1)]
-    assert {row.rank for row in only(same).rows} == {"1="}
-
-
-def test_finished_seeds_without_a_score_are_not_said_to_have_failed(make_record):
-    records = [make_record("lora", seed, 0.5 + seed / 100) for seed in range(3)]
-    records += [make_record("mora", seed, 0.6 + seed / 90 if seed else None) for seed in range(3)]
-    assert rows(only(records))["mora"].rank_reason == "1 of 3 seeds have no score"
-    records.append(make_record("mora", 3, state=State.FAILED))
-    assert rows(only(records))["mora"].rank_reason == "2 of 4 seeds did not finish"
-
-
-def test_a_noisy_method_tied_with_the_best_stays_in_order_of_score(make_record):
-    scores = {
-        "best": [0.900, 0.901, 0.902, 0.903, 0.904],
-        "second": [0.850, 0.8513, 0.852, 0.8533, 0.854],
-        "noisy": [0.9, 0.0, 0.88, 0.02, 0.1],
-    }
-    board = only([make_record(name, seed, each) for name, found in scores.items() for seed, each in enumerate(found)])
-    assert [(row.method, row.rank) for row in board.rows] == [("best", "1="), ("second", "3"), ("noisy", "1=")]
-    # Nobody tested whether the noisy one is ahead of the second.
-    assert leaders_text(board) == "best, noisy (tied; best is ahead of 1)"
-
-
 def test_who_leads_is_said_in_words(make_record):
     def board(**scores):
         return only([make_record(name, seed, each + seed / 1000 + seed * len(name) % 3 / 5000)
                      for name, each in scores.items() for seed in range(5)])  # fmt: skip
 
     assert leaders_text(board(a=0.9, bb=0.5, ccc=0.4)) == "a, ahead of 2"
-    assert leaders_text(board(a=0.5, bb=0.5)) in ("a, bb (tied)", "bb, a (tied)")
+    assert leaders_text(board(a=0.5, bb=0.5)) in ("a, bb, not told apart", "bb, a, not told apart")
     assert leaders_text(only([make_record()])) == "not ranked"
 
 
@@ -388,7 +354,7 @@ def test_every_way_of_scoring_a_part_of_the_data_is_said(make_record, recipe, li
 def test_boards_that_differ_in_the_main_metric_alone_have_titles_of_their_own(make_record):
     loss = {"main_metric": "loss", "higher_is_better": False}
     records = [make_record(seed=0), make_record(seed=1, **loss), make_record(trial={"task": "c4"})]
-    titles = [board_title(each) for each in build_boards(records)]
+    titles = [board_view(each).title for each in build_boards(records)]
     assert titles == [
         "c4 · smoke · nano · budget lora:r=8",
         "uuid · smoke · nano · budget lora:r=8 · by accuracy, higher is better",
@@ -411,6 +377,6 @@ def test_a_curve_holds_no_score_of_the_test_data(make_record):
     new = [{"step": 250, "metrics": {"accuracy": 0.3}}, {"step": 500, "metrics": {"train/loss": 1.0}}]
     for entries in (old, new):
         (row,) = only([make_record(score=0.5, history=entries)]).rows
-        assert history(row.first, "accuracy") == [(250, 0.3)]
+        assert history(row.first)["accuracy"] == [(250, 0.3)]
     tune = make_record(score=0.5, history=old, trial={"purpose": "tune"})  # its final score is of the validation split
-    assert history(tune, "accuracy") == [(250, 0.3), (500, 0.5)]
+    assert history(tune)["accuracy"] == [(250, 0.3), (500, 0.5)]
