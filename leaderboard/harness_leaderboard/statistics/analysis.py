@@ -1,0 +1,324 @@
+"""What a board may claim: estimates with two intervals, every pair's difference, and ranks that follow from all pairs.
+
+Two questions have two answers, and each interval says which it answers. *These items*: what if other seeds were trained
+and scored on the same items? *New items*: what if the items were other ones of the same kind, too? Methods are separated
+for new items wherever the records keep items.
+
+Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds and items); Holm 1979, "A simple
+sequentially rejective multiple test procedure".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from harness_leaderboard.statistics.error import Array, Flags, Interval, Spread, estimated
+from harness_leaderboard.statistics.pairs import Pairs, pairs
+from harness_leaderboard.statistics.ranks import closed, letters, rank_ranges
+from harness_leaderboard.statistics.scores import Scores, Units, units
+from harness_leaderboard.statistics.search import Selection, selection
+from harness_leaderboard.statistics.variance import seed_variances
+
+LEVEL = 0.05  # of a whole board's claims; intervals cover 1 - LEVEL
+MOST_SEEDS = 1000  # that anybody would think of running
+POWER = 0.8  # with which a detectable difference is detected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share of a few, with its exact 95 % interval (Clopper and Pearson 1934)."""
+
+    count: int
+    of: int
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One method's score.
+
+    Attributes:
+        method: Its label.
+        mean: Over its seeds, in the metric's unit; ``None``: no seed has a score.
+        seeds: How many that are.
+        these_items: 95 % interval of the mean over all seeds, on these items; ``None``: fewer than two seeds.
+        new_items: The same for new items of the same kind; ``None`` also where the records keep no items.
+        seed_deviation: Standard deviation from seed to seed; ``None``: fewer than two seeds.
+        diverged: How many of its seeds diverged.
+        best_rank: The rank that it has at best, 1 being best: one more than the methods that are proven better.
+        worst_rank: At worst: the number of methods, less those that are proven worse. Both ``None``: not comparable.
+        letters: Methods that share a letter cannot be told apart; those that share none can. Empty: not comparable.
+        selection: How sure the search for its learning rate is; ``None``: it was not searched.
+    """
+
+    method: str
+    mean: float | None
+    seeds: int
+    these_items: Interval | None
+    new_items: Interval | None
+    seed_deviation: float | None
+    diverged: Share | None
+    best_rank: int | None = None
+    worst_rank: int | None = None
+    letters: str = ""
+    selection: Selection | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One method against another, on the seeds that both ran.
+
+    Attributes:
+        first: Label.
+        second: Label.
+        difference: First minus second, in the metric's unit.
+        these_items: 95 % interval of the difference, on these items; not corrected for the number of pairs.
+        new_items: The same for new items of the same kind; ``None``: the records keep no items.
+        p_value: Of "no difference", by the interval that decides (``Analysis.scope``).
+        adjusted_p_value: The same, corrected for all pairs of the board (Holm); where a method between the two settles
+            it, the larger of the two p-values that do.
+        is_separated: Whether the board claims a difference: the adjusted p-value is below the board's level.
+        seeds_to_separate: How many seeds a difference of this size needs to be separated with 80 % power; ``None``: the
+            items are too few for it, whatever the seeds.
+        seeds: How many both ran.
+        items: How many items, or clusters of them, both have.
+        is_paired: Whether the seeds are shared; if not, the two methods ran other seeds.
+    """
+
+    first: str
+    second: str
+    difference: float
+    these_items: Interval
+    new_items: Interval | None
+    p_value: float
+    adjusted_p_value: float
+    is_separated: bool
+    seeds_to_separate: int | None
+    seeds: int
+    items: int
+    is_paired: bool = True
+
+    def reversed(self) -> Difference:
+        """Return the same comparison as second minus first."""
+        these, new = (
+            None if each is None else Interval(-each.high, -each.low) for each in (self.these_items, self.new_items)
+        )
+        assert these is not None
+        return replace(
+            self, first=self.second, second=self.first, difference=-self.difference, these_items=these, new_items=new
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What a board may claim.
+
+    Attributes:
+        estimates: In the order of the scores' methods.
+        differences: Every pair of comparable methods, by places, first < second.
+        scope: What separations hold for: ``"new items"`` or, without items, ``"these items"``.
+        level: The chance that a board of equal methods separates any.
+        detectable: The true difference that is separated with 80 % power, in the metric's unit, for the middle one of
+            the pairs; ``None``: nothing can be compared.
+        lent_degrees: Degrees of freedom that the board lends to each method's own; many: the methods' seeds are alike.
+            ``None``: fewer than three methods.
+    """
+
+    estimates: tuple[Estimate, ...]
+    differences: dict[tuple[int, int], Difference]
+    scope: str
+    level: float
+    detectable: float | None
+    lent_degrees: float | None
+
+    def between(self, first: int, second: int) -> Difference | None:
+        """Return the comparison of two methods, by place, as first minus second."""
+        found = self.differences.get((min(first, second), max(first, second)))
+        return found if found is None or first < second else found.reversed()
+
+
+def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
+    """Return what a board may claim.
+
+    Args:
+        scores: Of its methods.
+        level: The chance that a board of equal methods separates any.
+    """
+    contributions = units(scores)
+    variances = seed_variances(scores.totals)
+    selections = _selections(scores)
+    found = pairs(scores, contributions, variances)
+    estimates = [_estimate(scores, contributions, place, selections[place]) for place in range(len(scores.methods))]
+    scope = "new items" if contributions is not None else "these items"
+    if found is None:
+        return Analysis(
+            estimates=tuple(estimates), differences={}, scope=scope, level=level, detectable=None,
+            lent_degrees=variances.lent_degrees,
+        )  # fmt: skip
+    searched = np.array([0.0 if each is None else each.variance for each in selections])
+    added = searched[found.first] + searched[found.second]
+    these = found.these_items.plus(added)
+    new = None if found.new_items is None else found.new_items.plus(added)
+    deciding = these if new is None else new
+    p_values = deciding.p_value(found.differences)
+    adjusted = multipletests(p_values, method="holm")[1]
+    adjusted = _with_what_follows(found, adjusted, level, scores.higher_is_better)
+    half, new_half = these.distance(LEVEL), None if new is None else new.distance(LEVEL)
+    needed = _seeds_to_separate(found, deciding, added, level)
+    differences = {
+        (int(first), int(second)): Difference(
+            first=scores.methods[first],
+            second=scores.methods[second],
+            difference=float(found.differences[place]),
+            these_items=_around(found.differences[place], half, place),
+            new_items=None if new_half is None else _around(found.differences[place], new_half, place),
+            p_value=float(p_values[place]),
+            adjusted_p_value=float(adjusted[place]),
+            is_separated=bool(adjusted[place] < level),
+            seeds_to_separate=needed[place],
+            seeds=int(found.seeds[place]),
+            items=int(found.units[place]),
+            is_paired=bool(found.is_paired[place]),
+        )
+        for place, (first, second) in enumerate(zip(found.first, found.second, strict=True))
+    }
+    return Analysis(
+        estimates=tuple(_ranked(estimates, found, adjusted < level, scores.higher_is_better)),
+        differences=differences,
+        scope="these items" if new is None else "new items",
+        level=level,
+        detectable=float(np.median(detectable(deciding, level, len(p_values)))),
+        lent_degrees=variances.lent_degrees,
+    )
+
+
+def detectable(spread: Spread, level: float, comparisons: int) -> Array:
+    """Return the true differences that are separated with 80 % power, one per error.
+
+    Source: Lachin 1981, "Introduction to sample size determination", with the errors' own quantiles in place of z.
+    """
+    return spread.distance(level / comparisons) + spread.distance(2 * (1 - POWER))
+
+
+def _around(middle: float, halves: Array, place: int) -> Interval:
+    return Interval(float(middle - halves[place]), float(middle + halves[place]))
+
+
+def _selections(scores: Scores) -> list[Selection | None]:
+    """Return how sure each search is, its scores having the spread that the board's own seeds have."""
+    if not scores.searches:
+        return [None] * len(scores.methods)
+    spreads = np.array([_deviation(row) or 0.0 for row in scores.totals])
+    noise = float(np.sqrt(np.mean(spreads**2)))
+    return [
+        None if each is None else selection(each, noise, scores.higher_is_better)
+        for each in scores.searches
+    ]  # fmt: skip
+
+
+def _deviation(totals: Array) -> float | None:
+    present = totals[~np.isnan(totals)]
+    return float(np.std(present, ddof=1)) if len(present) > 1 else None
+
+
+def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: Selection | None) -> Estimate:
+    """Return one method's mean and what it may be off by: its seeds by Student's t, its items beside them."""
+    present = ~np.isnan(scores.totals[place])
+    totals = scores.totals[place][present]
+    count = len(totals)
+    diverged = None
+    if scores.diverged:
+        of = count + scores.diverged[place]
+        low, high = proportion_confint(scores.diverged[place], of, method="beta") if of else (0.0, 1.0)
+        diverged = Share(count=scores.diverged[place], of=of, interval=Interval(float(low), float(high)))
+    these = new = None
+    if count > 1:
+        added = 0.0 if chosen is None else chosen.variance
+        mean, variance = float(totals.mean()), np.array([np.var(totals, ddof=1)])
+        seeds = estimated(variance, np.array([count - 1.0]))
+        these = _interval(mean, seeds.times(1 / count).plus(added))
+        if contributions is not None:
+            values = contributions.values[place][present]
+            values = values[:, ~np.isnan(values).any(0)]
+            size = values.shape[1]
+            if size > 1:
+                left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+                residual = float((left**2).sum() / ((count - 1) * (size - 1)))
+                between = estimated(
+                    np.array([np.var(values.mean(0), ddof=1)]), np.array([min(contributions.degrees, size - 1.0)])
+                )
+                items = between.plus(-residual / count).at_least(0.0).times(1 / size)
+                both = seeds.at_least(residual / size).times(1 / count).plus_spread(items)
+                new = _interval(mean, both.plus(added))
+    return Estimate(
+        method=scores.methods[place],
+        mean=float(totals.mean()) if count else None,
+        seeds=count,
+        these_items=these,
+        new_items=new,
+        seed_deviation=_deviation(totals),
+        diverged=diverged,
+        selection=chosen,
+    )
+
+
+def _interval(mean: float, spread: Spread) -> Interval:
+    half = float(spread.distance(LEVEL)[0])
+    return Interval(mean - half, mean + half)
+
+
+def _with_what_follows(found: Pairs, adjusted: Array, level: float, higher_is_better: bool) -> Array:
+    """Return the p-values in which a pair is also separated by a method that is separated from both, between them.
+
+    All separations hold together with the board's level, and so does what follows from them.
+    """
+    count = int(max(found.first.max(), found.second.max())) + 1
+    table = np.ones((count, count))
+    sign = 1 if higher_is_better else -1
+    for first, second, difference, p_value in zip(found.first, found.second, found.differences, adjusted, strict=True):
+        upper, lower = (first, second) if sign * difference > 0 else (second, first)
+        table[upper, lower] = p_value
+    for middle in range(count):
+        table = np.minimum(table, np.maximum(table[:, [middle]], table[[middle]]))
+    is_better = closed(table < level)
+    through = np.minimum(table, table.T)[found.first, found.second]
+    holds = (is_better | is_better.T)[found.first, found.second]
+    return np.where(holds, through, np.maximum(adjusted, np.where(through < level, level, 0.0)))
+
+
+def _ranked(estimates: list[Estimate], found: Pairs, separated: Flags, higher_is_better: bool) -> list[Estimate]:
+    """Return the estimates with ranks: of methods that are compared with every other, and what each pair says."""
+    able = sorted({*found.first.tolist(), *found.second.tolist()})
+    position = {place: number for number, place in enumerate(able)}
+    better = np.zeros((len(able), len(able)), dtype=bool)
+    mean = {place: estimates[place].mean or 0.0 for place in able}
+    sign = 1 if higher_is_better else -1
+    for first, second, difference, is_separated in zip(
+        found.first.tolist(), found.second.tolist(), found.differences, separated, strict=True
+    ):
+        if is_separated:
+            upper, lower = (first, second) if sign * difference > 0 else (second, first)
+            better[position[upper], position[lower]] = True
+    order = sorted(range(len(able)), key=lambda each: -sign * mean[able[each]])
+    ranges, shown = rank_ranges(better), letters(better | better.T, order)
+    result = list(estimates)
+    for number, place in enumerate(able):
+        low, high = ranges[number]
+        result[place] = replace(estimates[place], best_rank=low, worst_rank=high, letters=shown[number])
+    return result
+
+
+def _seeds_to_separate(found: Pairs, spread: Spread, added: Array, level: float) -> list[int | None]:
+    """Return how many seeds would separate pairs with differences as large as those seen."""
+    distances = np.abs(found.differences)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = detectable(spread, level, len(distances)) / np.sqrt(spread.middle)
+        room = (distances / factor) ** 2 - found.item_parts - added
+        needed = np.ceil(found.seed_parts * found.seeds / room)
+    return [
+        int(max(each, 2)) if left > 0 and each < MOST_SEEDS else None for each, left in zip(needed, room, strict=True)
+    ]

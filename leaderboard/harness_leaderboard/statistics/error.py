@@ -1,0 +1,148 @@
+"""How far an estimate may be off: a normal error whose variance is itself known only so well.
+
+A variance that was estimated with ``f`` degrees of freedom is, seen from the data, one of many: its reciprocal is spread as a
+chi-squared. Student's t is nothing else than a normal error averaged over that spread. Where an error has several parts
+(seeds, items, the search for a rate), each known in its own way, no table has the answer; averaging over the spreads
+still gives it. A :class:`Spread` is such a list of possible variances with weights.
+
+Source: Tsui and Weerahandi 1989, "Generalized p-values in significance testing of hypotheses in the presence of
+nuisance parameters"; Student's t as a scale mixture: Andrews and Mallows 1974.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+Array = NDArray[np.float64]
+Places = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+KNOWN = 400  # degrees of freedom from which a variance counts as known
+NODES = 96  # possible variances of one error
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        """Return whether a value lies inside."""
+        return self.low <= value <= self.high
+
+    def shifted(self, by: float) -> Interval:
+        """Return the interval moved by a distance."""
+        return Interval(self.low + by, self.high + by)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The possible variances of several errors: ``variances`` and ``weights``, both (errors, nodes); weights sum to 1."""
+
+    variances: Array
+    weights: Array
+
+    @property
+    def middle(self) -> Array:
+        """Return each error's middle variance: the weighted median of the possible ones."""
+        order = np.argsort(self.variances, axis=1)
+        below = np.cumsum(np.take_along_axis(self.weights, order, 1), axis=1)
+        place = (below >= 0.5).argmax(1)
+        found: Array = np.take_along_axis(self.variances, order, 1)[np.arange(len(place)), place].astype(np.float64)
+        return found
+
+    def p_value(self, distances: Array) -> Array:
+        """Return, per error, how often it is at least as large as a distance, in either direction."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.abs(distances)[:, None] / np.sqrt(self.variances)
+        z = np.where(np.isnan(z), 0.0, z)  # no distance and no variance
+        return np.asarray(np.minimum((self.weights * 2 * special.ndtr(-z)).sum(1), 1.0))
+
+    def distance(self, level: float | Array) -> Array:
+        """Return, per error, the distance that it exceeds with probability ``level``: an interval's half-width."""
+        levels = np.broadcast_to(np.asarray(level, dtype=np.float64), len(self.variances))
+        scale = np.sqrt((self.weights * self.variances).sum(1) + 1e-300)
+        low, high = np.zeros(len(scale)), 4 * scale
+        for _ in range(60):
+            outside = self.p_value(high) > levels
+            if not outside.any():
+                break
+            high = np.where(outside, 2 * high, high)
+        for _ in range(26):
+            middle = (low + high) / 2
+            outside = self.p_value(middle) > levels
+            low, high = np.where(outside, middle, low), np.where(outside, high, middle)
+        return np.asarray(high)
+
+    def plus(self, variances: Array | float) -> Spread:
+        """Return the spread with known variances added, one per error."""
+        added = np.broadcast_to(np.asarray(variances, dtype=np.float64), len(self.variances))
+        return Spread(self.variances + added[:, None], self.weights)
+
+    def plus_spread(self, other: Spread) -> Spread:
+        """Return the spread of sums of two independent errors each, on at most :data:`NODES` nodes."""
+        variances = (self.variances[:, :, None] + other.variances[:, None, :]).reshape(len(self.variances), -1)
+        weights = (self.weights[:, :, None] * other.weights[:, None, :]).reshape(variances.shape)
+        return Spread(variances, weights).condensed()
+
+    def condensed(self) -> Spread:
+        """Return the spread with neighbouring variances put together until :data:`NODES` are left."""
+        count, nodes = self.variances.shape
+        if nodes <= NODES:
+            return self
+        logs = np.log(np.maximum(self.variances, 1e-300))
+        low, high = logs.min(1, keepdims=True), logs.max(1, keepdims=True)
+        bins = ((logs - low) / np.maximum(high - low, 1e-12) * (NODES - 1e-6)).astype(np.int64)
+        place = bins + NODES * np.arange(count)[:, None]
+        weights = np.bincount(place.ravel(), self.weights.ravel(), count * NODES).astype(np.float64)
+        sums = np.bincount(place.ravel(), (self.weights * self.variances).ravel(), count * NODES).astype(np.float64)
+        variances = np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
+        return Spread(variances.reshape(count, NODES), weights.reshape(count, NODES))
+
+    def times(self, factors: Array | float) -> Spread:
+        """Return the spread of variances multiplied by a factor per error."""
+        by = np.broadcast_to(np.asarray(factors, dtype=np.float64), len(self.variances))
+        return Spread(self.variances * by[:, None], self.weights)
+
+    def at_least(self, floors: Array | float) -> Spread:
+        """Return the spread in which smaller variances count as the floor, one per error."""
+        bound = np.broadcast_to(np.asarray(floors, dtype=np.float64), len(self.variances))
+        return Spread(np.maximum(self.variances, bound[:, None]), self.weights)
+
+
+def known(variances: Array) -> Spread:
+    """Return the spread of variances that are known."""
+    return Spread(variances[:, None], np.ones((len(variances), 1)))
+
+
+def estimated(variances: Array, degrees: Array) -> Spread:
+    """Return the spread of variances estimated with few degrees of freedom, one per error (at least 1 each).
+
+    Nodes are the means of the chi-squared's quantile bands that are narrower towards small values, which make an error
+    large; with :data:`KNOWN` degrees or more everywhere there is one node.
+    """
+    if (degrees >= KNOWN).all():
+        return known(variances)
+    bands = np.concatenate([10.0 ** np.linspace(-7, -1, 31), np.linspace(0.12, 0.98, 40)])
+    edges = np.concatenate([[0.0], bands, [1.0]])
+    weights = np.diff(edges)
+    middles = np.concatenate([[edges[1] / 2], np.sqrt(edges[1:-2] * edges[2:-1]), [(edges[-2] + 1) / 2]])
+    different, place = np.unique(degrees, return_inverse=True)
+    quantiles = stats.chi2.ppf(middles[None, :], different[:, None]) / different[:, None]
+    return Spread(variances[:, None] / quantiles[place], np.broadcast_to(weights, (len(variances), len(weights))))
+
+
+def joined(spreads: Sequence[Spread]) -> Spread:
+    """Return the errors of several spreads as one list."""
+    width = max(each.variances.shape[1] for each in spreads)
+    wide = [width - each.variances.shape[1] for each in spreads]
+    variances = [np.pad(each.variances, ((0, 0), (0, w)), mode="edge") for each, w in zip(spreads, wide, strict=True)]
+    weights = [np.pad(each.weights, ((0, 0), (0, w))) for each, w in zip(spreads, wide, strict=True)]
+    return Spread(np.concatenate(variances), np.concatenate(weights))

@@ -1,0 +1,125 @@
+"""What the statistics start from: the scores of some methods on the same seeds and items, as arrays.
+
+Nothing here knows a record. A metric that is not a mean of items (a correlation, an F1, a perplexity, an average of
+sets) comes as its jackknife pseudo-values, whose mean is the score; then everything that holds for a mean holds for it.
+
+Source: Tukey 1958, "Bias and confidence in not-quite large samples" (pseudo-values); Miller 2024, arXiv:2411.00640
+(clusters of items).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_leaderboard.statistics.error import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One method's search for a learning rate.
+
+    Attributes:
+        rates: Those tried, ascending.
+        scores: Shape (search seeds, rates), in the metric's unit; NaN where a rate diverged or was not tried.
+        chosen: Place of the rate that the reported seeds use.
+    """
+
+    rates: tuple[float, ...]
+    scores: Array
+    chosen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of the methods of one board.
+
+    Attributes:
+        methods: Labels, each once.
+        seeds: The seeds that any method ran.
+        totals: The metric's official value, shape (methods, seeds); NaN: not run, or without a score.
+        items: What each item adds, shape (methods, seeds, items): its mean over items is the total. NaN where an item
+            has no score. ``None``: the records keep no items, so nothing can be said about other items.
+        groups: Which cluster (document, passage) each item belongs to, shape (items,); ``None``: each is its own.
+        higher_is_better: Direction of the metric.
+        diverged: How many of each method's seeds diverged; empty: none.
+        searches: Per method; ``None``: its rate was given, not searched. Empty: none was.
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    totals: Array
+    items: Array | None = None
+    groups: NDArray[np.int64] | None = None
+    higher_is_better: bool = True
+    diverged: Sequence[int] = ()
+    searches: Sequence[Search | None] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Check that the shapes fit."""
+        shape = (len(self.methods), len(self.seeds))
+        if self.totals.shape != shape:
+            raise ValueError(f"totals have shape {self.totals.shape}; {shape} (methods, seeds) is wanted")
+        if self.items is not None and (self.items.shape[:2] != shape or self.items.ndim != 3):
+            raise ValueError(f"items have shape {self.items.shape}; {shape} (methods, seeds) and the items are wanted")
+        if self.groups is not None and (self.items is None or self.groups.shape != self.items.shape[2:]):
+            raise ValueError(f"groups have shape {self.groups.shape}; one for each item is wanted")
+        for name, given in (("diverged", self.diverged), ("searches", self.searches)):
+            if len(given) not in (0, len(self.methods)):
+                raise ValueError(
+                    f"{name} has {len(given)} entries; one for each of {len(self.methods)} methods is wanted"
+                )
+
+    def select(self, seeds: Sequence[int]) -> Scores:
+        """Return the scores on some of the seeds only."""
+        places = [place for place, seed in enumerate(self.seeds) if seed in set(seeds)]
+        return Scores(
+            methods=self.methods,
+            seeds=tuple(self.seeds[place] for place in places),
+            totals=self.totals[:, places],
+            items=None if self.items is None else self.items[:, places],
+            groups=self.groups,
+            higher_is_better=self.higher_is_better,
+            diverged=self.diverged,
+            searches=self.searches,
+        )
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn when new items are drawn: single items, or whole clusters of them.
+
+    Attributes:
+        values: Shape (methods, seeds, units); its mean over units is the total.
+        degrees: Degrees of freedom of a variance between units.
+    """
+
+    values: Array
+    degrees: float
+
+
+def units(scores: Scores) -> Units | None:
+    """Return the contributions of the items, or of their clusters; ``None`` where there are fewer than two.
+
+    A cluster adds the sum of its items' distances from the total, so that clusters of unequal size are weighed as the
+    score weighs them. Their degrees of freedom are those of as many equal clusters as the unequal ones are worth.
+
+    Source: Carter, Schnepel and Steigerwald 2017, "Asymptotic behavior of a t-test robust to cluster heterogeneity".
+    """
+    if scores.items is None or scores.items.shape[2] < 2:
+        return None
+    if scores.groups is None:
+        return Units(scores.items, scores.items.shape[2] - 1.0)
+    labels, place, sizes = np.unique(scores.groups, return_inverse=True, return_counts=True)
+    if len(labels) < 2:
+        return None
+    items, count = scores.items, scores.items.shape[2]
+    means = np.nanmean(items, axis=2, keepdims=True) if items.size else items
+    member = np.zeros((count, len(labels)))
+    member[np.arange(count), place] = 1.0
+    values = means + len(labels) / count * ((items - means) @ member)
+    worth = float((sizes**2).sum()) ** 2 / float((sizes**4.0).sum())
+    return Units(values, max(1.0, worth - 1.0))
