@@ -1,8 +1,8 @@
 """What a board may claim: estimates with two intervals, every pair's difference, and ranks that follow from all pairs.
 
-Two questions have two answers, and each interval says which it answers. *These items*: what if other seeds were trained
-and scored on the same items? *New items*: what if the items were other ones of the same kind, too? Methods are separated
-for new items wherever the records keep items.
+Two questions have two answers, and each interval says which it answers. *These items*: what if other seeds were
+trained and scored on the same items? *New items*: what if the items were other ones of the same kind, too? Methods are
+separated for new items wherever the records keep items.
 
 Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds and items); Holm 1979, "A simple
 sequentially rejective multiple test procedure".
@@ -104,12 +104,13 @@ class Difference:
 
     def reversed(self) -> Difference:
         """Return the same comparison as second minus first."""
-        these, new = (
-            None if each is None else Interval(-each.high, -each.low) for each in (self.these_items, self.new_items)
-        )
-        assert these is not None
         return replace(
-            self, first=self.second, second=self.first, difference=-self.difference, these_items=these, new_items=new
+            self,
+            first=self.second,
+            second=self.first,
+            difference=-self.difference,
+            these_items=self.these_items.mirrored(),
+            new_items=None if self.new_items is None else self.new_items.mirrored(),
         )
 
 

@@ -36,7 +36,8 @@ def letters(separated: Flags, order: Sequence[int]) -> list[str]:
         separated: Symmetric, (methods, methods).
         order: Places from best to worst; the best method's groups get the first letters.
 
-    Source: Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons" (insert and absorb).
+    Source: Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons"
+            (insert and absorb).
     """
     groups = [frozenset(order)]
     for place, first in enumerate(order):

@@ -1,8 +1,8 @@
 """What the search for a learning rate adds to a method's error: another search seed might have chosen another rate.
 
-A rate is chosen where a few noisy scores are best. The choice is drawn again and again: the curve that was seen, plus new
-noise of the size that seeds have on this board, gives new choices, and the scores of the curve at these, their spread.
-That spread is part of the error of the method's score, as seeds and items are.
+A rate is chosen where a few noisy scores are best. The choice is drawn again and again: the curve that was seen, plus
+new noise of the size that seeds have on this board, gives new choices, and the scores of the curve at these, their
+spread. That spread is part of the error of the method's score, as seeds and items are.
 
 Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", section 6.5 (the parametric bootstrap).
 """
