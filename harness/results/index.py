@@ -1,9 +1,9 @@
-"""An index of the records of a result root: each file is read and checked once, and its heavy fields only when asked for.
+"""An index of the records of a result root: each file is read and checked once, its heavy fields only when asked for.
 
 <root>/.index.sqlite      one row per record file: its name, age and size, its light fields, and its heavy ones packed
 
-The index is a view like others: it may be deleted at any time. Where it cannot be written (a read-only folder, a URL, another
-command that holds it), the same is done in memory, and the next command reads the files again.
+The index is a view like others: it may be deleted at any time. Where it cannot be written (a read-only folder, a URL,
+another command that holds it), the same is done in memory, and the next command reads the files again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Index:
         self._connection.close()
 
     def records(self) -> list[Record]:
-        """Return every record in order of trial id. Their ``items`` and ``history`` are read when they are looked at."""
+        """Return every record in order of trial id. ``items`` and ``history`` are read when they are looked at."""
         found = self._listing()
         try:
             self._update(found)
@@ -80,9 +80,13 @@ class Index:
 
     def heavy(self, name: str, field: str) -> Any:
         """Return a heavy field of a record, by the record's file name."""
-        row = self._connection.execute("SELECT content FROM heavy WHERE name = ? AND field = ?", (name, field)).fetchone()
+        row = self._connection.execute(
+            "SELECT content FROM heavy WHERE name = ? AND field = ?", (name, field)
+        ).fetchone()
         if row is None:
-            raise RecordError(f"{self.store.root}/{name} has gone from the index while it was read; run the command again")
+            raise RecordError(
+                f"{self.store.root}/{name} has gone from the index while it was read; run the command again"
+            )
         return json.loads(zlib.decompress(row[0]))
 
     @property

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def command(trial: Trial, knob: str | None = "") -> str:
     """Return the command whose reported trial is this one, with the same packages and data.
 
-    A trial that only chose a learning rate is made as a reported one, on the same seed and rate: it trains the same, and is
-    scored on test instead of validation.
+    A trial that only chose a learning rate is made as a reported one, on the same seed and rate: it trains the same,
+    and is scored on test instead of validation.
 
     Args:
         trial: Which.
@@ -42,8 +42,11 @@ def command(trial: Trial, knob: str | None = "") -> str:
 
 def _method(trial: Trial, knob: str | None) -> str:
     given: Mapping[str, Any] = {} if knob == "" and trial.budget else trial.config
-    settings = [f"{name}={_text(value)}" for name, value in sorted(given.items())
-                if value is not None and not (trial.budget and name == knob)]
+    settings = [
+        f"{name}={_text(value)}"
+        for name, value in sorted(given.items())
+        if value is not None and not (trial.budget and name == knob)
+    ]
     return f"{trial.method}:{','.join(settings)}" if settings else trial.method
 
 

@@ -1,4 +1,4 @@
-"""``harness leaderboard``: the records as pages, alone or served while a sweep runs, and what changed between two results."""
+"""``harness leaderboard``: the records as pages, alone or served while a sweep runs, and what changed between two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from harness_leaderboard.view.model import SiteView
 
 
-
-class Root(click.ParamType):
+class Root(click.types.StringParamType):
     """A result root. That of the environment is one, whatever signs it holds."""
 
     name = "url"

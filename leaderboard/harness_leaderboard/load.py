@@ -32,7 +32,8 @@ class Loaded:
 def load(roots: Sequence[str]) -> Loaded:
     """Return the records of some result roots, which may have trials in common.
 
-    Of a trial that several roots have, a final record comes before one of a run that was cut short, then that of the first root.
+    Of a trial that several roots have, a final record comes before one that says something about its run alone, then
+    that of the first root.
 
     Args:
         roots: Local folders or fsspec URLs. The ``*.json`` files directly in them are records; sub-folders, other files

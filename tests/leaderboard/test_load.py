@@ -1,23 +1,28 @@
+import dataclasses
+import json
+
 import pytest
 
 from harness.errors import RecordError
-from harness_leaderboard.load import load_records
+from harness_leaderboard.load import load
 
 
 def write(folder, record):
+    folder.mkdir(exist_ok=True)
     path = folder / f"{record.trial_id}.json"
     path.write_text(record.dumps())
     return path
 
 
 def test_records_come_back_whole_and_in_order(tmp_path, make_record):
-    records = [make_record(seed=seed, score=seed / 10) for seed in range(4)]
+    records = [make_record(seed=seed, score=seed / 10, items=[0.0, 1.0, None]) for seed in range(4)]
     for record in records:
         write(tmp_path, record)
-    loaded = load_records(str(tmp_path))
-    assert [each.to_json() for each in loaded] == [
-        each.to_json() for each in sorted(records, key=lambda each: each.trial_id)
-    ]
+    wanted = [each.to_json() for each in sorted(records, key=lambda each: each.trial_id)]
+    for _ in range(2):  # the second time from the index
+        found = load([str(tmp_path)]).records
+        whole = [dataclasses.replace(each, items=dict(each.items), history=list(each.history)) for each in found]
+        assert [each.to_json() for each in whole] == wanted
 
 
 def test_an_fsspec_url_is_read_like_a_folder(make_record):
@@ -26,7 +31,7 @@ def test_an_fsspec_url_is_read_like_a_folder(make_record):
     record = make_record()
     filesystem = fsspec.filesystem("memory")
     filesystem.pipe(f"/load-test/{record.trial_id}.json", record.dumps().encode())
-    assert [each.trial_id for each in load_records("memory://load-test")] == [record.trial_id]
+    assert [each.trial_id for each in load(["memory://load-test"]).records] == [record.trial_id]
 
 
 def test_other_files_subfolders_and_half_written_names_are_ignored(tmp_path, make_record):
@@ -35,44 +40,61 @@ def test_other_files_subfolders_and_half_written_names_are_ignored(tmp_path, mak
     (tmp_path / "adapters" / "x.json").write_text("not a record")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / ".half.json").write_text("{")
-    assert len(load_records(str(tmp_path))) == 1
+    loaded = load([str(tmp_path)])
+    assert len(loaded.records) == 1
+    assert loaded.passed_over == {}
 
 
 def test_an_empty_folder_has_no_records(tmp_path):
-    assert load_records(str(tmp_path)) == []
+    assert load([str(tmp_path)]).records == ()
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(RecordError, match="nowhere"):
-        load_records(str(tmp_path / "nowhere"))
+        load([str(tmp_path / "nowhere")])
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '"text"', '{"schema_version": 99}', '{"schema_version": NaN}']
+    ("text", "why"),
+    [
+        ("not json", "not JSON"),
+        ("[1, 2]", "not a record"),
+        ('{"a": 1}', "not a record"),
+        ('{"schema_version": 1, "trial": [1], "state": "complete"}', "not readable"),
+        ('{"schema_version": 99, "trial": {}}', "schema_version=99"),
+        (json.dumps({"trial": {}, "schema_version": 2}) + "\x00", "not JSON"),
+    ],
 )
-def test_every_unreadable_file_is_named(tmp_path, make_record, content):
+def test_a_foreign_file_is_passed_over_and_named_with_the_reason(tmp_path, make_record, text, why):
     write(tmp_path, make_record())
-    (tmp_path / "first-bad.json").write_text(content)
-    (tmp_path / "second-bad.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecordError, match="2 of 3 files") as caught:
-        load_records(str(tmp_path))
-    assert "first-bad.json" in str(caught.value)
-    assert "second-bad.json" in str(caught.value)
+    (tmp_path / "foreign.json").write_text(text)
+    for _ in range(2):
+        loaded = load([str(tmp_path)])
+        assert len(loaded.records) == 1
+        ((path, reason),) = loaded.passed_over.items()
+        assert path.endswith("foreign.json")
+        assert why in reason
 
 
-def test_a_record_without_a_trial_is_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "odd.json").write_text('{"schema_version": 1, "trial": [1], "state": "complete"}')
-    with pytest.raises(RecordError, match=r"odd\.json"):
-        load_records(str(tmp_path))
+def test_a_renamed_record_is_passed_over(tmp_path, make_record):
+    write(tmp_path, make_record()).rename(tmp_path / "other.json")
+    assert "renamed" in next(iter(load([str(tmp_path)]).passed_over.values()))
 
 
-def test_an_edited_or_renamed_record_is_refused(tmp_path, make_record):
-    path = write(tmp_path, make_record())
-    text = path.read_text()
-    path.write_text(text.replace('"learning_rate": 0.001,', '"learning_rate": 0.002,'))
-    with pytest.raises(RecordError, match="edited"):
-        load_records(str(tmp_path))
-    path.write_text(text)
-    path.rename(tmp_path / "other.json")
-    with pytest.raises(RecordError, match="renamed"):
-        load_records(str(tmp_path))
+def test_an_edited_record_is_there_and_its_numbers_are_not(tmp_path, make_record):
+    path = write(tmp_path, make_record(score=0.5))
+    path.write_text(path.read_text().replace('"accuracy": 0.5', '"accuracy": 0.9'))
+    (record,) = load([str(tmp_path)]).records
+    assert (record.state, record.score) == ("edited", None)
+
+
+def test_roots_are_merged_and_a_final_record_comes_before_an_interrupted_one(tmp_path, make_record):
+    from harness.contract.record import State
+
+    shared = make_record("lora", 0, 0.5)
+    write(tmp_path / "a", make_record("lora", 0, state=State.INTERRUPTED))
+    write(tmp_path / "b", shared)
+    write(tmp_path / "b", make_record("mora", 0))
+    loaded = load([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert {each.trial.method: each.state.value for each in loaded.records} == {"lora": "complete", "mora": "complete"}
+    assert loaded.roots[shared.trial_id] == str(tmp_path / "b")

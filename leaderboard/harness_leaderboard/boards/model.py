@@ -287,7 +287,9 @@ class Board:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return {estimate.method: place for place, estimate in enumerate(self.analysis.estimates if self.analysis else ())}
+        return {
+            estimate.method: place for place, estimate in enumerate(self.analysis.estimates if self.analysis else ())
+        }
 
     def outcomes(self, row: Row) -> dict[str, int]:
         """Return how many other rows a row is proven better than, proven worse than, and not told apart from."""

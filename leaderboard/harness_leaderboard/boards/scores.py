@@ -90,6 +90,4 @@ def _search(records: Sequence[Record], row: Row) -> Search | None:
         return None
     seeds = sorted({each.trial.seed for each in records})
     values = [[found.get((rate, seed), math.nan) for rate in rates] for seed in seeds]
-    return Search(
-        rates=tuple(rates), scores=np.asarray(values), chosen=rates.index(row.first.trial.learning_rate)
-    )
+    return Search(rates=tuple(rates), scores=np.asarray(values), chosen=rates.index(row.first.trial.learning_rate))

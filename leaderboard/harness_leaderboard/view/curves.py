@@ -48,9 +48,11 @@ def board_curves(board: Board) -> list[Curve]:
                 else:
                     stopped[metric].append(points[-1])
         for metric in sorted({*values, *stopped}):
-            points = [(step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values[metric].items())]
+            band = [
+                (step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values[metric].items())
+            ]
             found[metric].append(
-                Curve(metric=metric, label=row.label, points=_thinned(points), stopped=tuple(stopped[metric]))
+                Curve(metric=metric, label=row.label, points=_thinned(band), stopped=tuple(stopped[metric]))
             )
     first = (board.main_metric, TRAIN_LOSS)
     return [curve for metric in sorted(found, key=lambda name: (name not in first, name)) for curve in found[metric]]

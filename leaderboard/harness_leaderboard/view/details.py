@@ -173,7 +173,7 @@ def _pairs(board: Board) -> list[Grid]:
                 text_cell(each.first),
                 text_cell(each.second),
                 Cell(text=signed_text(each.difference, f"{abs(each.difference):.{decimals}f}"), sort=each.difference),
-                Cell(text=interval_text(each.new_items, decimals), sort=each.new_items and each.new_items.low)
+                Cell(text=interval_text(each.new_items, decimals), sort=each.new_items.low)
                 if each.new_items
                 else Cell(text=MISSING, note="the records keep no items"),
                 Cell(text=interval_text(each.these_items, decimals), sort=each.these_items.low),
@@ -188,8 +188,8 @@ def _pairs(board: Board) -> list[Grid]:
     heads = ("Method", "Against", "Difference", "95 %, new items", "95 %, these items", "p, corrected", "Verdict",
              "Seeds", "Seeds that would separate them")  # fmt: skip
     caption = (
-        "All pairs, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one may "
-        "exclude 0 where the board, which looks at all pairs, claims nothing."
+        "All pairs, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one "
+        "may exclude 0 where the board, which looks at all pairs, claims nothing."
     )
     return [table(caption, heads, rows)]
 
@@ -222,8 +222,8 @@ def _search(board: Board) -> Grid:
     heads = ("Method", "Learning rate", "Seed", metric_title(board, board.main_metric), "Training", "Ended", "Rate",
              "Chosen again", "Trial")  # fmt: skip
     caption = (
-        "Learning-rate search: these scores choose a rate and are not results. Chosen again: how often another search of "
-        "the same kind would choose the same rate"
+        "Learning-rate search: these scores choose a rate and are not results. Chosen again: how often another search "
+        "of the same kind would choose the same rate"
     )
     return table(caption, heads, rows)
 
@@ -254,7 +254,9 @@ def _settings(board: Board) -> Grid:
         trial, besides = row.first.trial, row.first.counts.get("task_parameters")
         config = ", ".join(f"{key}={setting_text(value)}" for key, value in sorted(trial.config.items()))
         recipe = trial.recipe
-        on = [f"{key}={setting_text(recipe[key])}" for key in sorted(recipe) if recipe[key] not in (0, "", None, [], ())]
+        on = [
+            f"{key}={setting_text(recipe[key])}" for key in sorted(recipe) if recipe[key] not in (0, "", None, [], ())
+        ]
         rows.append(
             (
                 Cell(text=row.label, sort=row.label, link=f"methods/{slug_of(row.method)}.html"),

@@ -27,9 +27,7 @@ def method_pages(boards: Sequence[Board], views: Sequence[BoardView], catalogue:
     return [_method_page(name, boards, views, catalogue["methods"].get(name, {})) for name in names]
 
 
-def _method_page(
-    name: str, boards: Sequence[Board], views: Sequence[BoardView], about: Mapping[str, Any]
-) -> PageView:
+def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView], about: Mapping[str, Any]) -> PageView:
     rows, losses = [], []
     for board, view in zip(boards, views, strict=True):
         decimals = score_decimals(board)
@@ -42,7 +40,9 @@ def _method_page(
                     Cell(text=view.title, sort=view.title, link=f"boards/{view.slug}.html"),
                     Cell(text=rank_text(row.rank), sort=row.rank[0])
                     if row.rank
-                    else Cell(text=MISSING, note="reference, outside the budget" if row.is_reference else row.rank_reason),
+                    else Cell(
+                        text=MISSING, note="reference, outside the budget" if row.is_reference else row.rank_reason
+                    ),
                     Cell(text=metric_title(board, board.main_metric)),
                     Cell(text=f"{score:.{decimals}f}", sort=score)
                     if score is not None
@@ -52,14 +52,29 @@ def _method_page(
                     else Cell(text=MISSING, note="fewer than two finished seeds"),
                     *(Cell(text=f"{counts[key]}", sort=counts[key]) for key in ("wins", "ties", "losses")),
                     Cell(text=f"{row.first.trial.adapter_parameters:,}", sort=row.first.trial.adapter_parameters),
-                    text_cell(", ".join(f"{key}={setting_text(value)}" for key, value in _settings(row.first)) or "none"),
+                    text_cell(
+                        ", ".join(f"{key}={setting_text(value)}" for key, value in _settings(row.first)) or "none"
+                    ),
                 )
             )
             losses += _decided(board, view, row.label)
-    heads = ("Board", "Rank", "Metric", "Score", "95 % interval", "Wins", "Ties", "Losses", "Adapter parameters", "Settings")
+    heads = (
+        "Board",
+        "Rank",
+        "Metric",
+        "Score",
+        "95 % interval",
+        "Wins",
+        "Ties",
+        "Losses",
+        "Adapter parameters",
+        "Settings",
+    )
     grids = [("Results", (table(f"Every board that {name} is on", heads, rows),))]
     if losses:
-        decided = table("Pairs that a board tells apart", ("Board", "Other", "Verdict", "Difference", "p, corrected"), losses)
+        decided = table(
+            "Pairs that a board tells apart", ("Board", "Other", "Verdict", "Difference", "p, corrected"), losses
+        )
         grids.append(("Against others", (decided,)))
     if settings := about.get("settings"):
         grids.insert(0, ("Settings", (_settings_grid(settings),)))
@@ -89,7 +104,7 @@ def _decided(board: Board, view: BoardView, label: str) -> list[tuple[Cell, ...]
     """Return the pairs of one row that the board tells apart, seen from that row."""
     if board.analysis is None:
         return []
-    found = []
+    found: list[tuple[Cell, ...]] = []
     for each in board.analysis.differences.values():
         if label not in (each.first, each.second) or not each.is_separated:
             continue
@@ -150,6 +165,7 @@ def _task_page(
         )
         for _, view in boards
     ]
+    lines: list[tuple[Cell, ...]]
     grids = [("Boards", (table(f"Boards of {name}", ("Board", "May be best", "Methods", "Seeds"), rows),))]
     if sources := [each for each in about.get("sources", ()) if each.get("hub_id") or each.get("folder")]:
         lines = [

@@ -95,8 +95,12 @@ def _columns(board: Board) -> tuple[Column, ...]:
         column(
             key="score", title=metric_title(board, board.main_metric), help=f"Mean over seeds; {arrow}", is_number=True
         ),
-        column(key="new_items", title="95 %, new items", help="Where the mean would be with other seeds and other items"),
-        column(key="these_items", title="95 %, these items", help="Where the mean would be with other seeds, same items"),
+        column(
+            key="new_items", title="95 %, new items", help="Where the mean would be with other seeds and other items"
+        ),
+        column(
+            key="these_items", title="95 %, these items", help="Where the mean would be with other seeds, same items"
+        ),
         *((published,) if papers else ()),
         column(key="seeds", title="Seeds", help="Finished seeds of those started", is_number=True),
         column(key="learning_rate", title="Learning rate", help="Peak learning rate of the adapter", is_number=True),
@@ -122,7 +126,9 @@ def _columns(board: Board) -> tuple[Column, ...]:
             else ()
         ),
         column(key="tokens", title="Tokens/s, solo", help="Training tokens per second, alone", is_number=True),
-        column(key="flops", title="GFLOPs/step", help="Billions of floating-point operations per update", is_number=True),
+        column(
+            key="flops", title="GFLOPs/step", help="Billions of floating-point operations per update", is_number=True
+        ),
         column(key="memory", title="Peak memory, solo", help="Most memory in use during an update", is_number=True),
         column(key="tuning", title="Tuning trials", help="Learning-rate trials spent before", is_number=True),
         column(key="states", title="Trials", help="How the report trials ended"),
@@ -142,7 +148,9 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
             below=" ".join(filter(None, (_letters_text(row), _layers_text(row)))),
         ),
         "score": _number(row.score, lambda value: f"{value:.{decimals}f}"),
-        "new_items": _interval_cell(row, estimate.new_items if estimate else None, decimals, "the records keep no items"),
+        "new_items": _interval_cell(
+            row, estimate.new_items if estimate else None, decimals, "the records keep no items"
+        ),
         "these_items": _interval_cell(row, estimate.these_items if estimate else None, decimals, "1 seed"),
         "published": _published_cell(row.published_score),
         "seeds": Cell(
@@ -194,7 +202,7 @@ def _interval_cell(row: Row, interval: Interval | None, decimals: int, reason: s
     if interval is None:
         return Cell(text=MISSING, note="1 seed" if row.score.count < 2 else reason)
     note = ""
-    if interval.low == interval.high:
+    if row.estimate is not None and row.estimate.seed_deviation == 0:
         note = "seeds that agree exactly give no width; that is no certainty"
     return Cell(text=interval_text(interval, decimals), sort=interval.high - interval.low, note=note)
 
@@ -294,11 +302,10 @@ def summary_sentences(board: Board) -> list[str]:
     sentences.append(f"Score: mean {metric_title(board, board.main_metric)} over {over}; {direction} is better.")
     if board.analysis is not None and board.is_ranked:
         items = "on new items of the same kind" if board.analysis.scope == "new items" else "on these items"
+        level, pairs = f"{board.analysis.level:.0%}".replace("%", " %"), many(len(board.analysis.differences), "pair")
         sentences.append(
-            f"Two methods whose ranks do not overlap differ {items} ({board.analysis.level:.0%} level for the whole board, "
-            f"corrected for {many(len(board.analysis.differences), 'pair')}); others cannot be told apart.".replace(
-                "%", " %"
-            )
+            f"Two methods whose ranks do not overlap differ {items} ({level} level for the whole board, corrected for "
+            f"{pairs}); others cannot be told apart."
         )
     elif board.rows:
         reasons = dict.fromkeys(row.rank_reason for row in board.rows)

@@ -60,7 +60,8 @@ def site_view(
 
 def _trial_ids(board: Board) -> list[str]:
     reported = [record.trial_id for row in board.all_rows for record in row.records]
-    return [*reported, *(each.trial_id for each in (*board.tuning, *board.failures))]
+    others = [each.trial_id for each in board.tuning] + [each.trial_id for each in board.failures]
+    return [*reported, *others]
 
 
 def _provenance(records: Iterable[Record]) -> Mapping[str, Mapping[str, int]]:

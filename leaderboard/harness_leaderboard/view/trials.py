@@ -66,7 +66,9 @@ def _trial(record: Record, catalogue: Catalogue) -> dict[str, Any]:
         "counts": dict(record.counts),
         "cost": {name: value if isinstance(value, bool) else short(value) for name, value in record.cost.items()},
         "error": {key: error[key] for key in ("type", "message", "step", "traceback") if error.get(key) is not None},
-        "attempts": [f"{each.get('state')}, {each.get('started_at')} to {each.get('finished_at')}" for each in record.attempts],
+        "attempts": [
+            f"{each.get('state')}, {each.get('started_at')} to {each.get('finished_at')}" for each in record.attempts
+        ],
         "started": record.started_at,
         "finished": record.finished_at,
         "artifacts": dict(record.artifacts),

@@ -22,8 +22,8 @@ from harness_leaderboard.write import csv, latex, markdown
 PLOT_STYLE = "'sha256-+TfQir1nvDucAdvE6XUQBt4ayUjpAWkbw2kCdSfekHM='"
 # Scripts and styles come from the site's own folder only; nothing is loaded from, or sent to, anywhere else.
 POLICY = (
-    f"default-src 'none'; script-src 'self'; style-src 'self' {PLOT_STYLE}; img-src data: blob:; connect-src {{connect}}; "
-    "base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; script-src 'self'; style-src 'self' {PLOT_STYLE}; img-src data: blob:; "
+    "connect-src {connect}; base-uri 'none'; form-action 'none'"
 )
 TABLES = ("vendor/dataTables.min.js", "site.js", "tables.js")
 FIGURES = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "figures.js")
@@ -35,7 +35,7 @@ def write_site(view: SiteView, output: Path, *, live: bool = False) -> Path:
 
     Args:
         view: What to show.
-        output: A folder; made if it is not there. Files of an earlier site in it that are not written again are removed.
+        output: A folder; made if it is not there. Files of an earlier site that are not written again are removed.
         live: For a server that answers what is new; the pages then ask it.
     """
     writer = _Writer(view, output, live)
@@ -72,7 +72,9 @@ class _Writer:
         self._write("leaderboard.md", markdown.document(view.boards, view.families, view.passed_over))
         self._write("leaderboard.csv", csv.lines(view.boards))
         self._write("leaderboard.tex", latex.document(view.boards))
-        self._render("index.html", "index.html.j2", (*TABLES, *(("live.js",) if self.live else ())), filters=self._filters())
+        self._render(
+            "index.html", "index.html.j2", (*TABLES, *(("live.js",) if self.live else ())), filters=self._filters()
+        )
         self._remove_what_is_gone()
 
     def _filters(self) -> list[tuple[str, str, list[str]]]:

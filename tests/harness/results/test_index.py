@@ -1,0 +1,120 @@
+"""The index: each file is read once, and what changes is read again."""
+
+import sqlite3
+
+import pytest
+
+from harness.contract.record import Record, State
+from harness.contract.trial import Trial
+from harness.results.index import FILE, Index
+from harness.results.store import Store
+
+
+def make(seed: int, score: float = 0.5, state: State = State.COMPLETE) -> Record:
+    trial = Trial(
+        task="uuid", scale="smoke", recipe={"steps": 2}, model="nano", model_revision="x", method="lora",
+        config={"r": 8}, budget="lora:r=8", budget_parameters=8, adapter_parameters=8, learning_rate=1e-3, seed=seed,
+        precision="float32",
+    )  # fmt: skip
+    return Record(
+        trial=trial, state=state, metrics={"accuracy": score}, items={"accuracy": [1.0, None, 0.0]},
+        history=[{"step": 1, "metrics": {"train/loss": 2.0}}], main_metric="accuracy", higher_is_better=True,
+        environment={"git_commit": "abc"}, started_at="", finished_at="",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(str(tmp_path / "what?x=1 #"))
+    store.prepare()
+    for seed in range(3):
+        store.write(make(seed))
+    return store
+
+
+def reading(store, monkeypatch):
+    """Return the index's records, and how many files were read for them."""
+    seen = []
+    cat = store.filesystem.cat
+    monkeypatch.setattr(store.filesystem, "cat", lambda paths, **more: seen.extend(paths) or cat(paths, **more))
+    index = Index(store)
+    records = index.records()
+    monkeypatch.undo()
+    return index, records, len(seen)
+
+
+def test_files_are_read_once(store, monkeypatch):
+    assert reading(store, monkeypatch)[2] == 3
+    assert (store.local / FILE).exists()  # beside the records, whatever signs the folder's name holds
+    _, records, count = reading(store, monkeypatch)
+    assert (len(records), count) == (3, 0)
+    store.write(make(7))
+    _, records, count = reading(store, monkeypatch)
+    assert (len(records), count) == (4, 1)
+
+
+def test_a_record_comes_back_as_it_was_written(store):
+    records = Index(store).records()
+    by_seed = {each.trial.seed: each for each in records}
+    for seed in range(3):
+        found, wanted = by_seed[seed], make(seed)
+        assert found.trial == wanted.trial
+        assert found.metrics == wanted.metrics
+        assert dict(found.items) == wanted.items
+        assert list(found.history) == wanted.history
+        assert found.history[-1]["step"] == 1
+        assert len(found.history) == len(found.items) == 1
+
+
+def test_what_is_equal_in_many_records_is_in_memory_once(store):
+    records = Index(store).records()
+    assert len({id(each.environment) for each in records}) == 1
+
+
+def test_a_replaced_and_a_removed_record_are_seen(store):
+    store.write(make(9, state=State.INTERRUPTED))
+    assert {each.state.value for each in Index(store).records()} == {"complete", "interrupted"}
+    store.write(make(9, score=0.75))
+    (record,) = [each for each in Index(store).records() if each.trial.seed == 9]
+    assert (record.state, record.score, len(record.attempts)) == (State.COMPLETE, 0.75, 1)
+    (store.local / f"{record.trial_id}.json").unlink()
+    assert {each.trial.seed for each in Index(store).records()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b""])
+def test_a_broken_index_is_made_anew(store, content):
+    (store.local / FILE).write_bytes(content)
+    assert len(Index(store).records()) == 3
+
+
+def test_an_index_of_another_version_is_made_anew(store):
+    Index(store).records()
+    with sqlite3.connect(store.local / FILE) as connection:
+        connection.execute("UPDATE about SET version = 'old'")
+    assert len(Index(store).records()) == 3
+
+
+def test_a_held_index_is_never_a_reason_to_show_nothing(store, monkeypatch):
+    monkeypatch.setattr("harness.results.index.WAIT_SECONDS", 0.1)
+    Index(store).records()
+    store.write(make(5))
+    holder = sqlite3.connect(store.local / FILE)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        assert len(Index(store).records()) == 4
+    finally:
+        holder.close()
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(store, monkeypatch):
+    monkeypatch.setattr("harness.results.index.sqlite3.connect", _refusing(sqlite3.connect))
+    assert len(Index(store).records()) == 3
+
+
+def _refusing(connect):
+    def opened(path, **more):
+        if path != ":memory:":
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(path, **more)
+
+    return opened

@@ -1,0 +1,282 @@
+"""The site in a real browser, from a disk. Skipped, and saying so, where there is none."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=executable, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def site(example_records, make_record, make_graded, make_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a site with? signs#")
+    long_name = make_record("a-method-with-a-very-long-name-" * 4, 0, 0.4)
+    graded = [
+        each
+        for name, ability in (("lora", 0.5), ("dora", 0.9), ("mora", 0.5))
+        for budget in ("lora:r=8", "lora:r=16")
+        for each in make_graded(name, ability, range(4), 60, trial={"task": "glue/rte", "budget": budget})
+    ]
+    make_files([*example_records, *graded, long_name], folder)
+    return folder
+
+
+def first(site, pattern):
+    return sorted(site.glob(pattern))[0].relative_to(site).as_posix()
+
+
+@pytest.fixture(scope="module")
+def places(site):
+    """Return a page of every kind."""
+    board = first(site, "boards/uuid*.html")
+    trial = re.search(r"trial\.html#[0-9a-f]{16}", (site / board).read_text())[0]
+    return {
+        "overview": "index.html",
+        "board": board,
+        "items": first(site, "boards/glue*.html"),
+        "method": first(site, "methods/dora*.html"),
+        "task": first(site, "tasks/glue*.html"),
+        "trial": trial,
+    }
+
+
+@pytest.fixture
+def visit(browser, site, places):
+    """Return a function that opens a page; in the end, no page may have complained or asked for anything outside."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    problems, requests = [], []
+
+    def opened(kind, hash_="", **media):
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        if media:
+            page.emulate_media(**media)
+        path, _, own = places.get(kind, kind).partition("#")
+        page.goto((site / path).as_uri() + (f"#{own or hash_}" if own or hash_ else ""))
+        expect = pytest.importorskip("playwright.sync_api").expect
+        expect(page.locator("figure:not([hidden]) > .canvas:empty:visible")).to_have_count(0)
+        return page
+
+    yield opened
+    context.close()
+    assert problems == []
+    assert [url for url in requests if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
+
+
+KINDS = ("overview", "board", "items", "method", "task", "trial")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_nothing_on_any_kind_of_page(visit, kind, scheme):
+    page = visit(kind, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate(
+        "axe.run({preload: false}).then(found => found.violations.map(each => "
+        "`${each.id}: ${each.help}: ${each.nodes.slice(0, 3).map(node => node.html.slice(0, 200)).join(' | ')}`))"
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_page_scrolls_sideways(visit, kind, width):
+    page = visit(kind)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def texts(page, selector):
+    return [each.strip() for each in page.locator(selector).all_inner_texts()]
+
+
+def test_the_overview_is_filtered_searched_and_its_address_says_so(visit):
+    page = visit("overview")
+    assert len(texts(page, "#overview tbody tr")) == 4
+    page.locator("[data-filter=task]").select_option("uuid")
+    assert texts(page, "#overview tbody th") == ["uuid"]
+    assert page.locator("#filters-count").inner_text() == "1 of 4 boards"
+    assert "task=uuid" in page.url
+    page.get_by_role("button", name="Clear").click()
+    page.locator("[data-filter=methods]").select_option("vera")
+    assert texts(page, "#overview tbody th") == ["uuid"]
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Search").fill("r=16")
+    assert texts(page, "#overview tbody th") == ["glue/rte"]
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Seeds, at least").fill("5")
+    assert texts(page, "#overview tbody th") == ["uuid"]
+
+
+def test_a_permalink_opens_the_same_view(visit):
+    page = visit("overview", "task=glue%2Frte&budget=lora%3Ar%3D16&sort=-seeds")
+    assert texts(page, "#overview tbody th") == ["glue/rte"]
+    assert page.locator("[data-filter=budget]").input_value() == "lora:r=16"
+    assert page.locator("#overview th[aria-sort=descending]").inner_text().startswith("Seeds")
+    page.locator("#overview tbody a").click()
+    page.wait_for_url("**/boards/glue*")
+    assert "lora:r=16" in page.title()
+
+
+def press(page, head):
+    head.click()
+    page.wait_for_timeout(200)  # sorting comes after the click
+
+
+def column(page, key):
+    cells = page.locator(f"#scores tbody:not(.reference) .c-{key}")
+    return cells.evaluate_all("cells => cells.map(cell => cell.dataset.order)")
+
+
+def test_a_head_sorts_both_ways_says_so_and_rows_without_a_value_stay_last(visit):
+    page = visit("board")
+    head = page.locator("#scores thead th.c-score")
+    press(page, head)
+    values = column(page, "score")
+    scores = [float(value) for value in values if value]
+    assert scores == sorted(scores)
+    assert values[-1] == ""
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert "sort=score" in page.url
+    press(page, head)
+    assert [float(value) for value in column(page, "score") if value] == sorted(scores, reverse=True)
+    assert column(page, "score")[-1] == ""
+    assert "full" in page.locator("#scores tr").last.inner_text()  # references stay at the foot
+
+
+def test_a_head_sorts_by_keyboard(visit):
+    page = visit("board")
+    page.locator("#scores thead th.c-method [role=button], #scores thead th.c-method button").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    names = column(page, "method")
+    assert names == sorted(names)
+
+
+def test_columns_can_be_chosen_and_the_address_keeps_the_choice(visit):
+    page = visit("board")
+    page.get_by_text("Columns", exact=True).click()
+    page.get_by_label("Learning rate", exact=True).uncheck()
+    assert not page.locator("#scores thead th.c-learning_rate").is_visible()
+    again = visit("board", page.url.partition("#")[2])
+    assert not again.locator("#scores thead th.c-learning_rate").is_visible()
+    assert again.locator("#scores thead th.c-parameters").is_visible()
+
+
+def test_two_methods_are_compared_seed_by_seed_and_item_by_item(visit):
+    page = visit("items")
+    page.locator("#compare-first").select_option("lora")
+    page.locator("#compare-second").select_option("dora")
+    text = page.locator("#compare-result").inner_text()
+    assert "dora is better, on new items of the same kind." in text
+    assert "lora minus dora" in text
+    assert len(texts(page, "#compare-result table:last-of-type tbody tr")) >= 4
+    assert "this=lora&against=dora" in page.url
+    page.locator("#compare-items").click()
+    page.get_by_text("Of 60 items").wait_for()
+    page.locator("#compare-second").select_option("mora")
+    assert "Not told apart" in page.locator("#compare-result").inner_text()
+
+
+def test_a_comparisons_permalink_opens_it(visit):
+    page = visit("items", "this=mora&against=dora")
+    assert "mora minus dora" in page.locator("#compare-result").inner_text()
+
+
+def test_figures_are_drawn_and_saved(visit, tmp_path):
+    page = visit("board")
+    assert page.locator(".canvas svg[role=img]").count() >= 3
+    figure = page.locator("[data-figure=pareto]")
+    figure.locator("select[data-control=x]").select_option("bytes")
+    assert "Peak memory" in figure.locator("svg").first.get_attribute("aria-label")
+    for kind, start in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        with page.expect_download() as waiting:
+            figure.get_by_role("button", name=f"as {kind}").click()
+        waiting.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_bytes().startswith(start)
+    assert b"var(" not in (tmp_path / "SVG").read_bytes()  # it needs nothing of the page
+
+
+@pytest.mark.parametrize(("name", "start"), [("CSV", '"task"'), ("JSON", "{"), ("Markdown", "## uuid"), ("LaTeX", "%")])
+def test_tables_are_downloaded_where_one_looks(visit, site, places, name, start):
+    page = visit("board")
+    link = page.locator("main .toolbar").get_by_role("link", name=name)
+    text = (site / "boards" / link.get_attribute("href")).read_text(encoding="utf-8")
+    assert text.startswith(start)
+    assert link.get_attribute("download") == ""
+    if name == "JSON":
+        assert {each["method"] for each in json.loads(text)["rows"]} >= {"dora", "full", "vera"}
+
+
+def test_figures_across_budgets_join_a_methods_sizes(visit):
+    page = visit("task")
+    figure = page.locator("[data-figure=budgets]")
+    figure.locator("select[data-control=x]").select_option("settings.rank")
+    assert "Setting rank" in figure.locator("svg").first.get_attribute("aria-label")
+
+
+def test_a_trial_says_what_it_was_and_how_to_make_it_again(visit):
+    page = visit("trial")
+    text = page.locator("main").inner_text()
+    for part in (
+        "harness run --methods oft",
+        "--task uuid",
+        "Everything that decides the result",
+        "hardware.device",
+        "loss became NaN",
+    ):
+        assert part in text, part
+    page.get_by_role("link", name="the method oft").click()
+    page.wait_for_url("**/methods/oft*")
+
+
+def test_an_address_without_a_trial_is_said(visit, places):
+    unknown = f"{places['trial'].partition('#')[2][:2]}{'0' * 14}"
+    assert f"There is no trial {unknown}" in visit(f"trial.html#{unknown}").locator("#trial").inner_text()
+    assert "must end in #" in visit("trial.html").locator("#trial").inner_text()
+
+
+def test_heads_stay_in_sight_while_a_long_table_scrolls(visit):
+    page = visit("items")
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    box = page.locator(".scroll").last
+    box.evaluate("each => { each.style.maxHeight = '160px'; each.scrollTop = 200; }")
+    top = box.bounding_box()["y"]
+    assert box.locator("thead th").first.bounding_box()["y"] == pytest.approx(top, abs=3)
+
+
+@pytest.mark.parametrize("width", [980, 1047])  # a landscape page of Letter and of A4, without 10 mm at the sides
+def test_paper_holds_the_main_table_and_the_reasons(visit, width):
+    page = visit("board", media="print")
+    page.set_viewport_size({"width": width, "height": 700})
+    right = page.locator("table.main").evaluate("table => table.getBoundingClientRect().right")
+    assert right <= width
+    assert page.get_by_text("no probe: --no-probe was given (lora)").is_visible()
+    assert not page.get_by_role("button", name="SVG").first.is_visible()
+
+
+def test_the_first_paint_comes_within_a_second(visit):
+    page = visit("board")
+    paint = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
+    assert paint < 1000
