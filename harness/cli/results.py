@@ -73,3 +73,18 @@ def results_export(path: Path, results: str) -> None:
 
     count = export(open_results(results).records(), path)
     click.echo(f"{count} records -> {path}", err=True)
+
+
+@results.command("describe")
+@results_option
+@click.pass_obj
+def results_describe(block: tuple[str, ...], results: str) -> None:
+    """Keep beside the records what their methods and tasks are, for pages that are made without the plugins."""
+    from harness.planning.registry import build_registry
+    from harness.results.catalogue import write_catalogue
+
+    store = open_results(results)
+    trials = [record.trial for record in store.records()]
+    write_catalogue(store, build_registry(block), trials)
+    names = sorted({trial.method for trial in trials} | {trial.task for trial in trials})
+    click.echo(f"described in {store.root}: {', '.join(names)}", err=True)

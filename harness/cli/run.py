@@ -67,6 +67,7 @@ def run(
     from harness.planning.plan import pending, plan_cells
     from harness.planning.published import read_published
     from harness.planning.registry import build_registry
+    from harness.results.catalogue import write_catalogue
     from harness.results.store import Store
     from harness.running.environment import conditions, describe_environment
     from harness.running.progress import Display
@@ -112,6 +113,7 @@ def run(
         scheduler.start()
         cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
         store.prepare()
+        write_catalogue(store, registry, [cell.template for cell in cells])
         todo = pending(cells, look_up, retries.settles)
         with display:
             while todo:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from harness_leaderboard.statistics import Scores, Search, analyse
 from scipy import stats
+
+from harness_leaderboard.statistics import Scores, Search, analyse
 
 
 def scores(values, **more):
