@@ -32,7 +32,9 @@ def main() -> None:
     """Serve jobs until standard input closes."""
     events = _protocol_stream()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers.models.auto.modeling_auto  # noqa: F401 - takes seconds, and the scheduler is still planning
+    # What every model needs takes seconds to load, and the scheduler is still planning.
+    import transformers.modeling_layers
+    import transformers.models.auto.modeling_auto  # noqa: F401
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]
