@@ -1,4 +1,4 @@
-"""A worker's process as the scheduler sees it: launched, told what to do, listened to, ended.
+"""The executor: a worker's process on this machine as the scheduler sees it, launched, told what to do, heard, ended.
 
 Loads no library that takes time, so that a worker can be launched first and load its own meanwhile.
 """

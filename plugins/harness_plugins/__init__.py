@@ -1,1 +1,1 @@
-"""The built-in methods, trackers and executors. They come through the same entry points as everybody else's."""
+"""The built-in methods, analyses and trackers. They come through the same entry points as everybody else's."""
