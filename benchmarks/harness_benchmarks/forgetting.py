@@ -93,7 +93,10 @@ def with_forgetting(found: Evaluation, model: Any, context: TaskContext, windows
     """Return an evaluation with what ``measure_forgetting`` finds besides."""
     side = measure_forgetting(model, context, windows, length)
     return Evaluation(
-        {**found.metrics, **side.metrics}, {**found.reasons, **side.reasons}, {**found.items, **side.items}
+        {**found.metrics, **side.metrics},
+        {**found.reasons, **side.reasons},
+        {**found.items, **side.items},
+        {**found.notes, **side.notes},
     )
 
 

@@ -180,11 +180,13 @@ class Evaluation:
         metrics: Every metric the task declares; ``None`` where it cannot be had.
         reasons: For each ``None``, why.
         items: Per-item scores, in the data's order, so that two runs can be paired.
+        notes: What else a reader of the record must know of how it was scored; kept in its environment.
     """
 
     metrics: Mapping[str, float | None]
     reasons: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def metrics_present(self) -> dict[str, float]:
         """Return the metrics that have a value."""
@@ -219,6 +221,7 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
         {name: number(value, f"metrics[{name!r}]") for name, value in found.metrics.items()},
         {name: str(reason) for name, reason in found.reasons.items()},
         {name: [number(each, f"items[{name!r}]") for each in values] for name, values in found.items.items()},
+        {str(name): str(note) for name, note in found.notes.items()},
     )
 
 

@@ -55,6 +55,7 @@ class Recording:
             lane.error,
             started,
             step=lane.done,
+            notes=evaluation.notes if evaluation else None,
             metrics=metrics,
             reasons=reasons,
             environment={**self.environment, **_layers_without_adapter(lane)},
@@ -91,8 +92,9 @@ class Recording:
         return self._record(trial, task, error, started, counts=counts)
 
     def _record(
-        self, trial: Trial, task: type[Task], error: BaseException | None, started: str, step: int = 0, **fields: Any
-    ) -> Record:
+        self, trial: Trial, task: type[Task], error: BaseException | None, started: str, step: int = 0,
+        notes: Mapping[str, str] | None = None, **fields: Any,
+    ) -> Record:  # fmt: skip
         state = _state_of(error)
         if error is not None:
             fields |= _no_metrics(task, state, str(error))

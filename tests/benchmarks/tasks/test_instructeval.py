@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
-import string
-import time
 from dataclasses import replace
 
 import pytest
@@ -17,7 +14,7 @@ from harness.data.tables import identify_tables
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalTask, conversation
 from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, read_task_file, samples, task_config
-from harness_benchmarks.tasks.instructeval.sandbox import refusal, run_python
+from harness_benchmarks.tasks.instructeval.sandbox import refusal
 from harness_benchmarks.tasks.instructeval.scoring import drop_f1, score_bbh, score_humaneval, words
 
 torch.set_num_threads(1)
@@ -346,116 +343,3 @@ def test_humaneval_runs_the_tests(completion, passes):
 def test_task_files_name_functions_of_this_folder():
     assert read_task_file("bbh")["process_results"] is score_bbh
     assert read_task_file("humaneval")["unsafe_code"] is True
-
-
-# The sandbox: what a program may do, and that nothing else gets out
-
-
-@confined
-def test_ordinary_programs_run():
-    libraries = "math, re, collections, itertools, functools, heapq, random, typing, string, hashlib, datetime, json"
-    assert run_python(f"import {libraries}\nopen('a.txt', 'w').write('x')\nassert open('a.txt').read() == 'x'").passed
-
-
-@confined
-@pytest.mark.parametrize("program", ["while True: pass", "import time\ntime.sleep(60)"])
-def test_endless_programs_are_ended(program):
-    start = time.monotonic()
-    outcome = run_python(program, time_limit_seconds=1)
-    assert not outcome.passed
-    assert outcome.reason
-    assert time.monotonic() - start < 5
-
-
-@confined
-@pytest.mark.parametrize("program", ["x = bytearray(8 << 30)", "x = []\nwhile True: x.append(bytearray(1 << 20))"])
-def test_memory_bombs_are_contained(program):
-    assert "MemoryError" in run_python(program).reason
-
-
-@confined
-def test_the_network_is_out_of_reach():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port), 1).close()  # it is there for us
-        outcome = run_python(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)")
-    assert "PermissionError" in outcome.reason
-    for kind in ("AF_UNIX", "AF_INET6", "AF_NETLINK"):
-        assert "PermissionError" in run_python(f"import socket\nsocket.socket(socket.{kind}, socket.SOCK_DGRAM)").reason
-
-
-@confined
-@pytest.mark.parametrize(
-    "action",
-    [
-        "open({!r}, 'w').write('changed')",
-        "open({!r}, 'r+').write('changed')",
-        "import os\nos.truncate({!r}, 0)",
-        "import os\nos.remove({!r})",
-        "import os\nos.rename({!r}, 'mine')",
-        "import os\nos.link({!r}, 'mine')\nopen('mine', 'w')",
-        "import os\nos.symlink({!r}, 'mine')\nopen('mine', 'w')",
-        "import os\nos.chmod({!r}, 0)",
-        "import os\nos.utime({!r})",
-        "import os\nos.mkdir({!r} + '.new')",
-        "open({!r} + '.new', 'w')",
-    ],
-)
-def test_nothing_outside_the_scratch_directory_changes(action, tmp_path):
-    path = tmp_path / "mine.txt"
-    path.write_text("untouched")
-    before = path.stat()
-    outcome = run_python(action.format(str(path)))
-    assert "PermissionError" in outcome.reason or "cross-device" in outcome.reason  # the kernel's answer to a link
-    assert path.read_text() == "untouched"
-    assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@confined
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import os\nwhile True: os.fork()",
-        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''])",
-        "import os, sys\nos.execv(sys.executable, [sys.executable])",
-        "import threading\nthreading.Thread(target=print).start()",
-        "import os\nos.kill(os.getppid(), 0)",
-    ],
-)
-def test_no_processes_threads_or_signals(program):
-    reason = run_python(program).reason
-    assert "PermissionError" in reason or "can't start new thread" in reason
-
-
-@confined
-def test_files_are_limited_in_size_and_number():
-    assert "File too large" in run_python("open('a', 'w').write('x' * (4 << 20))").reason
-    many = "for n in range(10**6): open(str(n), 'w').write('x' * 10**6)"
-    outcome = run_python(many, time_limit_seconds=5)
-    assert not outcome.passed
-    assert outcome.reason.startswith(("wrote more than", "ended by signal", "took longer", "OSError"))
-
-
-@confined
-def test_limits_cannot_be_raised():
-    program = "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))"
-    assert not run_python(program).passed
-
-
-@confined
-def test_the_scratch_directory_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert run_python("open('left', 'w').write('x')").passed
-    assert not list(tmp_path.iterdir())
-
-
-@confined
-def test_the_environment_is_empty(monkeypatch):
-    monkeypatch.setenv("SECRET_TOKEN", "".join(random.Random(0).choices(string.ascii_letters, k=20)))
-    assert run_python("import os\nassert 'SECRET_TOKEN' not in os.environ").passed
-
-
-@confined
-def test_output_is_not_mistaken_for_passing():
-    assert not run_python("print('x' * 100)\nraise SystemExit(0)").passed

@@ -34,7 +34,7 @@ from harness import (
 )
 from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, require_lm_eval, samples
-from harness_benchmarks.tasks.instructeval.sandbox import refusal
+from harness_benchmarks.tasks.instructeval.sandbox import isolation, refusal
 from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, same, split_off, subsample, text_of
 
 Row = Mapping[str, Any]
@@ -241,7 +241,8 @@ class InstructEvalTask(Task):
             metrics["response_nll"] = sum(losses) / sum(counts)
         else:
             reasons["response_nll"] = "the responses held out of training are validation data"
-        evaluation = Evaluation(metrics, reasons, items)
+        notes = {"isolation of model-written code": isolation()} if "humaneval" in parts else {}
+        evaluation = Evaluation(metrics, reasons, items, notes)
         return forgetting.with_forgetting(evaluation, model, context, split.forgetting_windows)
 
 

@@ -1,70 +1,66 @@
-"""Running Python that a model wrote, confined by the kernel. Linux only; elsewhere, or if a step fails, it refuses.
+"""Judging Python that a model wrote, from outside. Linux with bubblewrap and libseccomp only; elsewhere it refuses.
 
-``run_python`` starts this file as a script of its own (``python -I``, empty environment, scratch working directory).
-That process confines itself, for good, and only then runs the program inside itself:
+Two processes, each in a confinement of its own that this one sets up around ``confined.py``:
 
-1. resource limits: CPU seconds, address space, size of a file, open files, no core dump;
-2. Landlock: no change to the file system but plain files in the scratch directory, which is deleted afterwards;
-3. seccomp: no sockets (so no network), no new processes or threads, no other programs, no signals to others, no
-   tracing, mounts, namespaces or io_uring. Refused calls fail with EPERM.
+* the *program* defines what the model wrote and answers calls of its function;
+* the *judge* runs the tests. It calls the function by sending its arguments, and gets back what it returned.
 
-The parent ends it after a time limit, or when the scratch directory has grown too large; it ends with the parent.
-All of it works without privileges and for root. A program passes only if the script reports the random token that it
-was given, after the program's last line: leaving early is not passing. What it does not do: hide files from being
-read, or withstand a program written to attack the script that runs it.
+What crosses between them is data (``confined`` says which): the judge compares its own objects, never the program's,
+and the program sees neither the tests, nor the judge, nor the pipe that the verdict comes through.
+
+A confinement is an allow-list. Namespaces of its own for users, processes, network, IPC, host name and mounts; a root
+that holds nothing but the interpreter, its libraries and an empty scratch of a few megabytes, all else read-only; the
+system calls that plain Python needs, and no others; limits on CPU, address space (which counts shared memory too), file
+size and open files. It ends with this process, and after a time limit.
 """
 
 from __future__ import annotations
 
-import ctypes
+import base64
+import errno
 import json
 import os
 import platform
-import secrets
-import signal
-import struct
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import termios
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 TIME_LIMIT_SECONDS = 10.0
+START_SECONDS = 5.0  # for starting two interpreters on a busy machine, on top of a program's own time
 MEMORY_LIMIT_BYTES = 1 << 30
 FILE_LIMIT_BYTES = 1 << 20
 SCRATCH_LIMIT_BYTES = 8 << 20
 OPEN_FILES_LIMIT = 64
-REFUSED = 97  # exit status of the script where it cannot confine itself
+SAID_LIMIT_BYTES = 4000
+INSIDE = "/confined.py"
 
-# seccomp: audit architecture and numbers of the system calls that are refused.
-_BLOCKED = {
-    "x86_64": (0xC000003E, {
-        "socket": 41, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101,
-        "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "tkill": 200, "tgkill": 234, "add_key": 248,
-        "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "setns": 308,
-        "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321, "execveat": 322, "userfaultfd": 323,
-        "pidfd_send_signal": 424,
-        "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429,
-        "fsopen": 430, "fsmount": 432, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438, "mount_setattr": 442,
-        "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setrlimit": 160, "chmod": 90, "fchmod": 91,
-        "fchmodat": 268, "chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260, "setxattr": 188, "lsetxattr": 189,
-        "fsetxattr": 190, "utimensat": 280, "utime": 132, "utimes": 235, "futimesat": 261,
-    }),
-    "aarch64": (0xC00000B7, {
-        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51,
-        "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88, "unshare": 97, "ptrace": 117,
-        "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "setrlimit": 164, "socket": 198,
-        "socketpair": 199, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221,
-        "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261, "setns": 268, "process_vm_readv": 270,
-        "process_vm_writev": 271, "bpf": 280, "execveat": 281, "userfaultfd": 282, "pidfd_send_signal": 424,
-        "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429,
-        "fsopen": 430, "fsmount": 432, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438, "mount_setattr": 442,
-    }),
-}  # fmt: skip
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
+# What the interpreter calls while it runs a program of one thread that reads, writes a scratch and computes.
+CALLS = (
+    "access", "arch_prctl", "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "close_range", "dup",
+    "dup2", "dup3", "exit", "exit_group", "faccessat", "faccessat2", "fadvise64", "fdatasync", "fstat", "fstatfs",
+    "fsync", "ftruncate", "futex", "getcwd", "getdents64", "getegid", "geteuid", "getgid", "getpid", "getppid",
+    "getrandom", "getresgid", "getresuid", "getrlimit", "getrusage", "gettid", "gettimeofday", "getuid", "lseek",
+    "lstat", "madvise", "mmap", "mprotect", "mremap", "munmap", "nanosleep", "newfstatat", "open", "openat", "poll",
+    "ppoll", "pread64", "preadv", "pselect6", "pwrite64", "read", "readlink", "readlinkat", "readv", "rename",
+    "renameat", "renameat2", "restart_syscall", "rmdir", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
+    "sched_getaffinity", "sched_yield", "select", "set_robust_list", "set_tid_address", "sigaltstack", "stat", "statx",
+    "sysinfo", "time", "times", "umask", "uname", "unlink", "unlinkat", "write", "writev",
+)  # fmt: skip
+# And with these values of one argument only: (call, place, value).
+CALLS_WITH = (
+    ("fcntl", 1, 0), ("fcntl", 1, 1), ("fcntl", 1, 2), ("fcntl", 1, 3), ("fcntl", 1, 1030),  # duplicate; read flags
+    ("ioctl", 1, termios.TCGETS), ("ioctl", 1, termios.FIOCLEX), ("ioctl", 1, termios.FIONCLEX),
+    ("prlimit64", 2, 0),  # reading limits, not setting them
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,8 @@ class Outcome:
     """How a program ended.
 
     Attributes:
-        passed: It ran to its last line without an exception.
-        reason: Where it did not: what stopped it.
+        passed: Its tests came to their end without an exception.
+        reason: Where they did not: what stopped them.
     """
 
     passed: bool
@@ -82,169 +78,196 @@ class Outcome:
 
 @cache
 def refusal() -> str:
-    """Return why programs cannot be confined on this machine; empty where they can. Tries it once."""
-    if platform.system() != "Linux" or platform.machine() not in _BLOCKED:
-        here = f"{platform.system()} {platform.machine()}"
-        return f"no confinement for model-written code on {here}; it needs Linux on {' or '.join(_BLOCKED)}"
-    outcome = run_python("pass")
+    """Return why programs cannot be judged on this machine; empty where they can. Tries it once."""
+    if platform.system() != "Linux":
+        return f"no confinement for model-written code on {platform.system()}; it needs Linux"
+    if shutil.which("bwrap") is None:
+        return "no confinement for model-written code without bubblewrap; install it (apt install bubblewrap)"
+    try:
+        _filter()
+    except (ImportError, OSError, RuntimeError) as error:
+        return (
+            f"no confinement for model-written code without libseccomp ({error}); "
+            "`pip install 'peft-harness[evaluation]'`, and apt install libseccomp2"
+        )
+    outcome = run_tests("def f(x):\n    return [x]\n", "def check(f):\n    assert f(1) == [1]\n", "f")
     return "" if outcome.passed else f"model-written code cannot be confined here: {outcome.reason}"
 
 
-def run_python(program: str, time_limit_seconds: float = TIME_LIMIT_SECONDS) -> Outcome:
-    """Run a program and return whether it came to its end.
+@cache
+def isolation() -> str:
+    """Return what confines programs here, for the record."""
+    done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False)  # noqa: S607
+    return (
+        f"{done.stdout.strip()}: user, PID, network, IPC, UTS and mount namespaces, a root with the interpreter alone; "
+        f"seccomp: {len(CALLS)} system calls and {len(CALLS_WITH)} with fixed arguments; "
+        f"{MEMORY_LIMIT_BYTES >> 20} MB of address space; judged from another process"
+    )
+
+
+def run_tests(
+    program: str, tests: str, entry_point: str, helpers: str = "", time_limit_seconds: float = TIME_LIMIT_SECONDS
+) -> Outcome:
+    """Run tests against a program's function, and return whether they came to their end.
 
     Args:
-        program: Python source. Its output is thrown away.
-        time_limit_seconds: Of wall-clock time, and of CPU time rounded up.
+        program: Python source that defines the function. Its output is thrown away.
+        tests: Python source that defines ``check(function)``.
+        entry_point: The function's name.
+        helpers: Python source for what else the tests may use; not the program's.
+        time_limit_seconds: Of wall-clock time for all of it, and of CPU time for each process, rounded up.
     """
-    token = secrets.token_hex(16)
-    job = json.dumps({"program": program, "token": token, "seconds": time_limit_seconds})
-    with tempfile.TemporaryDirectory(prefix="harness-sandbox-") as scratch, tempfile.TemporaryFile() as source:
-        source.write(job.encode())
-        source.seek(0)
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-B", __file__],
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=scratch,
+    common = {"entry_point": entry_point, "filter": _filter(), "limits": _limits(time_limit_seconds)}
+    with ExitStack() as stack:
+        asks, answers, verdict = _pipe(stack), _pipe(stack), _pipe(stack)
+        complaint = stack.enter_context(tempfile.TemporaryFile())
+        sides = (
+            ({"role": "program", "source": program}, asks[0], answers[1], complaint.fileno()),
+            ({"role": "judge", "source": tests, "helpers": helpers}, answers[0], asks[1], verdict[1]),
+        )
+        processes = [
+            stack.enter_context(_ended(_launch({**job, **common}, reads, writes, says)))
+            for job, reads, writes, says in sides
+        ]
+        for end in (*asks, *answers, verdict[1]):
+            os.close(end)
+        said = _read(verdict[0], time.monotonic() + time_limit_seconds + START_SECONDS)
+        for process in processes:
+            process.kill()
+            process.wait()
+        complaint.seek(0)
+        complained = complaint.read(SAID_LIMIT_BYTES).decode(errors="replace").strip()
+    if said is None:
+        return Outcome(False, f"took longer than {time_limit_seconds:g} seconds")
+    try:
+        found = json.loads(said)
+        return Outcome(found["passed"] is True, str(found["reason"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        lines = [*said.decode(errors="replace").strip().splitlines(), *complained.splitlines()]
+        return Outcome(False, lines[-1] if lines else "the judge ended without a verdict")
+
+
+class _ended:
+    """Ends a process on leaving, whatever happened."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _pipe(stack: ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        stack.callback(_close, end)
+    return ends
+
+
+def _close(end: int) -> None:
+    try:
+        os.fstat(end)
+    except OSError:
+        return
+    os.close(end)
+
+
+def _launch(job: dict[str, Any], reads: int, writes: int, says: int) -> subprocess.Popen[bytes]:
+    """Start one confined side, with its job as a file inside."""
+    with tempfile.TemporaryFile() as file:
+        file.write(json.dumps(job).encode())
+        file.seek(0)
+        return subprocess.Popen(  # noqa: S603
+            [*_confinement(), "--ro-bind-data", str(file.fileno()), "/job.json", "--remount-ro", "/", *_interpreter()],
+            stdin=reads,
+            stdout=writes,
+            stderr=says,
+            pass_fds=[file.fileno()],
             env={},
             start_new_session=True,
         )
-        try:
-            stopped = _watch(process, Path(scratch), time_limit_seconds)
-        finally:
-            process.kill()  # it has no children: it may not have any
-            said, complaint = process.communicate()
-    if stopped:
-        return Outcome(False, stopped)
-    if said.decode(errors="replace") == token and process.returncode == 0:
-        return Outcome(True)
-    if process.returncode < 0:
-        return Outcome(False, f"ended by signal {-process.returncode}")
-    lines = complaint.decode(errors="replace").strip().splitlines()
-    return Outcome(False, lines[-1] if lines else f"left early with exit status {process.returncode}")
 
 
-def _watch(process: subprocess.Popen[bytes], scratch: Path, time_limit_seconds: float) -> str:
-    """Wait for the process to end or to reach a limit. Return which limit, or nothing."""
-    end = time.monotonic() + time_limit_seconds + 1  # the script's own start is not the program's time
-    pause = 0.002
-    while True:
-        try:
-            process.wait(pause)
-            return ""
-        except subprocess.TimeoutExpired:
-            pause = min(0.05, 2 * pause)
-        if time.monotonic() > end:
-            return f"took longer than {time_limit_seconds:g} seconds"
-        if _bytes_in(scratch) > SCRATCH_LIMIT_BYTES:
-            return f"wrote more than {SCRATCH_LIMIT_BYTES} bytes"
+@cache
+def _confinement() -> tuple[str, ...]:
+    bwrap = shutil.which("bwrap")
+    assert bwrap is not None
+    options = [
+        bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+        "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", "--hostname", "confined",
+        "--uid", "65534", "--gid", "65534",
+    ]  # fmt: skip
+    for place in _places():
+        path = Path(place)
+        options += ["--symlink", str(path.readlink()), place] if path.is_symlink() else ["--ro-bind", place, place]
+    options += ["--dev-bind", "/dev/null", "/dev/null", "--size", str(SCRATCH_LIMIT_BYTES), "--tmpfs", "/scratch"]
+    return (*options, "--ro-bind", str(Path(__file__).with_name("confined.py")), INSIDE, "--chdir", "/scratch")
 
 
-def _bytes_in(scratch: Path) -> int:
-    """Return the size of a folder's files, an empty one counting as a block."""
-    size = 0
-    for each in scratch.iterdir():
-        try:
-            size += 4096 + each.lstat().st_size
-        except FileNotFoundError:  # the program has just removed it
-            continue
-    return size
+def _places() -> list[str]:
+    """Return what an interpreter needs of this machine: itself, its library, shared libraries."""
+    own = [os.path.realpath(sys.executable), sysconfig.get_path("stdlib"), sysconfig.get_config_var("LIBDIR") or ""]
+    system = ["/usr/lib", "/usr/lib64", "/lib", "/lib64"]
+    found = [place for place in dict.fromkeys([*system, *own]) if place and Path(place).exists()]
+    return [place for place in found if not any(place.startswith(f"{other}/") for other in found)]
 
 
-# Below: what the confined process itself runs.
+def _interpreter() -> tuple[str, ...]:
+    return os.path.realpath(sys.executable), "-I", "-S", "-B", INSIDE
 
 
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
-    return result
+def _limits(seconds: float) -> dict[str, int]:
+    return {
+        "RLIMIT_CPU": int(-(-seconds // 1)),
+        "RLIMIT_AS": MEMORY_LIMIT_BYTES,
+        "RLIMIT_FSIZE": FILE_LIMIT_BYTES,
+        "RLIMIT_NOFILE": OPEN_FILES_LIMIT,
+        "RLIMIT_CORE": 0,
+    }
 
 
-def _limit_resources(seconds: float) -> None:
-    import resource
+@cache
+def _filter() -> str:
+    """Return the allow-list of system calls as the kernel wants it; all others fail with EPERM."""
+    import pyseccomp  # type: ignore[import-untyped]
 
-    whole = int(-(-seconds // 1))
-    for kind, value in (
-        (resource.RLIMIT_CPU, whole),
-        (resource.RLIMIT_AS, MEMORY_LIMIT_BYTES),
-        (resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES_LIMIT),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
-
-
-def _confine_files(libc: ctypes.CDLL, scratch: str) -> None:
-    """Allow no change to the file system but making, writing and removing plain files in the scratch directory."""
-    version = _check(libc.syscall(_LANDLOCK_CREATE, None, 0, 1), "Landlock")
-    write, remove_dir, remove_file, make_file = 1 << 1, 1 << 4, 1 << 5, 1 << 8
-    make_others = sum(1 << bit for bit in (6, 7, 9, 10, 11, 12))  # devices, directories, sockets, fifos, links
-    refer, truncate, device = 1 << 13, 1 << 14, 1 << 15  # since versions 2, 3 and 5
-    if version < 3:
-        raise OSError(f"Landlock version {version} does not cover truncation; it needs Linux 6.2")
-    handled = write | remove_dir | remove_file | make_file | make_others | refer | truncate
-    handled |= device if version >= 5 else 0
-    ruleset = ctypes.create_string_buffer(struct.pack("=Q", handled))
-    rules = _check(libc.syscall(_LANDLOCK_CREATE, ruleset, 8, 0), "Landlock ruleset")
-    for path, allowed in ((scratch, write | remove_file | make_file | truncate), ("/dev/null", write)):
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, place))
-        _check(libc.syscall(_LANDLOCK_ADD, rules, 1, rule, 0), "Landlock rule")
-        os.close(place)
-    _check(libc.syscall(_LANDLOCK_RESTRICT, rules, 0), "Landlock restriction")
-    os.close(rules)
+    rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ERRNO(errno.EPERM))
+    for name in CALLS:
+        _allow(rules, name)
+    for name, place, value in CALLS_WITH:
+        _allow(rules, name, pyseccomp.Arg(place, pyseccomp.EQ, value))
+    with tempfile.TemporaryFile() as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return base64.b64encode(file.read()).decode()
 
 
-def _block_calls(libc: ctypes.CDLL) -> None:
-    """Install a seccomp filter: another architecture kills, a blocked call fails with EPERM, the rest goes through."""
-    architecture, blocked = _BLOCKED[platform.machine()]
-    load, jump_equal, jump_greater, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000
-    numbers = sorted(set(blocked.values()))
-    code = [
-        (load, 0, 0, 4),  # the architecture of the call
-        (jump_equal, 1, 0, architecture),
-        (give, 0, 0, kill),
-        (load, 0, 0, 0),  # the number of the call
-        (jump_greater, 0, 1, 0x40000000),  # x86-64's second numbering of the same calls
-        (give, 0, 0, kill),
-    ]
-    code += [(jump_equal, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
-    code += [(give, 0, 0, allow), (give, 0, 0, refuse)]
-    packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in code))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(packed)))
-    _check(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
+def _allow(rules: Any, name: str, *conditions: Any) -> None:
+    import pyseccomp
 
-
-def _main() -> None:
-    job = json.loads(sys.stdin.read())
-    report = os.dup(1)
-    complain = os.dup(2)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.syscall.restype = ctypes.c_long
-        _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
-        _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-        _limit_resources(job["seconds"])
-        _confine_files(libc, str(Path.cwd()))
-        nothing = os.open("/dev/null", os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(nothing, standard)
-        _block_calls(libc)
-    except (OSError, KeyError, ValueError) as error:
-        os.write(complain, str(error).encode())
-        os._exit(REFUSED)
-    try:
-        code = compile(job.pop("program"), "<program>", "exec")
-        exec(code, {"__name__": "__main__"})  # noqa: S102 - the purpose of this file
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the program did not come to its end
-        os.write(complain, f"{type(error).__name__}: {error}".encode()[:500])
-        os._exit(1)
-    os.write(report, job["token"].encode())
-    os._exit(0)
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+    except (OSError, ValueError, RuntimeError):
+        return  # an architecture without it
+    if number >= 0:
+        rules.add_rule(pyseccomp.ALLOW, name, *conditions)
 
 
-if __name__ == "__main__":
-    _main()
+def _read(pipe: int, end: float) -> bytes | None:
+    """Return what comes through a pipe until it is closed; ``None`` if that takes too long."""
+    import select
+
+    said = b""
+    while len(said) < SAID_LIMIT_BYTES:
+        ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+        if not ready:
+            return None
+        piece = os.read(pipe, SAID_LIMIT_BYTES)
+        if not piece:
+            break
+        said += piece
+    return said

@@ -10,7 +10,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness_benchmarks.tasks.instructeval.sandbox import run_python
+from harness_benchmarks.tasks.instructeval.sandbox import run_tests
 
 
 def score_bbh(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -26,8 +26,18 @@ def score_drop(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, floa
 
 def score_humaneval(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Return whether the completed function passes its tests."""
-    program = f"{doc['prompt']}{results[0]}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n"
-    return {"pass": float(run_python(program).passed)}
+    # The tests may call what the prompt defines besides the function; theirs is the prompt's, not the model's.
+    helpers = doc["prompt"] if _compiles(doc["prompt"]) else f"{doc['prompt']}    pass\n"
+    outcome = run_tests(f"{doc['prompt']}{results[0]}\n", doc["test"], doc["entry_point"], helpers)
+    return {"pass": float(outcome.passed)}
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "<prompt>", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def drop_f1(given: str, wanted: str) -> float:
