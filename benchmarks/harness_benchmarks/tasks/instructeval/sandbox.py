@@ -198,8 +198,8 @@ def _confinement() -> tuple[str, ...]:
     assert bwrap is not None
     options = [
         bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-        "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", "--hostname", "confined",
-        "--uid", "65534", "--gid", "65534",
+        "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
+        "--hostname", "confined", "--uid", "65534", "--gid", "65534",
     ]  # fmt: skip
     for place in _places():
         path = Path(place)
