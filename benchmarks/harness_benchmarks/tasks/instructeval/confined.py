@@ -50,7 +50,8 @@ def encode(value: Any, depth: int = 0) -> Any:
         return {"dict": [[encode(a, depth + 1), encode(b, depth + 1)] for a, b in dict.items(value)]}
     for base in (list, tuple, set, frozenset):
         if isinstance(value, base):
-            return {base.__name__: [encode(each, depth + 1) for each in base.__iter__(value)]}
+            plain: Any = base  # its own way of going through itself, not a subclass's
+            return {base.__name__: [encode(each, depth + 1) for each in plain.__iter__(value)]}
     if hasattr(kind, "__next__"):
         left = []
         for each in value:
@@ -118,9 +119,10 @@ def judge(tests: str, helpers: str, entry_point: str, reads: TextIO, writes: Tex
             raise ChildProcessError("the program ended, or said too much")
         answer = json.loads(line)
         if "error" in answer:
-            kind = getattr(builtins, str(answer["error"]), None)
-            known = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if known else RuntimeError)(f"{answer['error']}: {answer['text']}")
+            kind: Any = getattr(builtins, str(answer["error"]), None)
+            if not isinstance(kind, type) or not issubclass(kind, Exception):
+                kind = RuntimeError
+            raise kind(f"{answer['error']}: {answer['text']}")
         for ours, theirs in zip(arguments, decode(answer["arguments"]), strict=True):
             _change(ours, theirs)
         return decode(answer["value"])
