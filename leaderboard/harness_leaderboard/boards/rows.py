@@ -70,13 +70,26 @@ def _budget_deviation(record: Record) -> float | None:
 
 
 def _variant_names(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """Return what sets each group of one method apart: the values of the fields that differ."""
+    """Return what sets each group of one method apart: the settings that differ.
+
+    Sizes, which the budget may have decided, and settings of single layers are named only where nothing else differs.
+    """
     if len(groups) == 1:
         return [""]
     contents = [flatten({**group[0].trial.to_json(), "seed": None}) for group in groups]
     names = sorted({name for content in contents for name in content})
     differing = [name for name in names if len({content.get(name) for content in contents}) > 1]
-    return [", ".join(f"{name}={content.get(name, 'absent')}" for name in differing) for content in contents]
+    sizes = [name for name in differing if any(content.get(name, "").isdigit() for content in contents)]
+    layers = [name for name in differing if name.startswith("layer_settings.")]
+    shown = [name for name in differing if name not in {*sizes, *layers}]
+    for more in (sizes, layers):
+        if len({tuple(content.get(name) for name in shown) for content in contents}) == len(contents):
+            break
+        shown += [name for name in more if name not in shown and (more is layers or name not in layers)]
+    return [
+        ", ".join(f"{name.removeprefix('config.')}={content.get(name, 'absent')}" for name in shown)
+        for content in contents
+    ]
 
 
 def by_score(rows: Sequence[Row], higher_is_better: bool) -> tuple[Row, ...]:

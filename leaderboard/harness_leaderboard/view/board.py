@@ -148,10 +148,13 @@ def standings_of(boards: Sequence[Board]) -> dict[str, dict[str, int]]:
     """Return for each method how often, over all boards and pairs, it wins, ties and loses."""
     found: dict[str, dict[str, int]] = {}
     for board in boards:
-        for row in board.all_rows:
-            total = found.setdefault(row.method, {"wins": 0, "ties": 0, "losses": 0, "boards": 0, "best": 0})
+        best = {row.method for row in board.all_rows if row.rank is not None and row.rank[0] == 1}
+        for method in {row.method for row in board.all_rows}:  # which may have several rows
+            total = found.setdefault(method, {"wins": 0, "ties": 0, "losses": 0, "boards": 0, "best": 0})
             total["boards"] += 1
-            total["best"] += row.rank is not None and row.rank[0] == 1
+            total["best"] += method in best
+        for row in board.all_rows:
+            total = found[row.method]
             for name, count in board.outcomes(row).items():
                 total[name] += count
     return found

@@ -209,6 +209,17 @@ def test_different_settings_of_one_method_are_not_averaged(make_record):
     assert any("several rows" in note for note in board.notes)
 
 
+def test_a_variant_is_named_by_its_settings_and_not_by_sizes_that_the_budget_decided(make_record):
+    def row(**config):
+        layers = {f"layer{number}": {"r": config["r"] + 1} for number in range(20)} if config["r"] > 8 else {}
+        return make_record(trial={"config": config, "layer_settings": layers})
+
+    board = only([row(r=8, trains="ab"), row(r=14, trains="b")])
+    assert {each.variant for each in board.rows} == {"trains=ab", "trains=b"}
+    board = only([row(r=4, n=2), row(r=4, n=4)])
+    assert {each.variant for each in board.rows} == {"n=2", "n=4"}
+
+
 def test_missing_numbers_carry_their_reason(make_record):
     record = make_record(
         metrics={"accuracy": 0.5, "loss": None}, reasons={"loss": "overflow", "peak_memory_bytes": "no device"}
