@@ -1,9 +1,9 @@
 """How far an estimate may be off: a normal error whose variance is itself known only so well.
 
 A variance that was estimated with ``f`` degrees of freedom is, seen from the data, one of many: its reciprocal is
-spread as a chi-squared. Student's t is nothing else than a normal error averaged over that spread. Where an error has several
-parts (seeds, items, the search for a rate), each known in its own way, no table has the answer; averaging over the
-spreads still gives it. A :class:`Spread` is such a list of possible variances with weights.
+spread as a chi-squared. Student's t is nothing else than a normal error averaged over that spread. Where an error has
+several parts (seeds, items, the search for a rate), each known in its own way, no table has the answer; averaging over
+the spreads still gives it. A :class:`Spread` is such a list of possible variances with weights.
 
 Source: Tsui and Weerahandi 1989, "Generalized p-values in significance testing of hypotheses in the presence of
 nuisance parameters"; Student's t as a scale mixture: Andrews and Mallows 1974.
