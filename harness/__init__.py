@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from harness.contract.method import Method as Method
     from harness.contract.method import MethodConfig as MethodConfig
     from harness.contract.method import MethodTraits as MethodTraits
+    from harness.contract.method import Purpose as Purpose
     from harness.contract.method import StepInfo as StepInfo
+    from harness.contract.method import TrialContext as TrialContext
     from harness.contract.method import setting as setting
     from harness.contract.record import Record as Record
     from harness.contract.task import IGNORE as IGNORE
@@ -93,7 +95,9 @@ _HOMES = {
     "MethodConfig": "harness.contract.method",
     "MethodTraits": "harness.contract.method",
     "Record": "harness.contract.record",
+    "Purpose": "harness.contract.method",
     "StepInfo": "harness.contract.method",
+    "TrialContext": "harness.contract.method",
     "Trial": "harness.contract.trial",
     "UsageError": "harness.errors",
     "tokenised_once": "harness.data.token_table",

@@ -7,14 +7,15 @@ excess over that (a Kullback-Leibler divergence, 0 for an unchanged model) is gi
 Source: Wang et al., "MiLoRA", arXiv:2406.09044, section 5.4, after Kalajdzievski, "Scaling laws for forgetting when
 fine-tuning large language models", arXiv:2401.05605. Both use the WikiText-103 test split, whose text is WikiText-2's.
 
-A task merges ``METRICS`` into its own, ``TABLE`` into its tables, and ends its evaluation with ``with_forgetting``;
-validation splits ask for no windows. It is a side metric: without the text it is ``null`` with a reason, and nothing
-fails.
+A task's recipe is a ``ForgettingRecipe``; it merges ``METRICS`` into its own, ``TABLE`` into its tables, and ends its
+evaluation with ``with_forgetting``; validation splits ask for no windows. It is a side metric: without the text it is
+``null`` with a reason, and nothing fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from harness import DataError, Evaluation, Metric, Source, Table, TaskContext, pretrained, read_rows
+from harness import DataError, Evaluation, Metric, Recipe, Source, Table, TaskContext, pretrained, read_rows, setting
 from harness_benchmarks import REVISION
 
 SOURCE = Source(
@@ -48,6 +49,15 @@ METRICS: Mapping[str, Metric] = {
         "The same less the base model's entropy: its divergence from the base model, 0 when nothing changed.",
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingRecipe(Recipe):
+    """A recipe of a task that measures forgetting."""
+
+    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
+
+
 BATCH = 4  # windows per forward pass: two distributions over the vocabulary are held for each of their tokens
 
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import IGNORE, DataError, Example, Source, generate, negative_log_likelihoods, read_rows
 
@@ -129,7 +129,7 @@ class QuestionSet:
     measure: Measure = ACCURACY
     grade: Callable[[str, str], float] = same_text
 
-    def load(self, data_dir: Path | None, limit: int = 0) -> list[Question]:
+    def load(self, data_dir: Path | None, limit: int | Literal["all"] = "all") -> list[Question]:
         """Return the questions, or ``limit`` of them spread evenly over the set.
 
         Raises:
@@ -141,7 +141,7 @@ class QuestionSet:
         questions = [question for row in rows for question in self._questions(row)]
         if not questions:
             raise DataError(f"data: {self.source.folder} holds no question")
-        step = len(questions) / limit if limit and limit < len(questions) else 1.0
+        step = len(questions) / limit if limit != "all" and limit < len(questions) else 1.0
         return [questions[int(number * step)] for number in range(int(len(questions) / step + 1e-9))]
 
     def score(self, questions: Sequence[Question], given: Sequence[str]) -> tuple[float, list[float]]:

@@ -70,7 +70,7 @@ def measure(count: int, registry: Registry, folder: str) -> dict[str, float]:
     store, asked = Store(folder), suite(count)
     cells, trials, states = timed("plan", lambda: plan_sweep(asked, registry, None, "float32", store))
     timed("group", lambda: hand_out(Pieces(registry, 2, 0), trials))
-    timed("list", lambda: plan_table(cells, trials, states))
+    timed("list", lambda: plan_table(cells, trials, states, registry))
     seconds["together"] = sum(seconds.values())
     for trial in trials:
         (Path(folder) / f"{trial.id}.json").write_text(made_up(trial).dumps())

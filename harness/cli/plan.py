@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
     if as_json:
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return
-    click.echo(plan_table(cells, trials, states))
+    click.echo(plan_table(cells, trials, states, registry))
 
 
 def plan_sweep(
@@ -54,17 +55,32 @@ def plan_sweep(
     return cells, trials, states
 
 
-def plan_table(cells: Sequence[Cell], trials: Sequence[Trial], states: Mapping[str, str]) -> str:
-    """Return the trials of a plan as text."""
+def plan_table(
+    cells: Sequence[Cell],
+    trials: Sequence[Trial],
+    states: Mapping[str, str],
+    registry: Registry,
+) -> str:
+    """Return the trials of a plan as text.
+
+    Args:
+        cells: Of the sweep.
+        trials: All that are known to be needed.
+        states: By trial id.
+        registry: Has the methods' defaults; only settings that differ from them are shown.
+    """
     from tabulate import tabulate
 
+    from harness.results.wording import layers_text, settings_text
+
+    defaults = {name: asdict(registry.method(name).Config()) for name in {trial.method for trial in trials}}
     rows = []
     for trial in trials:
         asked = trial.budget_parameters
-        steps = trial.recipe["steps"] or f"{trial.recipe['epochs']:g} epochs"
-        settings = ", ".join(f"{k}={v}" for k, v in trial.config.items())
-        if trial.layer_settings:
-            settings += f"; {len(trial.layer_settings)} layers differ"
+        steps = trial.recipe["steps"] if trial.recipe["steps"] != "auto" else f"{trial.recipe['epochs']:g} epochs"
+        settings = "; ".join(
+            filter(None, (settings_text(trial.config, defaults[trial.method]), layers_text(trial.layer_settings)))
+        )
         deviation = "reference" if asked is None else f"{(trial.adapter_parameters - asked) / asked:+.2%}"
         rows.append(
             [trial.task, trial.method, f"{trial.adapter_parameters:,}", deviation, steps, f"{trial.learning_rate:g}",

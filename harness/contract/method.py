@@ -17,6 +17,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar, cast
 
 import torch
@@ -29,6 +30,8 @@ def setting(
     default: Any,
     help: str,
     *,
+    kind: type | None = None,
+    formerly: Any = None,
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[Any] | None = None,
@@ -38,11 +41,16 @@ def setting(
     Args:
         default: The value used when the user gives none.
         help: What it means, with its unit and the table or section it comes from.
+        kind: Type of the values, where the default is a word that stands for one, e.g. ``"auto"`` or ``"all"``. The
+            field is annotated with both: ``alpha: float | Literal["auto"] = setting("auto", ..., kind=float)``.
+        formerly: A value that stood for that word in older suites, code and records; it is read as the word.
         minimum: Smallest value allowed, inclusive.
         maximum: Largest value allowed, inclusive.
         choices: The only values allowed.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    metadata = {
+        "help": help, "kind": kind, "formerly": formerly, "minimum": minimum, "maximum": maximum, "choices": choices,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -56,7 +64,13 @@ def check_settings(owner: object) -> None:
     for each in dataclasses.fields(cast(Any, owner)):
         value, allowed = getattr(owner, each.name), describe_range(each)
         problem = f"{kind}: {each.name}={value!r} is not allowed; give {allowed}"
-        wanted: type | tuple[type, ...] = type(each.default)
+        of_values, formerly = each.metadata.get("kind"), each.metadata.get("formerly")
+        if formerly is not None and value == formerly and not isinstance(value, bool):
+            object.__setattr__(owner, each.name, each.default)
+            continue
+        if of_values is not None and value == each.default:  # the word that stands for a value
+            continue
+        wanted: type | tuple[type, ...] = of_values or type(each.default)
         if wanted is float:
             wanted = (int, float)
         if each.default is not None and each.default is not dataclasses.MISSING:
@@ -78,13 +92,14 @@ def check_settings(owner: object) -> None:
 
 
 def describe_range(each: dataclasses.Field[Any]) -> str:
-    """Return what a ``setting`` allows, in words, e.g. ``an int >= 1``."""
-    choices = each.metadata.get("choices")
+    """Return what a ``setting`` allows, in words, e.g. ``an int >= 1`` or ``'auto' or a float >= 0``."""
+    choices, of_values = each.metadata.get("choices"), each.metadata.get("kind")
     if choices is not None:
         return "one of " + ", ".join(map(repr, choices))
     minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-    name = type(each.default).__name__
+    name = (of_values or type(each.default)).__name__
     kind = "a value" if each.default is None else f"{'an' if name == 'int' else 'a'} {name}"
+    kind = kind if of_values is None else f"{each.default!r} or {kind}"
     if minimum is not None and maximum is not None:
         return f"{kind} between {minimum} and {maximum}"
     if minimum is not None:
@@ -92,6 +107,14 @@ def describe_range(each: dataclasses.Field[Any]) -> str:
     if maximum is not None:
         return f"{kind} <= {maximum}"
     return kind
+
+
+class Purpose(StrEnum):
+    """What a task trains for. Papers choose some of a method's settings by it."""
+
+    FINE_TUNING = "fine_tuning"  # a pretrained model learns a task or a domain
+    MEMORISING = "memorising"  # it stores what it is shown, which nothing that it knows helps with
+    PRETRAINING = "pretraining"  # a fresh model learns a language
 
 
 @dataclass(frozen=True)
@@ -211,6 +234,19 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class TrialContext:
+    """What is known of a trial before it is built; the argument of ``Method.resolve``.
+
+    Attributes:
+        purpose: What the task trains for, see ``Purpose``; ``None``: no task is known.
+        total_steps: Updates the trial will do; ``None``: known once the data is read.
+    """
+
+    purpose: Purpose | None = None
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True)
 class StepInfo:
     """Where training stands after an optimizer step; the argument of ``Method.after_step``.
 
@@ -274,6 +310,20 @@ class Method:
         raise NotImplementedError
 
     # --- optional, no-ops by default -----------------------------------------------------------------------------
+
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with values in the place of words like ``"auto"``: the paper's choice for this trial.
+
+        Called when planning, before the size is counted: what is returned stands in the plan and in the record, and the
+        method is built with it. Called again for the record, when the number of updates is known for certain. Leave
+        alone what the user gave and what ``context`` cannot decide; a method must also run with unresolved words.
+
+        Args:
+            config: The settings, of all layers or of one.
+            context: What is known of the trial.
+        """
+        return config
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Set up a method that does not live on linear layers: mark and add what trains, on a private copy.

@@ -75,6 +75,8 @@ class Record:
             ``model``, ``source``, maybe ``step``, ``confidence``, ``caveat``.
         paper_recipe: The recipe that ``published`` belongs to, as ``trial.recipe``: the task's at the paper scale, with
             what the suite sets there; empty where the task has no such scale.
+        resolved: What was left to the harness until the data was read, and what it became, e.g. the number of steps
+            that the epochs made: ``{"settings": {...}, "recipe": {...}}``.
         schema_version: Of this JSON.
     """
 
@@ -97,12 +99,23 @@ class Record:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     published: Sequence[Mapping[str, Any]] = field(default_factory=list)
     paper_recipe: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
     def trial_id(self) -> str:
         """Return the trial's id, which names the file."""
         return self.trial.id
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the method's settings as they were when training began."""
+        return {**self.trial.settings, **self.resolved.get("settings", {})}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Return the recipe as it was when training began."""
+        return {**self.trial.recipe_settings, **self.resolved.get("recipe", {})}
 
     @property
     def score(self) -> float | None:
@@ -317,4 +330,5 @@ FIELDS: Mapping[str, Kind] = {
     "artifacts": _object(TEXT),
     "published": _list(_object(ANYTHING)),
     "paper_recipe": _object(ANYTHING),
+    "resolved": _object(_object(ANYTHING)),
 }

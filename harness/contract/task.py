@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from harness.contract.method import check_settings, setting
+from harness.contract.method import Purpose, check_settings, setting
 from harness.errors import ConfigError, HarnessError
 
 
@@ -109,16 +109,22 @@ class Metric:
 class Recipe:
     """How a task trains at one scale. Tasks subclass it to add sizes of their own; ``--set`` sets any field."""
 
-    steps: int = setting(0, "optimizer updates; 0: derived from epochs", minimum=0)
-    epochs: float = setting(0.0, "passes over the training data, where steps is 0", minimum=0)
+    steps: int | Literal["auto"] = setting(
+        "auto", "optimizer updates; auto: as many as epochs make", kind=int, formerly=0, minimum=1
+    )
+    epochs: float = setting(0.0, "passes over the training data, where steps is auto", minimum=0)
     batch_size: int = setting(16, "examples per optimizer update", minimum=1)
-    micro_batch_size: int = setting(0, "examples per forward pass; 0: the whole batch", minimum=0)
+    micro_batch_size: int | Literal["auto"] = setting(
+        "auto", "examples per forward pass; auto: the whole batch", kind=int, formerly=0, minimum=1
+    )
     max_length: int = setting(512, "tokens; longer examples are cut", minimum=1)
     learning_rate: float = setting(3e-4, "peak learning rate of a LoRA-like method", minimum=0)
     schedule: str = setting("linear", "decay after warm-up", choices=("constant", "linear", "cosine"))
-    warmup_steps: int = setting(0, "updates of linear warm-up", minimum=0)
+    warmup_steps: int | Literal["auto"] = setting(
+        "auto", "updates of linear warm-up; auto: warmup_fraction of all", kind=int, minimum=0
+    )
     warmup_fraction: float = setting(
-        0.0, "warm-up as a fraction of all updates, where warmup_steps is 0", minimum=0, maximum=1
+        0.0, "warm-up as a fraction of all updates, where warmup_steps is auto", minimum=0, maximum=1
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", minimum=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", minimum=0, maximum=1)
@@ -132,6 +138,25 @@ class Recipe:
         check_settings(self)
         if strange := [step for step in self.evaluate_at if step < 1]:
             raise ConfigError(f"{type(self).__qualname__}: evaluate_at={strange[0]} is no update; the first is 1")
+        if self.warmup_steps == 0 and self.warmup_fraction:
+            raise ConfigError(
+                f"{type(self).__qualname__}: warmup_steps=0 and warmup_fraction={self.warmup_fraction:g} say two "
+                "things; give warmup_steps=auto for the fraction, or warmup_fraction=0 for no warm-up"
+            )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Examples per forward pass."""
+        return self.batch_size if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    def warmup(self, total_steps: int) -> int:
+        """Return the updates of linear warm-up in a run of this many updates."""
+        return round(self.warmup_fraction * total_steps) if self.warmup_steps == "auto" else self.warmup_steps
+
+    def resolve(self, total_steps: int) -> dict[str, int]:
+        """Return what the fields became that leave their value to the harness, in a run of this many updates."""
+        values = {"steps": total_steps, "micro_batch_size": self.batch_size, "warmup_steps": self.warmup(total_steps)}
+        return {name: value for name, value in values.items() if getattr(self, name) == "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +265,7 @@ class Task:
         targets: Name patterns of the layers to adapt; empty: every linear layer but the output head.
         trains: Name patterns of modules that train besides the adapters, the same for every method.
         model: The base model used when the user names none.
+        purpose: What it trains for: fine-tuning unless it says otherwise. Methods may choose settings by it.
         seeded_data: Whether ``load`` draws from the seed. If not, trials of every seed share what it returns.
     """
 
@@ -254,6 +280,7 @@ class Task:
     targets: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[tuple[str, ...]] = ()
     model: ClassVar[str] = "nano"
+    purpose: ClassVar[Purpose] = Purpose.FINE_TUNING
     seeded_data: ClassVar[bool] = True
 
     def tables(self, recipe: Any) -> Sequence[Table]:

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from harness.contract.method import Method
     from harness.contract.task import Task
 
-FORMAT = 1  # of the trial's JSON; a change gives every trial a new id
+FORMAT = 2  # of the trial's JSON; a change gives every trial a new id
+# In format 1 these settings said 0 for what is now said in a word.
+ZERO_MEANT: Mapping[str, str] = {
+    **dict.fromkeys(("alpha", "target_r", "niter", "merge_every", "reset_every", "warmup", "restart_warmup"), "auto"),
+    "evaluation_rank": "auto",
+    **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "max_new_tokens"), "auto"),
+    **dict.fromkeys(("limit", "questions", "train_rows", "test_rows"), "all"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +90,29 @@ class Trial:
         """Return a name for people, e.g. ``uuid/mora/lr0.001/s0``."""
         return f"{self.task}/{self.method}/lr{self.learning_rate:g}/s{self.seed}"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the method's settings for people: ``config``, with words where an older format said 0."""
+        return self._in_words(self.config)
+
+    @property
+    def recipe_settings(self) -> dict[str, Any]:
+        """Return the recipe for people: ``recipe``, with words where an older format said 0."""
+        return self._in_words(self.recipe)
+
+    def _in_words(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        if self.format > 1:
+            return dict(values)
+        return {name: ZERO_MEANT.get(name, value) if value == 0 else value for name, value in values.items()}
+
     def build_recipe(self, task: Task) -> Any:
         """Return the task's recipe with this trial's values."""
         recipe: Any = task.recipes[self.scale]
-        return dataclasses.replace(recipe, **_with_tuples(self.recipe))
+        return dataclasses.replace(recipe, **_with_tuples(self.recipe_settings))
 
     def build_methods(self, method: type[Method]) -> tuple[Method, dict[str, Method]]:
         """Return the method with this trial's settings, and one for each layer that has settings of its own."""
-        config: Any = method.Config(**_with_tuples(self.config))
+        config: Any = method.Config(**_with_tuples(self.settings))
         layers = self.layer_settings.items()
         return method(config), {name: method(dataclasses.replace(config, **changes)) for name, changes in layers}
 

@@ -132,18 +132,22 @@ def encode(example: Example, kind: ModelKind) -> Row:
 
 
 def collate(
-    lanes: Sequence[Sequence[Row]], pad_token: int, micro_batch_size: int = 0, multiple: int = 1, causal: bool = False
+    lanes: Sequence[Sequence[Row]],
+    pad_token: int,
+    rows_at_once: int | None = None,
+    multiple: int = 1,
+    causal: bool = False,
 ) -> list[Batch]:
     """Return the micro-batches of one optimizer step.
 
     Args:
         lanes: Each lane's rows, B each.
         pad_token: Fills ``input_ids``.
-        micro_batch_size: Examples per lane and forward pass; 0: all.
+        rows_at_once: Examples per lane and forward pass; ``None``: all.
         multiple: T, and N per example, are rounded up to a multiple of this, so that batches of few forms occur.
         causal: No token of the model sees the padding behind it, so no mask is needed.
     """
-    size = micro_batch_size or len(lanes[0])
+    size = rows_at_once or len(lanes[0])
     totals = [sum(len(row.targets) for row in rows) for rows in lanes]
     starts = range(0, len(lanes[0]), size)
     groups = [[rows[start : start + size] for rows in lanes] for start in starts]

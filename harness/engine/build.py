@@ -138,7 +138,7 @@ def _calibration_batches(base: Base, seed: int, context: TaskContext, data: Task
     """Return the first batches that the lane will train on."""
     recipe, pad = context.recipe, context.tokenizer.pad_token_id
     rows = islice(draw(data, base.task.model_kind, recipe.batch_size, seed), CALIBRATION_BATCHES)
-    pieces = (collate([row], pad, recipe.micro_batch_size, 1, base.is_causal) for row in rows)
+    pieces = (collate([row], pad, recipe.rows_at_once, 1, base.is_causal) for row in rows)
     return [batch.to(base.device) for piece in pieces for batch in piece]
 
 
@@ -211,14 +211,13 @@ def _optimizer(groups: Sequence[dict[str, Any]], recipe: Any, device: torch.devi
 
 def _multipliers(method: Method, recipe: Any, steps: int) -> list[float]:
     """Return the schedule: what the peak learning rates are multiplied by, for every update."""
-    warmup = recipe.warmup_steps or round(recipe.warmup_fraction * steps)
-    default = schedule(recipe.schedule, steps, warmup)
+    default = schedule(recipe.schedule, steps, recipe.warmup(steps))
     return [method.learning_rate_multiplier(step, steps, default) for step in range(steps)]
 
 
 def total_steps(recipe: Any, data: TaskData) -> int:
     """Return the number of optimizer updates of a recipe on this data."""
-    if recipe.steps:
+    if recipe.steps != "auto":
         return int(recipe.steps)
     if not recipe.epochs or not isinstance(data.train, Sequence):
         raise ConfigError("a recipe needs steps, or epochs over data of known length; give --steps N")

@@ -119,7 +119,7 @@ class Lane:
     def collate(self, rows: Sequence[Sequence[Row]], multiple: int = 1) -> list[Batch]:
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
-        return collate(rows, pad, self.recipe.micro_batch_size, multiple, self.base.is_causal)
+        return collate(rows, pad, self.recipe.rows_at_once, multiple, self.base.is_causal)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""

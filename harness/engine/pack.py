@@ -56,7 +56,7 @@ class Pack:
         self._acting = [lane for lane in self.lanes if type(lane.method).after_step is not Method.after_step]
         self._dropouts = [each for lane in self.lanes for each in lane.dropouts if each.p]
         for lane in self.lanes:
-            micro_batches = -(-lane.recipe.batch_size // (lane.recipe.micro_batch_size or lane.recipe.batch_size))
+            micro_batches = -(-lane.recipe.batch_size // lane.recipe.rows_at_once)
             for dropout in lane.dropouts:
                 if dropout.p:
                     dropout.step.fill_(lane.done * micro_batches)

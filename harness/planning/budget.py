@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from harness.contract.analysis import Analysis
-from harness.contract.method import Method
+from harness.contract.method import Method, TrialContext
 from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError, UsageError
 from harness.planning.registry import RESERVED, Registry
 
 TOLERANCE_FRACTION = 0.01
+UNKNOWN = TrialContext()
 WINDOW = 256  # accepted values of a knob lie closer together than this
 
 
@@ -31,12 +32,12 @@ class Solution:
 
     Attributes:
         config: For all layers not named in ``layer_settings``.
-        layer_settings: ``{layer: {knob: value}}``.
+        layer_settings: ``{layer: {field: value}}``: the knob, and what follows from it.
         parameters: Trainable adapter parameters reached.
     """
 
     config: Any
-    layer_settings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layer_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: int = 0
 
     def deviation_fraction(self, budget: int) -> float:
@@ -91,16 +92,28 @@ def read_settings(text: str, method: type[Method] | type[Analysis]) -> dict[str,
             raise ConfigError(
                 f"{method.name}: cannot read setting {part!r}; write field=value, fields: {known or 'none'}"
             )
-        values[name] = parse_value(raw, getattr(defaults, name), f"{method.name}: {name}")
+        kind = defaults.__dataclass_fields__[name].metadata.get("kind")
+        values[name] = parse_value(raw, getattr(defaults, name), f"{method.name}: {name}", kind)
     return values
 
 
-def parse_value(raw: str, default: Any, what: str) -> Any:
+def parse_value(raw: str, default: Any, what: str, kind: type | None = None) -> Any:
     """Return text as the type of a field's default value.
+
+    Args:
+        raw: What the user wrote.
+        default: The field's.
+        what: Names it in an error.
+        kind: Type of the field's values where the default is a word that stands for one, see ``setting``.
 
     Raises:
         ConfigError: It cannot be read as that type.
     """
+    word = default
+    if kind is not None:
+        if raw == word:
+            return word
+        default = kind()
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False, "1": True, "0": False}[raw.lower()]
@@ -113,14 +126,18 @@ def parse_value(raw: str, default: Any, what: str) -> Any:
             return tuple(words if default and isinstance(default[0], str) else map(int, words))
     except (ValueError, KeyError):
         kinds = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers joined by +"}
-        example = "+".join(map(str, default)) if isinstance(default, tuple) else default
+        example = "+".join(map(str, default)) if isinstance(default, tuple) else word
         said = f", as the default {example}" if example != "" else ""
         raise ConfigError(f"{what}={raw!r} cannot be read; give {kinds[type(default)]}{said}") from None
     return raw
 
 
 def budget_parameters(
-    text: str, layers: Mapping[str, tuple[int, int]], base_parameters: int, registry: Registry
+    text: str,
+    layers: Mapping[str, tuple[int, int]],
+    base_parameters: int,
+    registry: Registry,
+    context: TrialContext = UNKNOWN,
 ) -> int:
     """Return the number of adapter parameters that a budget asks for.
 
@@ -129,6 +146,7 @@ def budget_parameters(
         layers: Adapted layers, ``{name: (in, out)}``.
         base_parameters: Of the whole base model, for percentages.
         registry: Finds the method that a budget like ``lora:r=8`` names.
+        context: Decides settings that are left to that method.
 
     Raises:
         BudgetError: The text is not a budget, or not positive, or names no method that can be one.
@@ -141,7 +159,7 @@ def budget_parameters(
         count = round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
     elif re.fullmatch(r"[^\s:=,]+(:.*)?", text) and text[0].isalpha():
         try:
-            count = _count_of_named(text, layers, registry)
+            count = _count_of_named(text, layers, registry, context)
         except PluginLoadError:
             raise
         except UsageError as error:
@@ -156,7 +174,7 @@ def budget_parameters(
     return count
 
 
-def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: Registry) -> int:
+def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: Registry, context: TrialContext) -> int:
     """Return what the method of a budget like ``lora:r=8`` trains with those settings."""
     name, _, settings = text.partition(":")
     if name in RESERVED:
@@ -164,7 +182,7 @@ def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: 
     method = registry.method(name)
     if method.traits.reference:
         raise BudgetError(f"{name} is a reference outside every budget; name an adapter method")
-    return count_on_layers(method, parse_settings(settings, method), layers)
+    return count_on_layers(method, parse_settings(settings, method), layers, context)
 
 
 def solve(
@@ -173,6 +191,7 @@ def solve(
     budget: int,
     layers: Mapping[str, tuple[int, int]],
     tolerance_fraction: float = TOLERANCE_FRACTION,
+    context: TrialContext = UNKNOWN,
 ) -> Solution:
     """Return the settings with which a method comes nearest to a budget.
 
@@ -182,16 +201,36 @@ def solve(
         budget: Adapter parameters asked for.
         layers: Adapted layers, ``{name: (in, out)}``.
         tolerance_fraction: Largest deviation allowed, as a fraction of the budget.
+        context: Decides settings that are left to the method; in the solution they are values.
 
     Raises:
         BudgetError: Nothing within the tolerance can be reached; names the two nearest counts.
         ConfigError: The method cannot be applied to a layer of the model.
     """
+    solution = _solve(method, config, budget, layers, tolerance_fraction, context)
+    resolved = method.resolve(solution.config, context)
+    own: dict[str, Mapping[str, Any]] = {}
+    for name, changes in solution.layer_settings.items():
+        layer = method.resolve(replace(solution.config, **changes), context)
+        values = {each.name: getattr(layer, each.name) for each in fields(layer)}
+        own[name] = {key: value for key, value in values.items() if value != getattr(resolved, key)}
+    return replace(solution, config=resolved, layer_settings=own)
+
+
+def _solve(
+    method: type[Method],
+    config: Any,
+    budget: int,
+    layers: Mapping[str, tuple[int, int]],
+    tolerance_fraction: float,
+    context: TrialContext,
+) -> Solution:
+    """Return the solution with words where the settings have words."""
     knob = method.traits.budget_knob
     if knob is None:
-        fixed = Solution(config, {}, count_on_layers(method, config, layers))
+        fixed = Solution(config, {}, count_on_layers(method, config, layers, context))
         return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
-    counts = _Counts(method, config, knob, layers)
+    counts = _Counts(method, config, knob, layers, context)
     low = counts.largest_not_above(budget)
     if low is None:  # even the smallest is too much
         low = counts.smallest
@@ -200,19 +239,21 @@ def solve(
     nearest = min(ends, key=lambda each: abs(each.parameters - budget))
     if high is None or abs(nearest.deviation_fraction(budget)) <= tolerance_fraction:
         return _within(method, nearest, [each.parameters for each in ends], budget, tolerance_fraction)
-    mix = _Mix(method, config, knob, low, high, layers)
+    mix = _Mix(method, config, knob, low, high, layers, context)
     around = mix.nearest(budget)
     return _within(method, mix.solution(min(around, key=lambda n: abs(n - budget))), around, budget, tolerance_fraction)
 
 
-def count_on_layers(method: type[Method], config: Any, layers: Mapping[str, tuple[int, int]]) -> int:
+def count_on_layers(
+    method: type[Method], config: Any, layers: Mapping[str, tuple[int, int]], context: TrialContext = UNKNOWN
+) -> int:
     """Return the parameters that a method with this config trains on all layers.
 
     Raises:
         ConfigError: The method cannot be applied to a layer; the message names it.
         PluginLoadError: The method's formula fails, or gives no number of parameters.
     """
-    instance, found, total = method(config), dict[tuple[int, int], int](), 0
+    instance, found, total = method(method.resolve(config, context)), dict[tuple[int, int], int](), 0
     for name, shape in layers.items():
         if shape not in found:  # models repeat few shapes many times
             try:
@@ -259,8 +300,10 @@ class _Counts:
     Accepted values are less than ``WINDOW`` apart, up to the largest.
     """
 
-    def __init__(self, method: type[Method], config: Any, knob: str, layers: Mapping[str, tuple[int, int]]) -> None:
-        self._method, self._config, self._knob, self._layers = method, config, knob, layers
+    def __init__(
+        self, method: type[Method], config: Any, knob: str, layers: Mapping[str, tuple[int, int]], context: TrialContext
+    ) -> None:
+        self._method, self._config, self._knob, self._layers, self._context = method, config, knob, layers, context
         self._found: dict[int, int | ConfigError] = {}
         smallest = self._accepted(1, WINDOW)
         if smallest is None:
@@ -278,7 +321,7 @@ class _Counts:
         if value not in self._found:
             try:
                 config = replace(self._config, **{self._knob: value})
-                self._found[value] = count_on_layers(self._method, config, self._layers)
+                self._found[value] = count_on_layers(self._method, config, self._layers, self._context)
             except ConfigError as error:
                 self._found[value] = error
         return self._found[value]
@@ -318,10 +361,11 @@ class _Mix:
     """
 
     def __init__(
-        self, method: type[Method], config: Any, knob: str, low: int, high: int, layers: Mapping[str, tuple[int, int]]
-    ) -> None:
+        self, method: type[Method], config: Any, knob: str, low: int, high: int,
+        layers: Mapping[str, tuple[int, int]], context: TrialContext,
+    ) -> None:  # fmt: skip
         self._low, self._knob, self._high, self._layers = replace(config, **{knob: low}), knob, high, layers
-        methods = [method(replace(config, **{knob: value})) for value in (low, high)]
+        methods = [method(method.resolve(replace(config, **{knob: value}), context)) for value in (low, high)]
         counts = {shape: [_count_on_layer(each, shape) for each in methods] for shape in set(layers.values())}
         self._base = sum(counts[shape][0] for shape in layers.values())
         self._kinds: dict[int, list[str]] = {}

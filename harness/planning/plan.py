@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness.contract.method import Method, attaches
+from harness.contract.method import Method, TrialContext, attaches
 from harness.contract.record import Record, State
 from harness.contract.task import Task, TaskContext
 from harness.contract.trial import Trial
@@ -84,6 +84,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
     for task_name in suite.tasks:
         task = registry.task(task_name)()
         recipe = resolve_recipe(task, suite)
+        context = trial_context(task, recipe)
         data = identify_tables(task.tables(recipe), data_dir)
         choice = choose_model(suite.model or task.model, suite.revision, task, recipe)
         skeleton = build_on_meta(choice, task, recipe)
@@ -98,7 +99,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         found = find_layers(skeleton, task.trains)
         layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
         for budget_number, budget in enumerate(suite.budgets):
-            asked = budget_parameters(budget, layers, count_parameters(skeleton), registry)
+            asked = budget_parameters(budget, layers, count_parameters(skeleton), registry, context)
             for method, config in chosen:
                 if method.traits.reference and budget_number:
                     continue  # outside every budget: once is enough
@@ -112,7 +113,9 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     },
                 }  # fmt: skip
                 try:
-                    template = _solve_trial(method, config, budget, asked, layers, skeleton, suite.tolerance, common)
+                    template = _solve_trial(
+                        method, config, budget, asked, layers, skeleton, suite.tolerance, context, common
+                    )
                 except (BudgetError, ConfigError) as error:
                     refused.append(f"{task.name}: {error}")
                     continue
@@ -145,12 +148,13 @@ def _check_data(task: Task, recipe: Any, choice: ModelChoice, skeleton: Any, dat
 
 def _solve_trial(
     method: type[Method], config: Any, budget: str, asked: int, layers: Mapping[str, tuple[int, int]],
-    skeleton: Any, tolerance: float, common: Mapping[str, Any],
+    skeleton: Any, tolerance: float, context: TrialContext, common: Mapping[str, Any],
 ) -> Trial:  # fmt: skip
     if method.traits.reference:
-        count = count_parameters(skeleton) if attaches(method) else count_on_layers(method, config, layers)
-        return Trial(**common, config=asdict(config), budget="", budget_parameters=None, adapter_parameters=count)
-    solution = solve(method, config, asked, layers, tolerance)
+        count = count_parameters(skeleton) if attaches(method) else count_on_layers(method, config, layers, context)
+        resolved = method.resolve(config, context)
+        return Trial(**common, config=asdict(resolved), budget="", budget_parameters=None, adapter_parameters=count)
+    solution = solve(method, config, asked, layers, tolerance, context)
     return Trial(
         **common,
         config=asdict(solution.config),
@@ -159,6 +163,11 @@ def _solve_trial(
         budget_parameters=asked,
         adapter_parameters=solution.parameters,
     )
+
+
+def trial_context(task: Task | type[Task], recipe: Any) -> TrialContext:
+    """Return what is known of a trial on a task before its data is read."""
+    return TrialContext(task.purpose, None if recipe.steps == "auto" else recipe.steps)
 
 
 def resolve_methods(names: Sequence[str], registry: Registry) -> list[tuple[type[Method], Any]]:
@@ -204,9 +213,9 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
     plain = {name: value for name, value in suite.recipe.items() if name not in scales}
     for given in (scales.get(suite.scale, {}), plain):  # what is said of every scale, and --set, come last and win
         recipe = replace(recipe, **_read_changes(given, recipe, task))
-    if not recipe.steps and not recipe.epochs:
-        raise UsageError(f"task {task.name!r}: steps and epochs are both 0; give --steps N or --set epochs=N")
-    if not recipe.steps:  # how many steps the epochs make is known once the data is read
+    if recipe.steps == "auto" and not recipe.epochs:
+        raise UsageError(f"task {task.name!r}: neither steps nor epochs are given; give --steps N or --set epochs=N")
+    if recipe.steps == "auto":  # how many steps the epochs make is known once the data is read
         return recipe
     late = [step for step in recipe.evaluate_at if step > recipe.steps]
     if late and isinstance(plain.get("evaluate_at"), str):
@@ -219,20 +228,22 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
 
 
 def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str, Any]:
-    known = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    known = {each.name: each for each in fields(recipe)}
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             raise UsageError(f"task {task.name!r}: the recipe has no {name!r}; it has {', '.join(known)}")
         if isinstance(value, str):
-            value = parse_value(value, known[name], f"recipe: {name}")
+            kind = known[name].metadata.get("kind")
+            default = known[name].default if kind else getattr(recipe, name)
+            value = parse_value(value, default, f"recipe: {name}", kind)
         elif isinstance(value, list):
             value = tuple(value)
-        elif isinstance(known[name], float) and type(value) is int:
+        elif isinstance(getattr(recipe, name), float) and type(value) is int:
             value = float(value)  # 1 and 1.0 are one setting, and must give one id
         changes[name] = value
     if "epochs" in changes and "steps" not in changes:
-        changes["steps"] = 0
+        changes["steps"] = "auto"
     return changes
 
 

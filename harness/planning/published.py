@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.contract.method import Method
+from harness.contract.task import Task
 from harness.contract.trial import Trial
-from harness.errors import UsageError
+from harness.errors import ConfigError, UsageError
 from harness.planning.budget import parse_settings_but_knob
-from harness.planning.plan import resolve_recipe
+from harness.planning.plan import resolve_recipe, trial_context
 from harness.planning.registry import Registry
 from harness.planning.suite import Suite
 
@@ -31,23 +32,28 @@ class Quote:
     """A published number and what it is of.
 
     Attributes:
-        task: Name of the task.
+        task: The task.
         method: The method.
         config: Its settings; the budget decides the knob.
         entry: As the suite writes it.
     """
 
-    task: str
+    task: type[Task]
     method: type[Method]
     config: Any
     entry: Mapping[str, Any]
 
     def is_of(self, trial: Trial) -> bool:
         """Return whether a trial has the number's task, method, settings and budget."""
-        if (trial.task, trial.method, trial.budget) != (self.task, self.method.name, self.entry["budget"]):
+        if (trial.task, trial.method, trial.budget) != (self.task.name, self.method.name, self.entry["budget"]):
             return False
         knob = self.method.traits.budget_knob
-        return bool(_settings(asdict(self.config), knob) == _settings(trial.config, knob))
+        try:
+            config = replace(self.config, **{knob: trial.config[knob]}) if knob else self.config
+        except ConfigError:  # the trial has other settings, with which its knob goes
+            return False
+        resolved = self.method.resolve(config, trial_context(self.task, trial.build_recipe(self.task())))
+        return bool(_as_json(asdict(resolved)) == _as_json(trial.settings))
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,9 @@ def _quote(task_name: str, entry: Mapping[str, Any], registry: Registry) -> Quot
     if entry["unit"] != (unit := task.metrics[entry["metric"]].unit):
         raise UsageError(f"{where}: unit={entry['unit']!r}, but the metric's is {unit!r}; write the value in it")
     method = registry.method(name)
-    return Quote(task_name, method, parse_settings_but_knob(settings, method), entry)
+    return Quote(task, method, parse_settings_but_knob(settings, method), entry)
 
 
-def _settings(config: Mapping[str, Any], knob: str | None) -> Any:
-    """Return settings as plain JSON types, without the one that the budget decides."""
-    return json.loads(json.dumps({name: value for name, value in config.items() if name != knob}))
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """Return settings as plain JSON types."""
+    return json.loads(json.dumps(config))

@@ -181,9 +181,9 @@ def render_show(record: Record) -> str:
     parts = [
         f"{trial.label}  {record.state.value}",
         _section("Trial", {"id": record.trial_id, **{name: getattr(trial, name) for name in IDENTITY}}),
-        _section("Settings", trial.config),
+        _section("Settings", record.settings),
         _section("Settings of single layers", trial.layer_settings),
-        _section("Recipe", trial.recipe),
+        _section("Recipe", record.recipe),
         _metrics(record),
         _section("Parameters", {"adapter_parameters": trial.adapter_parameters, **record.counts}),
         _section("Cost", record.cost),

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.contract.method import TrialContext
 from harness.contract.record import Record, State
 from harness.contract.task import Metric, Task
 from harness.contract.trial import Trial
@@ -81,6 +83,7 @@ class Recording:
                 "peak_memory_bytes": solo.peak_memory_bytes,
             },
             artifacts=artifacts,
+            resolved=_resolved(lane),
         )
 
     def failed(self, trial: Trial, task: type[Task], error: BaseException, started: str) -> Record:
@@ -166,6 +169,14 @@ def _no_metrics(task: type[Task], state: State, why: str) -> dict[str, Any]:
         "metrics": dict.fromkeys(task.metrics),
         "reasons": dict.fromkeys(task.metrics, f"{state}: {why}"),
     }
+
+
+def _resolved(lane: Lane) -> dict[str, dict[str, Any]]:
+    """Return what a trial's settings and recipe became where they left it to the harness until the data was read."""
+    asked, context = lane.method.config, TrialContext(lane.base.task.purpose, lane.steps)
+    values = {each.name: getattr(lane.method.resolve(asked, context), each.name) for each in fields(asked)}
+    settings = {name: value for name, value in values.items() if value != getattr(asked, name)}
+    return {"settings": settings, "recipe": lane.recipe.resolve(lane.steps)}
 
 
 def _deviation_fraction(trial: Trial) -> float | None:

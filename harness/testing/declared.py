@@ -112,10 +112,13 @@ def check_bad_config_is_named(method: Method) -> None:
         minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
         bad: list[tuple[Any, str]] = []
         if minimum is not None:
-            bad.append((minimum - 1, str(minimum)))
+            below = minimum - 1
+            bad.append((below - 1 if below == each.metadata.get("formerly") else below, str(minimum)))
         if maximum is not None:
             bad.append((maximum + 1, str(maximum)))
-        if each.metadata.get("choices") is not None or type(each.default) in (int, float, bool):
+        if {"choices", "kind"} & {name for name, value in each.metadata.items() if value is not None} or (
+            type(each.default) in (int, float, bool)
+        ):
             bad.append(("nonsense", ""))
         if type(each.default) is float:
             bad.append((math.nan, ""))

@@ -105,8 +105,8 @@ def test_every_suite_expands_at_smoke_scale_on_the_shipped_model(path, no_data):
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MILORA = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 MORA_MATH = {
-    "training_set": "metamath", "epochs": 3.0, "steps": 0, "batch_size": 128, "max_length": 512, "learning_rate": 3e-4,
-    "schedule": "cosine", "warmup_steps": 0, "warmup_fraction": 0.03,
+    "training_set": "metamath", "epochs": 3.0, "steps": "auto", "batch_size": 128, "max_length": 512,
+    "learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": "auto", "warmup_fraction": 0.03,
 }  # fmt: skip
 MORA_DEFAULTS = {"max_length": 2_048, "schedule": "linear", "warmup_steps": 100}
 MELORA_INSTRUCTIONS = {
@@ -114,7 +114,7 @@ MELORA_INSTRUCTIONS = {
     "schedule": "linear", "warmup_steps": 100, "held_out": 2_000,
 }  # fmt: skip
 MILORA_MATH = {
-    "training_set": "metamath", "epochs": 3.0, "steps": 0, "batch_size": 16, "max_length": 2_048,
+    "training_set": "metamath", "epochs": 3.0, "steps": "auto", "batch_size": 16, "max_length": 2_048,
     "learning_rate": 3e-4, "schedule": "linear", "warmup_steps": 100,
 }  # fmt: skip
 MILORA_COMMONSENSE = {name: MILORA_MATH[name] for name in MILORA_MATH if name not in ("training_set", "max_length")}
@@ -126,7 +126,7 @@ EXPECTED = {  # targets, budgets, recipe
     ),
     "mora-table1-domains": (ALL, (8, 256), MORA_DEFAULTS),
     "mora-table2": (
-        ALL, (8, 256), {"pairs": 10_000, "batch_size": 1_000, "epochs": 100.0, "steps": 0,
+        ALL, (8, 256), {"pairs": 10_000, "batch_size": 1_000, "epochs": 100.0, "steps": "auto",
                         "evaluate_at": (300, 500, 700, 900)},
     ),
     "mora-table3": (
@@ -228,8 +228,8 @@ def test_melora_trains_each_glue_task_as_long_as_its_scripts():
 def test_milora_compares_alpha_r_with_a_lora_of_alpha_2r(name, rank):
     found = settings_of(name)
     assert [(each["alpha"], each["dropout"]) for each in found["lora"]] == [(2 * rank, 0.05)]
-    assert [(each["alpha"], each["dropout"]) for each in found["milora"]] == [(0, 0.05)]  # alpha 0: r
-    assert [each["alpha"] for each in found["pissa"]] == [0]
+    assert [(each["alpha"], each["dropout"]) for each in found["milora"]] == [("auto", 0.05)]  # auto: r
+    assert [each["alpha"] for each in found["pissa"]] == ["auto"]
 
 
 def test_milora_and_melora_rates_are_the_papers_for_every_adapter(no_data, tmp_path):
@@ -243,7 +243,7 @@ def test_pissa_table_1_is_in_float32_with_alpha_r_and_the_scripts_fast_svd():
     assert suite.precision == "float32"
     assert suite.learning_rates == (2e-5,)
     assert (found["lora"][0]["alpha"], found["lora"][0]["dropout"]) == (128, 0)
-    assert (found["pissa"][0]["alpha"], found["pissa"][0]["niter"]) == (0, 16)
+    assert (found["pissa"][0]["alpha"], found["pissa"][0]["niter"]) == ("auto", 16)
 
 
 @pytest.mark.parametrize(

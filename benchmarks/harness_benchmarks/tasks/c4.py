@@ -24,6 +24,7 @@ from harness import (
     Evaluation,
     Metric,
     ModelKind,
+    Purpose,
     Recipe,
     Source,
     Table,
@@ -118,6 +119,7 @@ class C4Task(Task):
         },
     }
     model_kind = ModelKind.FROM_SCRATCH
+    purpose = Purpose.PRETRAINING
     trains = ("embed_tokens", "*norm", "lm_head")
     size: ClassVar[str] = ""  # the only size of a subclass; empty: the recipe's
     recipes: ClassVar[Mapping[str, C4Recipe]] = {
@@ -185,7 +187,7 @@ class C4Task(Task):
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the perplexity, and the large singular values of what the adapters learned."""
-        size = context.recipe.micro_batch_size or context.recipe.batch_size
+        size = context.recipe.rows_at_once
         sums = negative_log_likelihoods(model, split, context.tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long

@@ -30,6 +30,7 @@ from harness import (
 )
 from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructions import (
+    AnswersRecipe,
     Question,
     Split,
     encode_all,
@@ -161,16 +162,14 @@ SETS: Mapping[str, CommonsenseSet] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonsenseRecipe(Recipe):
-    """A recipe with the sets in use and the sizes of what is held out and evaluated."""
+class CommonsenseRecipe(AnswersRecipe):
+    """A recipe with the sets in use."""
 
     sets: str = setting("all", "sets to evaluate on, joined by '+'")
     train_sets: str = setting("all", "sets to train on, joined by '+'")
     held_out: int = setting(100, "rows of each training set kept for validation", minimum=1)
-    limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
     max_new_tokens: int = setting(32, "longest generated answer, in tokens", minimum=1)
-    evaluation_batch_size: int = setting(64, "prompts per batch when generating", minimum=1)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
+    evaluation_batch_size: int = setting(64, "prompts per batch when evaluating", minimum=1)
 
 
 class CommonsenseTask(Task):

@@ -13,14 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from harness import (
     DataError,
     Evaluation,
     Example,
     Metric,
-    Recipe,
     Source,
     Table,
     Task,
@@ -36,12 +35,13 @@ from harness_benchmarks.questions import BIOMED, FINANCE, Question, QuestionSet,
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinualRecipe(Recipe):
+class ContinualRecipe(forgetting.ForgettingRecipe):
     """A recipe with how much is scored."""
 
     validation_windows: int = setting(64, "most sequences to score, of max_length tokens each", minimum=1)
-    questions: int = setting(0, "most questions of each set, spread evenly over it; 0: all", minimum=0)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
+    questions: int | Literal["all"] = setting(
+        "all", "most questions of each set, spread evenly over it", kind=int, formerly=0, minimum=1
+    )
     shuffle_buffer: int = setting(BUFFER, "documents among which the next one is drawn", minimum=1)
 
 
@@ -122,7 +122,7 @@ class ContinualTask(Task):
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return perplexity, the question sets' scores and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer
-        size = recipe.micro_batch_size or recipe.batch_size
+        size = recipe.rows_at_once
         sums = negative_log_likelihoods(model, split.windows, tokenizer.pad_token_id, size)
         losses = [total / (len(window.labels) - 1) for total, window in zip(sums, split.windows, strict=True)]
         loss = sum(losses) / len(losses)  # windows are equally long

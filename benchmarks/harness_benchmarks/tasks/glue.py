@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -61,8 +61,16 @@ METRICS: Mapping[str, Metric] = {
 class GlueRecipe(Recipe):
     """A recipe that can stop short of whole tables."""
 
-    train_rows: int = setting(0, "most rows to train on, drawn at random; 0: all", minimum=0)
-    test_rows: int = setting(0, "most rows to score, the first ones; 0: all", minimum=0)
+    train_rows: int | Literal["all"] = setting(
+        "all", "most rows to train on, drawn at random", kind=int, formerly=0, minimum=1
+    )
+    test_rows: int | Literal["all"] = setting(
+        "all", "most rows to score, the first ones", kind=int, formerly=0, minimum=1
+    )
+
+
+def _first(rows: Sequence[Any], count: int | Literal["all"]) -> Sequence[Any]:
+    return rows if count == "all" else rows[:count]
 
 
 class GlueTask(Task):
@@ -130,10 +138,10 @@ class GlueTask(Task):
         held_out, train = [rows[i] for i in order[:count]], [rows[i] for i in order[count:]]
         tests = {split: read_rows(self.source, split, context.data_dir) for split in self.splits}
         return TaskData(
-            train=self._encode(train[: recipe.train_rows or None], context),
+            train=self._encode(_first(train, recipe.train_rows), context),
             splits={
-                "validation": {"held_out": self._encode(held_out[: recipe.test_rows or None], context)},
-                "test": {name: self._encode(test[: recipe.test_rows or None], context) for name, test in tests.items()},
+                "validation": {"held_out": self._encode(_first(held_out, recipe.test_rows), context)},
+                "test": {name: self._encode(_first(test, recipe.test_rows), context) for name, test in tests.items()},
             },
         )
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from harness import IGNORE, DataError, Example, TaskContext, generate, tokenised_once
+from harness import IGNORE, DataError, Example, TaskContext, generate, setting, tokenised_once
+from harness_benchmarks.forgetting import ForgettingRecipe
 
 Row = TypeVar("Row")
 
@@ -24,6 +26,15 @@ WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersRecipe(ForgettingRecipe):
+    """A recipe with the sizes of what is held out, answered and measured. Its defaults are what a full run takes."""
+
+    held_out: int = setting(500, "training rows kept for validation", minimum=1)
+    limit: int | Literal["all"] = setting("all", "evaluation items per set", kind=int, formerly=0, minimum=1)
+    evaluation_batch_size: int = setting(32, "prompts per batch when evaluating", minimum=1)
 
 
 class Question(NamedTuple):
@@ -134,12 +145,12 @@ def split_off(rows: Sequence[Row], count: int, key: Callable[[Row], str]) -> tup
     return [row for row in rows if key(row) not in chosen], [row for row in rows if key(row) in chosen]
 
 
-def subsample(rows: Sequence[Row], limit: int, key: Callable[[Row], str]) -> list[Row]:
-    """Return ``limit`` rows by smallest hash, in the data's order; all of them where ``limit`` is 0.
+def subsample(rows: Sequence[Row], limit: int | Literal["all"], key: Callable[[Row], str]) -> list[Row]:
+    """Return ``limit`` rows by smallest hash, in the data's order; or all of them.
 
     A larger limit contains every smaller one.
     """
-    if not limit or limit >= len(rows):
+    if limit == "all" or limit >= len(rows):
         return list(rows)
     order = sorted(range(len(rows)), key=lambda place: (_hash(key(rows[place])), place))
     return [rows[place] for place in sorted(order[:limit])]

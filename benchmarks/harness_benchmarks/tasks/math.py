@@ -29,6 +29,7 @@ from harness import (
 )
 from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructions import (
+    AnswersRecipe,
     Question,
     Split,
     encode_all,
@@ -54,15 +55,11 @@ MARKER = "The answer is:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MathRecipe(Recipe):
-    """A recipe with its training set and the sizes of what is held out and evaluated."""
+class MathRecipe(AnswersRecipe):
+    """A recipe with its training set. Held out are questions of GSM8K's train split."""
 
     training_set: str = setting("gsm8k", "what to train on", choices=("gsm8k", "metamath"))
-    held_out: int = setting(500, "questions of GSM8K's train split kept for validation", minimum=1)
-    limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
     max_new_tokens: int = setting(512, "longest generated solution, in tokens", minimum=1)
-    evaluation_batch_size: int = setting(32, "prompts per batch when generating", minimum=1)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 class MathTask(Task):

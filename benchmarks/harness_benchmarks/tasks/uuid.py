@@ -20,6 +20,7 @@ from harness import (
     Evaluation,
     Example,
     Metric,
+    Purpose,
     Recipe,
     Source,
     Table,
@@ -37,11 +38,10 @@ BITS_PER_UUID = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class UuidRecipe(Recipe):
+class UuidRecipe(forgetting.ForgettingRecipe):
     """A recipe with the number of pairs."""
 
     pairs: int = setting(10_000, "pairs to memorise", minimum=1)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class UuidTask(Task):
         licence="generated", note="Pairs are drawn from the trial's seed. What is scored is what was trained on."
     )
     main_metric = "character_accuracy"
+    purpose = Purpose.MEMORISING
     metrics: ClassVar[Mapping[str, Metric]] = {
         "character_accuracy": Metric(
             "Character accuracy",

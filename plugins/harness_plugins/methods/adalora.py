@@ -16,8 +16,8 @@ arXiv:2303.10512, section 3 and algorithm 1; where the released code differs, th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from harness import (
     MethodConfig,
     MethodTraits,
     StepInfo,
+    TrialContext,
     hookimpl,
     setting,
 )
@@ -108,11 +109,19 @@ class AdaLoRAConfig(MethodConfig):
     """Settings of AdaLoRA."""
 
     r: int = setting(12, "initial rank of every layer; what the trainable parameters are counted at", minimum=1)
-    target_r: int = setting(0, "mean rank per layer at the end; 0 means r / 1.5, rounded", minimum=0)
-    alpha: float = setting(
-        0.0,
-        "0: scale 1, as in the paper; else alpha / (r + 1e-5) with the initial r, as in the released code",
-        minimum=0,
+    target_r: int | Literal["auto"] = setting(
+        "auto",
+        "mean rank per layer at the end; auto: r / 1.5, rounded, as is common practice",
+        kind=int,
+        formerly=0,
+        minimum=1,
+    )
+    alpha: float | Literal["auto"] = setting(
+        "auto",
+        "auto: scale 1, as in the paper; a number: alpha / (r + 1e-5) with the initial r, as in the released code",
+        kind=float,
+        formerly=0,
+        minimum=1e-6,
     )
     dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
     t_i: float = setting(0.1, "steps before pruning starts: a fraction of the run if below 1, else steps", minimum=0)
@@ -130,15 +139,25 @@ class AdaLoRAConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check the settings against each other as well."""
         super().__post_init__()
-        if self.target_r > self.r:
+        if self.target_r != "auto" and self.target_r > self.r:
             raise ConfigError(
-                f"AdaLoRAConfig: target_r={self.target_r} is greater than r={self.r}; give at most r, or 0"
+                f"AdaLoRAConfig: target_r={self.target_r} is greater than r={self.r}; give at most r, or auto"
             )
         if self.t_i < 1 and self.t_f < 1 and self.t_i + self.t_f >= 1:
             raise ConfigError(
                 f"AdaLoRAConfig: t_i={self.t_i} and t_f={self.t_f} leave no steps to prune in; "
                 "give fractions that sum to less than 1"
             )
+
+    @property
+    def final_rank(self) -> int:
+        """Mean rank per layer at the end."""
+        return max(1, round(self.r / 1.5)) if self.target_r == "auto" else self.target_r
+
+    @property
+    def scale(self) -> float:
+        """The scale s."""
+        return 1.0 if self.alpha == "auto" else self.alpha / (self.r + 1e-5)
 
 
 class AdaLoRA(Method):
@@ -152,6 +171,13 @@ class AdaLoRA(Method):
     Config = AdaLoRAConfig
     traits = MethodTraits(in_all=False, check_config={"r": 3, "delta_t": 1})
 
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with the final rank, and the alpha that makes the scale what it is."""
+        return replace(
+            config, target_r=config.final_rank, alpha=config.r + 1e-5 if config.alpha == "auto" else config.alpha
+        )
+
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``r (I + O) + r`` at the initial rank."""
         return int(self.config.r) * (in_features + out_features + 1)
@@ -159,9 +185,7 @@ class AdaLoRA(Method):
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> AdaLoRAAdapter:
         """Build P, lambda and Q for one layer."""
         c = self.config
-        target_r = c.target_r or max(1, round(c.r / 1.5))
-        scale = c.alpha / (c.r + 1e-5) if c.alpha else 1.0
-        return AdaLoRAAdapter(linear, c.r, target_r, scale, c.dropout, generator)
+        return AdaLoRAAdapter(linear, c.r, c.final_rank, c.scale, c.dropout, generator)
 
     def extra_loss(self, adapters: Mapping[str, Any]) -> Tensor | None:
         """Return the penalty that keeps the columns of every P and the rows of every Q orthonormal."""

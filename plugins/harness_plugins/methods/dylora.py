@@ -14,13 +14,14 @@ Adaptation", EACL 2023, arXiv:2210.07558, section 3. b is uniform, as in the pap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness import ConfigError, Method, MethodConfig, MethodTraits, StepInfo, hookimpl, setting
+from harness import ConfigError, Method, MethodConfig, MethodTraits, StepInfo, TrialContext, hookimpl, setting
 from harness_plugins.methods.lora import LAWS, LoRAAdapter
 
 
@@ -40,7 +41,7 @@ class DyLoRAAdapter(LoRAAdapter):
     def __init__(self, layer: nn.Linear, config: DyLoRAConfig, generator: torch.Generator) -> None:
         super().__init__(layer, config.r, 1.0, config.dropout, generator, config.init)
         self.alpha, self.is_row_only = config.alpha, config.update == "row"
-        self.evaluation_rank = config.evaluation_rank or config.r
+        self.evaluation_rank = config.r if config.evaluation_rank == "auto" else config.evaluation_rank
         self.register_buffer("rank", torch.zeros((), device=self.device, dtype=self.dtype))
         place = torch.arange(config.r, device=self.device, dtype=self.dtype)
         self.register_buffer("place", place, persistent=False)
@@ -84,12 +85,14 @@ class DyLoRAConfig(MethodConfig):
     dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
     init: str = setting("uniform", "law of A, as of LoRA's", choices=tuple(LAWS))
     update: str = setting("row", "trained by one update: 'row' b, or 'all' of the first b", choices=("row", "all"))
-    evaluation_rank: int = setting(0, "rank that is scored and exported; 0: r", minimum=0)
+    evaluation_rank: int | Literal["auto"] = setting(
+        "auto", "rank that is scored and exported; auto: r", kind=int, formerly=0, minimum=1
+    )
 
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        if self.evaluation_rank > self.r:
+        if self.evaluation_rank != "auto" and self.evaluation_rank > self.r:
             raise ConfigError(
                 f"DyLoRAConfig: evaluation_rank={self.evaluation_rank} is not allowed; give an int <= r={self.r}"
             )
@@ -106,6 +109,11 @@ class DyLoRA(Method):
     Config = DyLoRAConfig
     # The checks' few updates must train every row.
     traits = MethodTraits(in_all=False, check_config={"r": 2, "update": "all"})
+
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with the rank of evaluation."""
+        return replace(config, evaluation_rank=config.r) if config.evaluation_rank == "auto" else config
 
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``r (I + O)``."""

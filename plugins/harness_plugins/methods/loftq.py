@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness import Method, MethodConfig, MethodTraits, hookimpl, setting, svd
-from harness_plugins.methods.pissa import check_rank, split_factors
+from harness import Method, MethodTraits, hookimpl, setting, svd
+from harness_plugins.methods.pissa import Split, SplitConfig, check_rank, split_factors
 from harness_plugins.methods.qlora import QuantisedAdapter
 from harness_plugins.nf4 import dequantise, quantise
 
@@ -35,11 +35,9 @@ def rounded(matrix: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LoftQConfig(MethodConfig):
+class LoftQConfig(SplitConfig):
     """Settings of LoftQ."""
 
-    r: int = setting(8, "rank of the update", minimum=1)
-    alpha: float = setting(0.0, "numerator of the scale alpha / r; 0 means r, so scale 1", minimum=0)
     dropout: float = setting(
         0.0,
         "probability of dropping an input element of the pair, also of the correction it carries",
@@ -49,30 +47,19 @@ class LoftQConfig(MethodConfig):
     iterations: int = setting(5, "how often quantising and decomposing alternate", minimum=1)
 
 
-class LoftQ(Method):
+class LoftQ(Split):
     """LoRA-fine-tuning-aware quantisation."""
 
     name = "loftq"
     title = "LoftQ"
     paper = "https://arxiv.org/abs/2310.08659"
     citation = "Li, Yu, Liang, He, Karampatziakis, Chen, Zhao: LoftQ, ICLR 2024"
-    formula = "r (I + O)"
     Config = LoftQConfig
     traits = MethodTraits(in_all=False, identity_at_init=False, check_config={"r": 2})
 
-    def trainable_parameters(self, in_features: int, out_features: int) -> int:
-        """Return ``r (I + O)``.
-
-        Raises:
-            ConfigError: The layer has fewer than ``r`` singular triplets.
-        """
-        r = int(self.config.r)
-        check_rank(self.name, r, min(in_features, out_features), in_features, out_features)
-        return r * (in_features + out_features)
-
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> QuantisedAdapter:
         """Build Q and the pair (A, B) for one layer."""
-        r, scale = self.config.r, (self.config.alpha or self.config.r) / self.config.r
+        r, scale = self.config.r, self.config.scale
         check_rank(self.name, r, min(linear.weight.shape), linear.in_features, linear.out_features)
         adapter = QuantisedAdapter(linear, r, scale, self.config.dropout, generator)
         weight = adapter.pretrained_weight.to(adapter.dtype)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,8 +38,12 @@ class LoRAGAConfig(MethodConfig):
         "'alpha/r' is what that code does when nothing is switched on",
         choices=("alpha/sqrt(r)", "alpha/r"),
     )
-    niter: int = setting(
-        0, "0: exact SVD; more: subspace iterations on 4 r random vectors (the released code: 4)", minimum=0
+    niter: int | Literal["auto"] = setting(
+        "auto",
+        "auto: exact SVD; a number: subspace iterations on 4 r random vectors (the released code: 4)",
+        kind=int,
+        formerly=0,
+        minimum=1,
     )
     gamma: float = setting(16.0, "larger: smaller A and B at the start; 16 in the released code", minimum=1e-6)
     dropout: float = setting(
@@ -90,7 +94,7 @@ class LoRAGA(Method):
                     "check the calibration batches, or run the model in float32 or bfloat16"
                 )
             r = adapter.a.shape[0]
-            if self.config.niter:
+            if self.config.niter != "auto":
                 vectors = min(4 * r, *gradient.shape)
                 u, _, vh = subspace_iteration(gradient, vectors, self.config.niter, calibration.generator)
             else:

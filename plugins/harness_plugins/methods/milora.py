@@ -15,18 +15,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from harness import Method, MethodConfig, MethodTraits, hookimpl, setting, svd
-from harness_plugins.methods.pissa import SplitAdapter, check_rank, split_factors
+from harness import Method, hookimpl, setting, svd
+from harness_plugins.methods.pissa import Split, SplitConfig
 
 
 @dataclass(frozen=True)
-class MiLoRAConfig(MethodConfig):
+class MiLoRAConfig(SplitConfig):
     """Settings of MiLoRA."""
 
-    r: int = setting(8, "rank: how many of the smallest singular triplets are trained", minimum=1)
-    alpha: float = setting(0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0)
     dropout: float = setting(
         0.0,
         "probability of dropping an input element of the trained pair, also of the part of W it carries",
@@ -35,36 +33,24 @@ class MiLoRAConfig(MethodConfig):
     )
 
 
-class MiLoRA(Method):
+class MiLoRA(Split):
     """Minor singular component adaptation."""
 
     name = "milora"
     title = "MiLoRA"
     paper = "https://arxiv.org/abs/2406.09044"
     citation = "Wang, Li, Wang, Chen, Chen: MiLoRA: Harnessing Minor Singular Components, NAACL 2025"
-    formula = "r (I + O)"
     Config = MiLoRAConfig
-    # The authors' scripts train LoRA, PiSSA and MiLoRA at one rate (3e-4).
-    traits = MethodTraits(check_config={"r": 2})
 
-    def trainable_parameters(self, in_features: int, out_features: int) -> int:
-        """Return ``r (I + O)``.
+    def triplets(self, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ``r`` smallest."""
+        r = self.config.r
+        u, s, vh = svd(weight)
+        return u[:, -r:], s[-r:], vh[-r:]
 
-        Raises:
-            ConfigError: The layer has fewer than ``r`` singular triplets.
-        """
-        r = int(self.config.r)
-        check_rank(self.name, r, min(in_features, out_features), in_features, out_features)
-        return r * (in_features + out_features)
-
-    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> SplitAdapter:
-        """Build the pair (A, B) from the weight's ``r`` smallest singular triplets."""
-        r, scale = self.config.r, (self.config.alpha or self.config.r) / self.config.r
-        check_rank(self.name, r, min(linear.weight.shape), linear.in_features, linear.out_features)
-        adapter = SplitAdapter(linear, r, scale, self.config.dropout, generator)
-        u, s, vh = svd(adapter.pretrained_weight)
-        adapter.start_from(*split_factors(u[:, -r:], s[-r:], vh[-r:], scale))
-        return adapter
+    def dropout(self) -> float:
+        """Return the probability of dropping an input of the trained pair."""
+        return float(self.config.dropout)
 
 
 @hookimpl

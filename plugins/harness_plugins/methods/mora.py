@@ -27,21 +27,35 @@ numbers:
 * The code's angles are float32 in every dtype (an effect of about 1e-7); the same is done here.
 * Truncation and decoupling exist in the paper only.
 
-The paper runs rotation at r = 8 and sharing at r = 256 for fine-tuning, and sharing (type 1) for UUID
-memorising and pretraining; the default is sharing, type 1.
+The paper runs rotation at r = 8 and sharing at r = 256 for fine-tuning, and sharing (type 1) for UUID memorising and
+pretraining: so does ``operator="auto"``, the default. It changes half way between the two ranks, at 45; the paper has
+nothing in between. Where no task is known it is sharing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from harness import Adapter, ConfigError, Dropout, Method, MethodConfig, MethodTraits, hookimpl, setting
+from harness import (
+    Adapter,
+    ConfigError,
+    Dropout,
+    Method,
+    MethodConfig,
+    MethodTraits,
+    Purpose,
+    TrialContext,
+    hookimpl,
+    setting,
+)
 
+SHARING_FROM = 45  # sqrt(8 * 256): half way, in factors, between the ranks at which the paper runs either operator
 STRIDED_INPUTS, STRIDED_OUTPUTS = (1, 4), (1, 3)  # sharing types; the others are contiguous on that side
 
 
@@ -214,9 +228,9 @@ class MoRAConfig(MethodConfig):
 
     r: int = setting(8, "rank of the LoRA whose parameters M gets; the paper uses 8, 128 and 256", minimum=1)
     operator: str = setting(
-        "sharing",
-        "how x is compressed (UUID and pretraining ran sharing, fine-tuning at r=8 rotation)",
-        choices=("truncation", "sharing", "decoupling", "rotation"),
+        "auto",
+        f"how x is compressed; auto: rotation for fine-tuning at r below {SHARING_FROM}, else sharing, as in the paper",
+        choices=("auto", "truncation", "sharing", "decoupling", "rotation"),
     )
     sharing: int = setting(
         1,
@@ -257,6 +271,19 @@ class MoRA(Method):
     # one rate.)
     traits = MethodTraits(learning_rate_factor=0.5)
 
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with the operator that the paper runs for such a task at such a rank (section 5)."""
+        if config.operator != "auto":
+            return config
+        rotates = context.purpose is Purpose.FINE_TUNING and config.r < SHARING_FROM
+        return replace(config, operator="rotation" if rotates else "sharing")
+
+    @property
+    def operator(self) -> str:
+        """The operator in use."""
+        return str(self.resolve(self.config, TrialContext()).operator)
+
     def size(self, in_features: int, out_features: int) -> int:
         """Return R for a layer of this shape.
 
@@ -265,7 +292,7 @@ class MoRA(Method):
         """
         c = self.config
         size = square_size(in_features, out_features, c.r, c.rounding)
-        if c.operator != "rotation":
+        if self.operator != "rotation":
             return size
         if size < 2:
             raise ConfigError(
@@ -281,7 +308,7 @@ class MoRA(Method):
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> MoRAAdapter:
         """Build M for one layer."""
         c, size = self.config, self.size(linear.in_features, linear.out_features)
-        return MoRAAdapter(linear, size, c.operator, c.sharing, c.padding, c.pairing, c.dropout, generator)
+        return MoRAAdapter(linear, size, self.operator, c.sharing, c.padding, c.pairing, c.dropout, generator)
 
 
 @hookimpl

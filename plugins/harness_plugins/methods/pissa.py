@@ -5,8 +5,8 @@
 
 The frozen weight is shared and never changed, so the layer computes W x + s (B A - B0 A0) x with B0, A0 kept
 as constants. The bracket is evaluated as B (A - A0) + (B - B0) A0, which is the same matrix, is exactly zero
-at the start, and never subtracts two large numbers. ``milora`` and ``lora_ga`` use the same adapter with
-other starting values.
+at the start, and never subtracts two large numbers. ``lora_ga`` uses the same adapter with other starting values, and
+``milora`` all of ``Split``, which is what training some singular triplets takes.
 
 Source: Meng, Wang, Zhang, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language
 Models", NeurIPS 2024, arXiv:2404.02948, section 3. The paper always has alpha = r, so s = 1, and no dropout.
@@ -14,13 +14,25 @@ Models", NeurIPS 2024, arXiv:2404.02948, section 3. The paper always has alpha =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as matmul
 
-from harness import Adapter, ConfigError, Dropout, Method, MethodConfig, MethodTraits, hookimpl, setting, svd
+from harness import (
+    Adapter,
+    ConfigError,
+    Dropout,
+    Method,
+    MethodConfig,
+    MethodTraits,
+    TrialContext,
+    hookimpl,
+    setting,
+    svd,
+)
 
 
 class SplitAdapter(Adapter):
@@ -108,29 +120,35 @@ def subspace_iteration(weight: Tensor, r: int, niter: int, generator: torch.Gene
 
 
 @dataclass(frozen=True)
-class PiSSAConfig(MethodConfig):
-    """Settings of PiSSA. There is no dropout: it would drop part of the pretrained weight."""
+class SplitConfig(MethodConfig):
+    """Settings of the methods that train some singular triplets of the weight."""
 
-    r: int = setting(8, "rank: how many of the largest singular triplets are trained", minimum=1)
-    alpha: float = setting(0.0, "numerator of the scale alpha / r; 0 means r, so scale 1, as in the paper", minimum=0)
-    niter: int = setting(
-        0,
-        "0: exact SVD; more: randomised subspace iterations (the authors' scripts use 16, their example 4)",
-        minimum=0,
+    r: int = setting(8, "rank: how many singular triplets of each layer's weight are trained", minimum=1)
+    alpha: float | Literal["auto"] = setting(
+        "auto",
+        "numerator of the scale alpha / r; auto: r, so scale 1, as in the paper",
+        kind=float,
+        formerly=0,
+        minimum=1e-6,
     )
 
+    @property
+    def scale(self) -> float:
+        """The scale s."""
+        return 1.0 if self.alpha == "auto" else self.alpha / self.r
 
-class PiSSA(Method):
-    """Principal singular values and singular vectors adaptation."""
 
-    name = "pissa"
-    title = "PiSSA"
-    paper = "https://arxiv.org/abs/2404.02948"
-    citation = "Meng, Wang, Zhang: PiSSA: Principal Singular Values and Singular Vectors Adaptation, NeurIPS 2024"
+class Split(Method):
+    """A method whose adapter is some singular triplets of the frozen weight, taken out of it and trained."""
+
     formula = "r (I + O)"
-    Config = PiSSAConfig
-    # The paper's runs use one learning rate for LoRA and PiSSA.
+    # The authors of PiSSA and of MiLoRA train LoRA and their own method at one rate.
     traits = MethodTraits(check_config={"r": 2})
+
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with alpha = r, the paper's choice."""
+        return replace(config, alpha=float(config.r)) if config.alpha == "auto" else config
 
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``r (I + O)``.
@@ -142,17 +160,56 @@ class PiSSA(Method):
         check_rank(self.name, r, min(in_features, out_features), in_features, out_features)
         return r * (in_features + out_features)
 
-    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> SplitAdapter:
-        """Build the pair (A, B) from the weight's ``r`` largest singular triplets."""
-        r, scale = self.config.r, (self.config.alpha or self.config.r) / self.config.r
-        check_rank(self.name, r, min(linear.weight.shape), linear.in_features, linear.out_features)
-        adapter = SplitAdapter(linear, r, scale, 0.0, generator)
-        if self.config.niter:
-            u, s, vh = subspace_iteration(adapter.pretrained_weight, r, self.config.niter, generator)
-        else:
-            u, s, vh = svd(adapter.pretrained_weight)
-        adapter.start_from(*split_factors(u[:, :r], s[:r], vh[:r], scale))
+    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> Adapter:
+        """Build the pair (A, B) from the triplets of the layer's weight.
+
+        Raises:
+            ConfigError: The layer has fewer than ``r`` singular triplets.
+        """
+        c = self.config
+        check_rank(self.name, c.r, min(linear.weight.shape), linear.in_features, linear.out_features)
+        adapter = SplitAdapter(linear, c.r, c.scale, self.dropout(), generator)
+        adapter.start_from(*split_factors(*self.triplets(adapter.pretrained_weight, generator), c.scale))
         return adapter
+
+    def triplets(self, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ``r`` triplets to train: u (O, R), s (R,), vh (R, I)."""
+        raise NotImplementedError
+
+    def dropout(self) -> float:
+        """Return the probability of dropping an input of the trained pair."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class PiSSAConfig(SplitConfig):
+    """Settings of PiSSA. There is no dropout: it would drop part of the pretrained weight."""
+
+    niter: int | Literal["auto"] = setting(
+        "auto",
+        "auto: exact SVD; a number: randomised subspace iterations (the authors' scripts use 16, their example 4)",
+        kind=int,
+        formerly=0,
+        minimum=1,
+    )
+
+
+class PiSSA(Split):
+    """Principal singular values and singular vectors adaptation."""
+
+    name = "pissa"
+    title = "PiSSA"
+    paper = "https://arxiv.org/abs/2404.02948"
+    citation = "Meng, Wang, Zhang: PiSSA: Principal Singular Values and Singular Vectors Adaptation, NeurIPS 2024"
+    Config = PiSSAConfig
+
+    def triplets(self, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ``r`` largest."""
+        r, niter = self.config.r, self.config.niter
+        if niter != "auto":
+            return subspace_iteration(weight, r, niter, generator)
+        u, s, vh = svd(weight)
+        return u[:, :r], s[:r], vh[:r]
 
 
 @hookimpl

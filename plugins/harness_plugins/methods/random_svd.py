@@ -12,11 +12,10 @@ Source: Wang et al., "MiLoRA", NAACL 2025, arXiv:2406.09044, section 5.2 and tab
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness import Method, MethodTraits, hookimpl, svd
 from harness_plugins.methods.milora import MiLoRA
-from harness_plugins.methods.pissa import SplitAdapter, check_rank, split_factors
 
 
 class RandomSVD(MiLoRA):
@@ -30,15 +29,11 @@ class RandomSVD(MiLoRA):
         """Return which of ``count`` triplets are trained, ascending, (R,)."""
         return torch.randperm(count, generator=generator)[: self.config.r].sort().values
 
-    def adapter(self, linear: nn.Linear, generator: torch.Generator) -> SplitAdapter:
-        """Build the pair (A, B) from the chosen triplets."""
-        r, scale = self.config.r, (self.config.alpha or self.config.r) / self.config.r
-        check_rank(self.name, r, min(linear.weight.shape), linear.in_features, linear.out_features)
-        adapter = SplitAdapter(linear, r, scale, self.config.dropout, generator)
-        u, s, vh = svd(adapter.pretrained_weight)
+    def triplets(self, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the chosen ones."""
+        u, s, vh = svd(weight)
         chosen = self.choose(len(s), generator).to(s.device)
-        adapter.start_from(*split_factors(u[:, chosen], s[chosen], vh[chosen], scale))
-        return adapter
+        return u[:, chosen], s[chosen], vh[chosen]
 
 
 @hookimpl

@@ -5,7 +5,7 @@
 The pretrained weight is never changed: what was merged lives in the buffer D (O, I). At a restart most of the
 optimizer's moments are erased and the learning rate is warmed up again.
 
-Here are also the parts that other merge-and-restart methods share: ``RestartConfig`` and the functions on it.
+Here is also what merge-and-restart methods share: ``Restarting``, ``RestartConfig`` and the functions on it.
 Left out: the trainable scaling (at a merge it kills the branch), and the full-rank warm start (it is the base model's
 business).
 
@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness import ConfigError, Method, MethodConfig, MethodTraits, StepInfo, hookimpl, setting
+from harness import ConfigError, Method, MethodConfig, MethodTraits, StepInfo, TrialContext, hookimpl, setting
 from harness_plugins.methods.lora import LoRAAdapter, kaiming_uniform
 
 # --- restarting: when, at what learning rate, with what left of the optimizer's memory ----------------------
@@ -47,13 +48,15 @@ from harness_plugins.methods.lora import LoRAAdapter, kaiming_uniform
 class RestartConfig(MethodConfig):
     """Settings shared by the methods that merge and restart."""
 
-    merge_every: int = setting(
-        0, "T, updates between merges (papers: 1000 to 5000); 0: the run is split into `cycles`", minimum=0
-    )
-    reset_every: int = setting(
-        0, "updates between resets, each with a warmup: the period of the schedule; 0: as merges", minimum=0
-    )
-    cycles: int = setting(4, "number of cycles when merge_every is 0; the last one may be shorter", minimum=2)
+    merge_every: int | Literal["auto"] = setting(
+        "auto", "T, updates between merges (papers: 1000 to 5000); auto: the run is split into `cycles`",
+        kind=int, formerly=0, minimum=2,
+    )  # fmt: skip
+    reset_every: int | Literal["auto"] = setting(
+        "auto", "updates between resets, each with a warmup: the period of the schedule; auto: as merges",
+        kind=int, formerly=0, minimum=2,
+    )  # fmt: skip
+    cycles: int = setting(4, "number of cycles where merge_every is auto; the last one may be shorter", minimum=2)
     timing: str = setting(
         "official", "merge after update T + 1 (official) or T (mora_repo)", choices=("official", "mora_repo")
     )
@@ -62,8 +65,12 @@ class RestartConfig(MethodConfig):
         "learning rate: jagged cosine (official), compounding cosine (mora_repo), or the task's own (recipe)",
         choices=("official", "mora_repo", "recipe"),
     )
-    warmup: int = setting(0, "updates of the first warmup; 0: a tenth of the run, at most T", minimum=0)
-    restart_warmup: int = setting(0, "updates of warmup after a merge; 0: 50 (paper), at most T / 4", minimum=0)
+    warmup: int | Literal["auto"] = setting(
+        "auto", "updates of the first warmup; auto: a tenth of the run, at most T", kind=int, minimum=0
+    )
+    restart_warmup: int | Literal["auto"] = setting(
+        "auto", "updates of warmup after a merge; auto: 50 (paper), at most T / 4", kind=int, minimum=0
+    )
     floor: float = setting(0.1, "where the jagged cosine ends, as a fraction of the peak", minimum=0, maximum=1)
     adjust_step: int = setting(0, "updates by which the jagged cosine (not the merges) runs ahead", minimum=0)
     reset: str = setting(
@@ -84,14 +91,11 @@ class RestartConfig(MethodConfig):
         choices=("adapters", "all"),
     )
 
-    def __post_init__(self) -> None:
-        """Check that a cycle can hold an update besides the empty one."""
-        super().__post_init__()
-        for name in ("merge_every", "reset_every"):
-            if getattr(self, name) == 1:
-                raise ConfigError(
-                    f"{type(self).__qualname__}: {name}=1 leaves no update to train; give 0 or at least 2"
-                )
+
+def first_merge(config: RestartConfig, total_steps: int) -> int:
+    """Return the update after which the first merge is due."""
+    period = max(2, math.ceil(total_steps / config.cycles)) if config.merge_every == "auto" else config.merge_every
+    return period + (config.timing == "official")
 
 
 def merge_period(config: RestartConfig, total_steps: int) -> int:
@@ -100,20 +104,28 @@ def merge_period(config: RestartConfig, total_steps: int) -> int:
     Raises:
         ConfigError: A given ``merge_every`` would never merge in a run this short.
     """
-    if not config.merge_every:
-        return max(2, math.ceil(total_steps / config.cycles))
-    first = config.merge_every + (config.timing == "official")
+    first = first_merge(config, total_steps)
+    if config.merge_every == "auto":
+        return first - (config.timing == "official")
     if first >= total_steps:
         raise ConfigError(
             f"{type(config).__qualname__}: merge_every={config.merge_every} merges from update {first}, "
-            f"but the run ends at {total_steps}; give a smaller merge_every, or 0 for {config.cycles} cycles"
+            f"but the run ends at {total_steps}; give a smaller merge_every, or auto for {config.cycles} cycles"
         )
     return config.merge_every
 
 
 def reset_period(config: RestartConfig, total_steps: int) -> int:
     """Return the updates between resets, at least 2: the schedule's T."""
-    return config.reset_every or merge_period(config, total_steps)
+    return merge_period(config, total_steps) if config.reset_every == "auto" else config.reset_every
+
+
+def warmups(config: RestartConfig, total_steps: int) -> tuple[int, int]:
+    """Return the updates of the first warmup and of those after a merge."""
+    period = reset_period(config, total_steps)
+    first = max(0, min(total_steps // 10, period - config.adjust_step)) if config.warmup == "auto" else config.warmup
+    later = max(1, min(50, period // 4)) if config.restart_warmup == "auto" else config.restart_warmup
+    return first, later
 
 
 def is_due(period: int, timing: str, step: int, total_steps: int) -> bool:
@@ -149,8 +161,7 @@ def restart_multiplier(config: RestartConfig, step: int, total_steps: int, defau
     if config.schedule == "recipe":
         return default(step)
     room = period - config.adjust_step
-    warmup = config.warmup or max(0, min(total_steps // 10, room))
-    restart_warmup = config.restart_warmup or max(1, min(50, period // 4))
+    warmup, restart_warmup = warmups(config, total_steps)
     for name, value, most in (
         ("adjust_step", config.adjust_step, period),
         ("warmup", warmup, room),
@@ -253,6 +264,39 @@ def quantile(x: Tensor, q: float) -> Tensor:
     return torch.lerp(ordered[low], ordered[min(low + 1, len(ordered) - 1)], position - low)
 
 
+class Restarting(Method):
+    """A method whose adapters are merged into the weight every T updates, and start over."""
+
+    # Pretraining in the MoRA paper gives LoRA, ReLoRA, MoRA and ReMoRA one rate. Two cycles fit into a few updates.
+    traits = MethodTraits(check_config={"cycles": 2})
+
+    @classmethod
+    def resolve(cls, config: Any, context: TrialContext) -> Any:
+        """Return settings with the periods and warmups of a run of known length, where it is long enough to merge."""
+        steps = context.total_steps
+        if steps is None or first_merge(config, steps) >= steps:
+            return config
+        first, later = warmups(config, steps)
+        periods = {"merge_every": merge_period(config, steps), "reset_every": reset_period(config, steps)}
+        return replace(config, **periods, warmup=first, restart_warmup=later)
+
+    def learning_rate_multiplier(self, step: int, total_steps: int, default: Callable[[int], float]) -> float:
+        """Return the schedule that warms up again after every merge."""
+        return restart_multiplier(self.config, step, total_steps, default)
+
+    def after_step(self, info: StepInfo) -> None:
+        """Merge and forget when a cycle ends."""
+        if is_merge_due(self.config, info):
+            cycle = info.step // merge_period(self.config, info.total_steps)
+            for adapter in info.adapters.values():
+                self.merge(adapter, cycle, info.generator)
+        reset_if_due(self.config, info)
+
+    def merge(self, adapter: Any, cycle: int, generator: torch.Generator) -> None:
+        """Merge one layer's adapter, and start it over for a cycle (from 0)."""
+        raise NotImplementedError
+
+
 # --- the method ---------------------------------------------------------------------------------------------
 
 
@@ -310,7 +354,7 @@ class ReLoRAConfig(RestartConfig):
     )
 
 
-class ReLoRA(Method):
+class ReLoRA(Restarting):
     """Low-rank adaptation with merges and restarts."""
 
     name = "relora"
@@ -319,8 +363,6 @@ class ReLoRA(Method):
     citation = "Lialin, Shivagunde, Muckatira, Rumshisky: ReLoRA, ICLR 2024"
     formula = "r (I + O)"
     Config = ReLoRAConfig
-    # The MoRA paper's pretraining gives LoRA and ReLoRA the same rate. Two cycles fit into a few updates.
-    traits = MethodTraits(check_config={"cycles": 2})
 
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``r (I + O)``."""
@@ -331,16 +373,9 @@ class ReLoRA(Method):
         c = self.config
         return ReLoRAAdapter(linear, c.r, c.alpha / c.r, c.dropout, c.initial_a, generator)
 
-    def learning_rate_multiplier(self, step: int, total_steps: int, default: Callable[[int], float]) -> float:
-        """Return the schedule that warms up again after every merge."""
-        return restart_multiplier(self.config, step, total_steps, default)
-
-    def after_step(self, info: StepInfo) -> None:
-        """Merge and forget when a cycle ends."""
-        if is_merge_due(self.config, info):
-            for adapter in info.adapters.values():
-                adapter.merge(info.generator)
-        reset_if_due(self.config, info)
+    def merge(self, adapter: Any, cycle: int, generator: torch.Generator) -> None:
+        """Merge one layer's adapter and draw a new A."""
+        adapter.merge(generator)
 
 
 @hookimpl

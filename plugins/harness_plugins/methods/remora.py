@@ -22,22 +22,16 @@ Source: Jiang et al., "MoRA", arXiv:2405.12130, and its pretraining experiments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, one_hot
 
-from harness import Adapter, Dropout, Method, MethodTraits, StepInfo, hookimpl, setting
+from harness import Adapter, Dropout, Method, hookimpl, setting
 from harness_plugins.methods.mora import square_size
-from harness_plugins.methods.relora import (
-    RestartConfig,
-    is_merge_due,
-    merge_period,
-    reset_if_due,
-    restart_multiplier,
-)
+from harness_plugins.methods.relora import RestartConfig, Restarting
 
 # Groups of (inputs, outputs) of MoRA's sharing types 1 to 4, in the order in which cycles use them.
 CYCLES = {
@@ -158,7 +152,7 @@ class ReMoRAConfig(RestartConfig):
     dropout: float = setting(0.0, "probability of dropping an input element of the update", minimum=0, maximum=0.99)
 
 
-class ReMoRA(Method):
+class ReMoRA(Restarting):
     """High-rank updating with merges, restarts and new groups."""
 
     name = "remora"
@@ -167,8 +161,6 @@ class ReMoRA(Method):
     citation = "Jiang, Huang, Luo, Zhang, Huang, Wei, Deng, Sun, Zhang, Wang, Zhuang: MoRA, 2024"
     formula = "round(sqrt((I + O) r))^2"
     Config = ReMoRAConfig
-    # Pretraining, the only published use, gives LoRA, ReLoRA, MoRA and ReMoRA one rate, hence factor 1.
-    traits = MethodTraits(check_config={"cycles": 2})
 
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``R^2``."""
@@ -180,17 +172,9 @@ class ReMoRA(Method):
         size = square_size(linear.in_features, linear.out_features, c.r, c.rounding)
         return ReMoRAAdapter(linear, size, c.groups, c.padding, c.dropout, generator)
 
-    def learning_rate_multiplier(self, step: int, total_steps: int, default: Callable[[int], float]) -> float:
-        """Return the schedule that warms up again after every merge."""
-        return restart_multiplier(self.config, step, total_steps, default)
-
-    def after_step(self, info: StepInfo) -> None:
-        """Merge, regroup and forget when a cycle ends."""
-        if is_merge_due(self.config, info):
-            cycle = info.step // merge_period(self.config, info.total_steps)
-            for adapter in info.adapters.values():
-                adapter.merge(cycle, info.generator)
-        reset_if_due(self.config, info)
+    def merge(self, adapter: Any, cycle: int, generator: torch.Generator) -> None:
+        """Merge one layer's adapter and regroup."""
+        adapter.merge(cycle, generator)
 
 
 @hookimpl

@@ -146,7 +146,7 @@ def test_recipe_fields_are_overridden_and_later_evaluations_fall_away():
     assert (trial.recipe["steps"], trial.recipe["pairs"], trial.recipe["schedule"]) == (40, 3, "constant")
     assert trial.recipe["evaluate_at"] == (30,)
     (trial,) = trials(recipe={"epochs": 2})
-    assert (trial.recipe["steps"], trial.recipe["epochs"]) == (0, 2.0)
+    assert (trial.recipe["steps"], trial.recipe["epochs"]) == ("auto", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,9 @@ def test_recipe_fields_are_overridden_and_later_evaluations_fall_away():
     [
         ({"recipe": {"colour": 3}}, r"the recipe has no 'colour'; it has steps, .*pairs"),
         ({"recipe": {"steps": "many"}}, "recipe: steps='many' cannot be read; give a whole number"),
-        ({"recipe": {"steps": -1}}, "steps=-1 is not allowed; give an int >= 0"),
-        ({"recipe": {"steps": 0}}, "steps and epochs are both 0"),
+        ({"recipe": {"steps": -1}}, "steps=-1 is not allowed; give 'auto' or an int >= 1"),
+        ({"recipe": {"steps": 0}}, "steps=0 is not allowed; give 'auto' or an int >= 1"),
+        ({"recipe": {"steps": "auto"}}, "neither steps nor epochs are given"),
         ({"scale": "huge"}, "no scale 'huge'; it has smoke, small, paper"),
         ({"tasks": ["uid"]}, "did you mean uuid"),
         ({"budgets": ["lots"]}, "no method is called 'lots'"),

@@ -70,7 +70,7 @@ def test_the_papers_recipe_is_the_paper_scales_with_the_suites_settings_there_an
     given = {"paper": {"batch_size": 500, "epochs": 50}, "smoke": {"pairs": 9}, "steps": 7}
     found = suite([], scale="smoke", recipe=given)
     paper = read_published(found, REGISTRY).recipes["uuid"]
-    assert (paper["batch_size"], paper["epochs"], paper["steps"], paper["pairs"]) == (500, 50.0, 0, 10_000)
+    assert (paper["batch_size"], paper["epochs"], paper["steps"], paper["pairs"]) == (500, 50.0, "auto", 10_000)
     assert paper["evaluate_at"] == [300, 500, 700, 900]  # plain JSON, as in records
     ours = resolve_recipe(REGISTRY.task("uuid")(), found)
     assert (ours.batch_size, ours.epochs, ours.steps, ours.pairs) == (16, 0.0, 7, 9)
@@ -81,7 +81,7 @@ def test_what_is_said_of_every_scale_wins_at_each():
     both = suite([], scale="paper", recipe={"paper": {"steps": 9, "epochs": 1, "pairs": 5}, "pairs": 6})
     assert (resolve_recipe(task, both).steps, resolve_recipe(task, both).pairs) == (9, 6)
     passes = suite([], scale="paper", recipe={"paper": {"steps": 9}, "epochs": 2})  # as --set epochs=2 does
-    assert (resolve_recipe(task, passes).steps, resolve_recipe(task, passes).epochs) == (0, 2.0)
+    assert (resolve_recipe(task, passes).steps, resolve_recipe(task, passes).epochs) == ("auto", 2.0)
 
 
 def test_a_table_of_no_scale_is_refused():

@@ -19,7 +19,7 @@ def check_dense(kit, shape, generator, alpha, scale):
     kit.check_against_dense(AdaLoRA(AdaLoRAConfig(r=5, alpha=alpha)).adapter(layer, generator), layer, dense)
 
 
-@pytest.mark.parametrize(("alpha", "scale"), [(0.0, 1.0), (12.0, 12 / 5.00001)])
+@pytest.mark.parametrize(("alpha", "scale"), [("auto", 1.0), (12.0, 12 / 5.00001)])
 def test_output_gradients_and_merge_follow_the_formula(kit, shape, alpha, scale, generator):
     check_dense(kit, shape, generator, alpha, scale)
 

@@ -26,12 +26,12 @@ def test_size_and_identity_at_the_start(kit, shape, generator):
     assert method.trainable_parameters(60, 100) == 480
 
 
-@pytest.mark.parametrize("alpha", [0.0, 12.0])
+@pytest.mark.parametrize("alpha", ["auto", 12.0])
 def test_the_pair_starts_as_the_bottom_of_the_spectrum(kit, shape, alpha, generator):
     """The bottom of the min(I, O) values of the economy SVD, not of the null space of the longer side."""
     layer = kit.build_layer(*shape)
     adapter = MiLoRA(MiLoRAConfig(r=5, alpha=alpha)).adapter(layer, generator)
-    scale = alpha / 5 or 1.0
+    scale = 1.0 if alpha == "auto" else alpha / 5
     a, b, s = adapter.a.detach(), adapter.b.detach(), torch.linalg.svdvals(layer.weight)
     assert s[-1] > 1e-3
     torch.testing.assert_close(a @ a.T, torch.diag(s[-5:] / scale), rtol=1e-10, atol=1e-10)

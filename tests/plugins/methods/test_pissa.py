@@ -36,11 +36,11 @@ def test_size_and_identity_at_the_start(kit, shape, niter, generator):
     assert method.trainable_parameters(60, 100) == 480
 
 
-@pytest.mark.parametrize("alpha", [0.0, 12.0])
+@pytest.mark.parametrize("alpha", ["auto", 12.0])
 def test_the_pair_starts_as_the_top_of_the_spectrum(kit, shape, alpha, generator):
     layer = kit.build_layer(*shape)
     adapter = PiSSA(PiSSAConfig(r=5, alpha=alpha)).adapter(layer, generator)
-    scale = alpha / 5 or 1.0
+    scale = 1.0 if alpha == "auto" else alpha / 5
     a, b, s = adapter.a.detach(), adapter.b.detach(), torch.linalg.svdvals(layer.weight)
     torch.testing.assert_close(a @ a.T, torch.diag(s[:5] / scale), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(b.T @ b, torch.diag(s[:5] / scale), rtol=1e-10, atol=1e-10)

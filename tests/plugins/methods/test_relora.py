@@ -282,7 +282,7 @@ def test_runs_of_a_few_updates_have_rates(total_steps, schedule):
     ("config", "total_steps", "message"),
     [
         ({"merge_every": 19}, 20, "merge_every=19 merges from update 20, but the run ends at 20"),
-        ({"merge_every": 2000}, 100, "merge_every=2000 .* or 0 for 4 cycles"),
+        ({"merge_every": 2000}, 100, "merge_every=2000 .* or auto for 4 cycles"),
         (
             {"merge_every": 10, "warmup": 11},
             100,
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(config, total_steps,
 
 
 def test_a_period_of_one_is_refused():
-    with pytest.raises(ConfigError, match="merge_every=1 leaves no update to train"):
+    with pytest.raises(ConfigError, match="merge_every=1 is not allowed; give 'auto' or an int >= 2"):
         ReLoRAConfig(merge_every=1)
 
 
@@ -422,7 +422,7 @@ def test_merges_and_resets_may_have_periods_of_their_own(timing, late):
     assert forgotten == [10 + late, 20 + late]
     rates = [method.learning_rate_multiplier(step, 30, lambda _: 1.0) for step in range(30)]
     assert [step for step, rate in enumerate(rates) if rate == 0] == [0, 10, 20], "it warms up after resets"
-    with pytest.raises(ConfigError, match="reset_every=1 leaves no update"):
+    with pytest.raises(ConfigError, match="reset_every=1 is not allowed"):
         ReLoRAConfig(reset_every=1)
 
 

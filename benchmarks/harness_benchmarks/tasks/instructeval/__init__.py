@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from harness import (
     IGNORE,
@@ -35,7 +35,15 @@ from harness import (
 from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.tasks.instructeval.lm_evaluation import Part, require_lm_eval, samples
 from harness_benchmarks.tasks.instructeval.sandbox import isolation, refusal
-from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, same, split_off, subsample, text_of
+from harness_benchmarks.tasks.instructions import (
+    AnswersRecipe,
+    encode_all,
+    instruction_prompt,
+    same,
+    split_off,
+    subsample,
+    text_of,
+)
 
 Row = Mapping[str, Any]
 Turns = Sequence[tuple[str, str]]
@@ -72,18 +80,22 @@ BBH_TASKS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructEvalRecipe(Recipe):
-    """A recipe with its training set, the shots of each set, and the sizes of what is held out and evaluated."""
+class InstructEvalRecipe(AnswersRecipe):
+    """A recipe with its training set and the shots of each set."""
 
     training_set: str = setting("alpaca", "what to train on", choices=("alpaca", "tulu-v2"))
     held_out: int = setting(2_000, "training rows kept for validation", minimum=1)
-    limit: int = setting(0, "evaluation items per set; 0: all", minimum=0)
     mmlu_shots: int = setting(5, "worked examples before an MMLU question", minimum=0, maximum=5)
     bbh_shots: int = setting(3, "worked examples before a BBH question", minimum=0)
     drop_shots: int = setting(3, "worked examples before a DROP question", minimum=0)
-    max_new_tokens: int = setting(0, "longest output in tokens; 0: 32 for BBH and DROP, 512 for HumanEval", minimum=0)
+    max_new_tokens: int | Literal["auto"] = setting(
+        "auto",
+        "longest output in tokens; auto: 32 for BBH and DROP, 512 for HumanEval",
+        kind=int,
+        formerly=0,
+        minimum=1,
+    )
     evaluation_batch_size: int = setting(8, "prompts per batch when evaluating", minimum=1)
-    forgetting_windows: int = setting(64, "sequences of WikiText on which forgetting is measured; 0: none", minimum=0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Part:
         rows: To be scored.
         shots: Rows that can stand in the prompt.
         num_shots: How many of them do.
-        max_new_tokens: Longest output in tokens; 0: as the file says.
+        max_new_tokens: Longest output in tokens; auto: as the file says.
     """
 
     file: str
@@ -42,7 +42,7 @@ class Part:
     rows: Sequence[Row]
     shots: Sequence[Row] = ()
     num_shots: int = 0
-    max_new_tokens: int = 0
+    max_new_tokens: int | Literal["auto"] = "auto"
 
     @cached_property
     def task(self) -> Any:
@@ -86,7 +86,7 @@ def task_config(part: Part) -> dict[str, Any]:
     if not part.shots:  # no table to draw them from
         config.pop("fewshot_split", None)
         config.pop("fewshot_config", None)
-    if part.max_new_tokens and "generation_kwargs" in config:
+    if part.max_new_tokens != "auto" and "generation_kwargs" in config:
         config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": part.max_new_tokens}
     return {
         **config,

@@ -1,0 +1,63 @@
+"""Settings in words, for tables: only what differs from the default, and layers that share settings as ranges."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def settings_text(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the settings that differ from the defaults, e.g. ``r=8, alpha=8``."""
+    return ", ".join(
+        f"{name}={value_text(value)}"
+        for name, value in values.items()
+        if name not in defaults or value != defaults[name]
+    )
+
+
+def value_text(value: Any) -> str:
+    """Return one setting's value: numbers without needless digits, lists as they are typed on the command line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return str(value)
+
+
+def layers_text(layer_settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what differs on which layers, e.g. ``r=9 on 3 layers (layers.0-1.mlp.up_proj, layers.4.mlp.up_proj)``."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for layer, values in layer_settings.items():
+        alike[settings_text(values, {})].append(layer)
+    return "; ".join(
+        f"{settings} on {len(layers)} layer{'s' * (len(layers) > 1)} ({', '.join(ranges(layers))})"
+        for settings, layers in alike.items()
+    )
+
+
+def ranges(layers: Iterable[str]) -> list[str]:
+    """Return names of layers, those alike but for their first number as one: ``h.0-3,7.attn``."""
+    numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
+    found: list[tuple[str, str] | str] = []
+    for layer in layers:
+        match = re.fullmatch(r"(.*?\b)(\d+)(\b.*)", layer)
+        if match is None:
+            found.append(layer)
+            continue
+        key = (match[1], match[3])
+        if key not in numbers:
+            found.append(key)
+        numbers[key].append(int(match[2]))
+    return [each if isinstance(each, str) else f"{each[0]}{_spans(numbers[each])}{each[1]}" for each in found]
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
