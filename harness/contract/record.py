@@ -19,7 +19,7 @@ from harness.contract.trial import Trial
 from harness.errors import RecordError
 
 SCHEMA_VERSION = 2
-READABLE = (1, 2)  # records of schema 1 have no digest and no attempts
+READABLE = (1, 2)  # records of schema 1 have no digest, no attempts and nothing resolved
 
 
 class State(StrEnum):
@@ -142,7 +142,8 @@ class Record:
         body = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         content = {"trial_id": self.trial_id, **body, "trial": self.trial.to_json(), "state": self.state.value}
         if not self.is_bound:
-            content.pop("attempts")
+            for later in ("attempts", "resolved"):
+                content.pop(later)
             return content
         return {**content, "digest": digest(content)}
 

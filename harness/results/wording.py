@@ -27,30 +27,29 @@ def value_text(value: Any) -> str:
 
 
 def layers_text(layer_settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what differs on which layers, e.g. ``r=9 on 3 layers (layers.0-1.mlp.up_proj, layers.4.mlp.up_proj)``."""
+    """Return what differs on which layers, e.g. ``r=9 on 3 layers (h.0-1: mlp.up, attn.q; h.4: mlp.up)``."""
     alike: dict[str, list[str]] = defaultdict(list)
     for layer, values in layer_settings.items():
         alike[settings_text(values, {})].append(layer)
     return "; ".join(
-        f"{settings} on {len(layers)} layer{'s' * (len(layers) > 1)} ({', '.join(ranges(layers))})"
+        f"{settings} on {len(layers)} layer{'s' * (len(layers) > 1)} ({'; '.join(ranges(layers))})"
         for settings, layers in alike.items()
     )
 
 
 def ranges(layers: Iterable[str]) -> list[str]:
-    """Return names of layers, those alike but for their first number as one: ``h.0-3,7.attn``."""
-    numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
-    found: list[tuple[str, str] | str] = []
+    """Return names of layers, those of the same blocks together: ``h.0-3,7: attn.q, attn.v``."""
+    blocks: dict[tuple[str, str], list[int]] = defaultdict(list)  # by what stands before and after the block's number
+    found: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
-        match = re.fullmatch(r"(.*?\b)(\d+)(\b.*)", layer)
+        match = re.fullmatch(r"(.*?)(?<![^.])(\d+)\.(.+)", layer)
         if match is None:
-            found.append(layer)
-            continue
-        key = (match[1], match[3])
-        if key not in numbers:
-            found.append(key)
-        numbers[key].append(int(match[2]))
-    return [each if isinstance(each, str) else f"{each[0]}{_spans(numbers[each])}{each[1]}" for each in found]
+            found[layer] = []
+        else:
+            blocks[match[1], match[3]].append(int(match[2]))
+    for (before, after), numbers in blocks.items():
+        found[f"{before}{_spans(numbers)}"].append(after)
+    return [f"{block}: {', '.join(names)}" if names else block for block, names in found.items()]
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.contract.method import Purpose
 from harness.contract.record import Record, State
 from harness.errors import UsageError
 from harness.planning.plan import MOST_EXTENSIONS, TUNE_SEED, pending, plan_cells, resolve_methods, split_names, wanted
@@ -155,7 +156,7 @@ def test_recipe_fields_are_overridden_and_later_evaluations_fall_away():
         ({"recipe": {"colour": 3}}, r"the recipe has no 'colour'; it has steps, .*pairs"),
         ({"recipe": {"steps": "many"}}, "recipe: steps='many' cannot be read; give a whole number"),
         ({"recipe": {"steps": -1}}, "steps=-1 is not allowed; give 'auto' or an int >= 1"),
-        ({"recipe": {"steps": 0}}, "steps=0 is not allowed; give 'auto' or an int >= 1"),
+        ({"recipe": {"steps": 0}}, "neither steps nor epochs are given"),
         ({"recipe": {"steps": "auto"}}, "neither steps nor epochs are given"),
         ({"scale": "huge"}, "no scale 'huge'; it has smoke, small, paper"),
         ({"tasks": ["uid"]}, "did you mean uuid"),
@@ -270,3 +271,61 @@ def test_cells_of_different_methods_are_searched_apart():
     }
     factor = REGISTRY.method("full").traits.learning_rate_factor
     assert rates["full"] == pytest.approx([factor * rate for rate in rates["lora"]], rel=1e-2)
+
+
+# --- settings that are left to the method ----------------------------------------------------------------------------
+
+
+def settings(method, tmp_path, **changes):
+    suite = build_suite({"tasks": ["uuid"], "methods": [method], **changes})
+    return [cell.template for cell in plan_cells(suite, REGISTRY, tmp_path, "float32")]
+
+
+@pytest.mark.parametrize(
+    ("purpose", "rank", "operator"),
+    [
+        (Purpose.FINE_TUNING, 8, "rotation"),
+        (Purpose.FINE_TUNING, 64, "sharing"),
+        (Purpose.MEMORISING, 8, "sharing"),
+        (Purpose.PRETRAINING, 8, "sharing"),
+    ],
+)
+def test_mora_runs_what_its_paper_ran_for_such_a_task_at_such_a_rank(purpose, rank, operator, tmp_path, monkeypatch):
+    monkeypatch.setattr(REGISTRY.task("uuid"), "purpose", purpose)
+    (trial,) = settings("mora", tmp_path, budgets=[f"lora:r={rank}"])
+    assert trial.config["operator"] == operator
+    (asked,) = settings(f"mora:operator={operator}", tmp_path, budgets=[f"lora:r={rank}"])
+    assert (trial.id, trial.adapter_parameters) == (asked.id, asked.adapter_parameters)
+    (other,) = settings("mora:operator=decoupling", tmp_path, budgets=[f"lora:r={rank}"])
+    assert other.config["operator"] == "decoupling"
+
+
+def test_the_papers_purposes_are_the_tasks():
+    purposes = {name: task.purpose for name, task in REGISTRY.tasks.items()}
+    assert purposes["uuid"] is Purpose.MEMORISING
+    assert all((purpose is Purpose.PRETRAINING) == (name.split("/")[0] == "c4") for name, purpose in purposes.items())
+    assert purposes["math"] is purposes["continual/biomed"] is purposes["glue/rte"] is Purpose.FINE_TUNING
+
+
+def test_layers_with_another_rank_have_what_follows_from_it(tmp_path):
+    (trial,) = settings("pissa", tmp_path, budgets=["64000"])
+    assert trial.config["alpha"] == trial.config["r"] == 6
+    assert trial.layer_settings
+    assert all(each == {"r": 7, "alpha": 7.0} for each in trial.layer_settings.values())
+    (fixed,) = settings("pissa:alpha=12", tmp_path, budgets=["64000"])
+    assert fixed.config["alpha"] == 12
+    assert all(each == {"r": 7} for each in fixed.layer_settings.values())
+
+
+def test_periods_are_those_of_the_runs_length_where_it_is_known(tmp_path):
+    names = ("merge_every", "reset_every", "warmup", "restart_warmup")
+
+    def periods(method="relora", **recipe):
+        (trial,) = settings(method, tmp_path, recipe=recipe)
+        return tuple(trial.config[name] for name in names)
+
+    assert periods(steps=100) == (25, 25, 10, 6)
+    assert periods("remora", steps=100) == (25, 25, 10, 6)
+    assert periods("relora:merge_every=40,warmup=0", steps=100) == (40, 40, 0, 10)
+    assert periods(epochs=2) == ("auto",) * 4, "the data says how many updates that is"
+    assert periods(steps=2) == ("auto",) * 4, "nothing merges in a run this short"
