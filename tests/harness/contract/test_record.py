@@ -57,7 +57,8 @@ def test_id_can_be_computed_from_the_json_alone(make_trial, config):
 
 def test_the_id_of_a_content_is_the_same_in_every_version(make_trial):
     """Records of earlier versions are found again, and nothing is trained twice."""
-    assert make_trial().id == "771a5f3056b1f1b6"
+    assert make_trial(format=1).id == "771a5f3056b1f1b6"
+    assert make_trial(format=2).id == "0124ef5041818810"
 
 
 def test_the_content_is_encoded_once_per_trial(make_trial, monkeypatch):
