@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.results.wording import layers_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
@@ -252,8 +253,8 @@ def _settings(board: Board) -> Grid:
     rows = []
     for row in board.all_rows:
         trial, besides = row.first.trial, row.first.counts.get("task_parameters")
-        config = ", ".join(f"{key}={setting_text(value)}" for key, value in sorted(trial.config.items()))
-        recipe = trial.recipe
+        config = ", ".join(f"{key}={setting_text(value)}" for key, value in sorted(row.first.settings.items()))
+        recipe = row.first.recipe
         on = [
             f"{key}={setting_text(recipe[key])}" for key in sorted(recipe) if recipe[key] not in (0, "", None, [], ())
         ]
@@ -277,11 +278,7 @@ def _settings(board: Board) -> Grid:
 
 def layer_settings_text(row: Row) -> str:
     """Return the settings that differ on single layers, or nothing."""
-    layers = row.first.trial.layer_settings
-    return "; ".join(
-        f"{layer}: {', '.join(f'{key}={value}' for key, value in sorted(layers[layer].items()))}"
-        for layer in sorted(layers)
-    )
+    return layers_text(row.first.trial.layer_settings)
 
 
 def _trials(board: Board) -> Grid:

@@ -123,7 +123,7 @@ def _decided(board: Board, view: BoardView, label: str) -> list[tuple[Cell, ...]
 
 
 def _settings(record: Record) -> list[tuple[str, Any]]:
-    return sorted(record.trial.config.items())
+    return sorted(record.settings.items())
 
 
 def _settings_grid(settings: Iterable[Mapping[str, Any]]) -> Grid:
