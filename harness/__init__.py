@@ -1,7 +1,8 @@
 """A fair, fast, plugin-based benchmark of parameter-efficient fine-tuning methods.
 
-Everything a plugin needs is importable from here. Names are loaded on first use (PEP 562), so that ``import harness``
-and ``harness --help`` answer at once, without torch.
+Everything a plugin needs is importable from here, and what notebooks need: ``run``, ``plan``, ``read_results`` and
+``compare`` (``harness.results`` is a room of the engine, not a function). Names are loaded on first use (PEP 562), so
+that ``import harness`` and ``harness --help`` answer at once, without torch.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     from harness.errors import DataError as DataError
     from harness.errors import HarnessError as HarnessError
     from harness.errors import UsageError as UsageError
+    from harness.running.api import compare as compare
+    from harness.running.api import plan as plan
+    from harness.running.api import read_results as read_results
+    from harness.running.api import run as run
 
 __version__ = "0.1.0"
 
@@ -101,6 +106,10 @@ _HOMES = {
     "Trial": "harness.contract.trial",
     "UsageError": "harness.errors",
     "tokenised_once": "harness.data.token_table",
+    "compare": "harness.running.api",
+    "plan": "harness.running.api",
+    "read_results": "harness.running.api",
+    "run": "harness.running.api",
     "continuations": "harness.engine.decoding",
     "generate": "harness.engine.decoding",
     "negative_log_likelihoods": "harness.engine.evaluation",

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness import Record, Trial
-from harness.cli.plan import plan_sweep, plan_table
+from harness.cli.plan import plan_table
 from harness.contract.record import State
 from harness.planning.registry import Registry, build_registry
 from harness.planning.suite import Suite, build_suite
 from harness.results.frame import render_list
 from harness.results.store import Store
 from harness.running.pieces import Pieces
+from harness.running.sweep import plan_sweep
 
 RATES = 10
 R = TypeVar("R")

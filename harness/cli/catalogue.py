@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import family
-
 if TYPE_CHECKING:
     from harness.planning.registry import Registry
 
@@ -77,6 +75,7 @@ def _shorten(path: str) -> str:
 def describe(block: tuple[str, ...], name: str) -> None:
     """Describe a method or a task: settings with meaning and range, formula, citation. Of a family, list its tasks."""
     from harness.planning.registry import build_registry, unknown_name
+    from harness.planning.request import family
 
     registry = build_registry(block)
     if name in registry.methods:

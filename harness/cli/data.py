@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import data_dir_option, expand_tasks
+from harness.cli.options import data_dir_option
 
 if TYPE_CHECKING:
     from harness.data.own.locate import OwnData
@@ -31,6 +31,7 @@ def data_check(block: tuple[str, ...], tasks: str | None, scale: str, data_dir: 
     from harness.data.check import check_data, findings_json, findings_table
     from harness.planning.plan import split_names
     from harness.planning.registry import build_registry
+    from harness.planning.request import expand_tasks
 
     registry = build_registry(block)
     names = expand_tasks(split_names(tasks), registry) if tasks else list(registry.tasks)

@@ -5,8 +5,7 @@ Whether a method, a task or a recipe's field exists and may have such a value, t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,8 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> tuple[Suite, Path | None]:
     """Return the suite that the command line asks for, and the folder of its local tables."""
-    from dataclasses import replace
-
-    from harness.planning.own_data import suite_values
     from harness.planning.plan import split_names
-    from harness.planning.suite import build_suite, read_suite
+    from harness.planning.request import OwnRequest, build_request
 
     given: dict[str, Any] = {
         name: options[name]
@@ -98,19 +94,6 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     if options["targets"]:
         given["targets"] = split_names(options["targets"])
     recipe: dict[str, Any] = {}
-    data_dir: Path | None = options["data_dir"]
-    if options["data"]:
-        for name in ("tasks", "suite_name", "data_dir"):
-            if options[name]:
-                raise UsageError(
-                    f"--data is a task of its own; leave --{name.partition('_name')[0].replace('_', '-')} out"
-                )
-        words = {name: options[name] for name in ("columns", "labels", "metric", "lower_is_better")}
-        values, data_dir = suite_values(registry, options["data"], kind=options["data_kind"], **words)
-        recipe |= values.pop("recipe")
-        given = {**values, **given}
-    elif strange := [name for name in ("columns", "data_kind", "labels", "metric", "lower_is_better") if options[name]]:
-        raise UsageError(f"--{strange[0].replace('_', '-')} is about --data; give it too")
     for each in options["settings"]:
         name, equals, value = each.partition("=")
         if not equals or not name.strip():
@@ -124,23 +107,11 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
                 f"--steps {options['steps']} and --set steps={recipe['steps']} set one field twice; give one of them"
             )
         recipe["steps"] = options["steps"]
-    if options["suite_name"]:
-        path = registry.suite(options["suite_name"])
-        suite = read_suite(path, given)
-        suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
-    else:
-        suite = build_suite({**given, "recipe": recipe})
-    return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry))), data_dir
-
-
-def expand_tasks(names: Sequence[str], registry: Registry) -> list[str]:
-    """Return task names; a family name like ``glue`` stands for every ``glue/...``."""
-    return list(dict.fromkeys(each for name in names for each in family(name, registry) or [registry.task(name).name]))
-
-
-def family(name: str, registry: Registry) -> list[str]:
-    """Return the tasks ``name/...``; none where one task has the name itself."""
-    return [] if name in registry.tasks else [each for each in registry.tasks if each.startswith(f"{name}/")]
+    own = OwnRequest(
+        where=options["data"] or "", columns=options["columns"], kind=options["data_kind"], labels=options["labels"],
+        metric=options["metric"], lower_is_better=options["lower_is_better"],
+    )  # fmt: skip
+    return build_request(registry, given, recipe, options["suite_name"] or "", options["data_dir"], own)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -157,34 +128,3 @@ def parse_number(text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"{text!r} is not a number") from None
-
-
-def resolve_precision(name: str, device: str) -> str:
-    """Return float32 or bfloat16: ``auto`` is bfloat16 on a GPU."""
-    return name if name != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
-
-
-def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
-    """Return one device per worker, and CPU threads per worker: its share of the cores, or what OMP_NUM_THREADS allows.
-
-    Every GPU gets one worker.
-    """
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if count == 0:
-            raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
-        known = [f"cuda:{number}" for number in range(count)]
-        names = known if device == "cuda" else [device]
-        if not set(names) <= set(known):
-            raise UsageError(f"--device {device!r} is not here; give {', '.join(known)}")
-        devices = tuple(names[number % len(names)] for number in range(workers or len(names)))
-    elif device == "cpu":
-        devices = ("cpu",) * (workers or min(cores, 2))
-    else:
-        raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
-    return devices, max(1, min(cores // len(devices), torch.get_num_threads()))

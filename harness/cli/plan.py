@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import build_suite_from_options, resolve_devices, resolve_precision, suite_options
+from harness.cli.options import build_suite_from_options, suite_options
 
 if TYPE_CHECKING:
     from harness.contract.trial import Trial
     from harness.planning.plan import Cell
     from harness.planning.registry import Registry
-    from harness.planning.suite import Suite
-    from harness.results.store import Store
 
 
 @click.command()
@@ -30,6 +26,8 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
     """Show what a run would do: trials, settings, counts and what is finished. Loads no weights."""
     from harness.planning.registry import build_registry
     from harness.results.store import Store
+    from harness.running.devices import resolve_devices, resolve_precision
+    from harness.running.sweep import plan_sweep
 
     registry = build_registry(block)
     suite, data_dir = build_suite_from_options(registry, options)
@@ -39,20 +37,6 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return
     click.echo(plan_table(cells, trials, states, registry))
-
-
-def plan_sweep(
-    suite: Suite, registry: Registry, data_dir: Path | None, precision: str, store: Store
-) -> tuple[list[Cell], list[Trial], dict[str, str]]:
-    """Return the cells of a suite, every trial that is known to be needed, and by id how far each is."""
-    from harness.planning.plan import plan_cells, wanted
-
-    there = store.ids()
-    look_up = cache(lambda trial_id: store.read(trial_id) if trial_id in there else None)
-    cells = plan_cells(suite, registry, data_dir, precision)
-    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]
-    states = {trial.id: record.state.value if (record := look_up(trial.id)) else "to do" for trial in trials}
-    return cells, trials, states
 
 
 def plan_table(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from harness.cli.exit_codes import TRACKING_INCOMPLETE, TRIALS_FAILED
-from harness.cli.options import build_suite_from_options, resolve_devices, resolve_precision, suite_options
-from harness.errors import UsageError
-
-if TYPE_CHECKING:
-    from harness.contract.record import Record
-    from harness.contract.trial import Trial
-    from harness.planning.plan import Cell
-    from harness.running.schedule import Observers
+from harness.cli.options import build_suite_from_options, suite_options
 
 
 @click.command()
@@ -47,14 +40,16 @@ if TYPE_CHECKING:
 )
 @click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON instead of the final table.")
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
-    trial_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool, quiet: bool, **options: Any,
+    trial_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool, quiet: bool, as_json: bool,
+    **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
-    from harness.planning.retry import Retry, parse_states
+    from harness.planning.retry import parse_states
 
     asked = () if retry is None else parse_states(retry)
     from harness.running.process import kill, launch
@@ -62,72 +57,28 @@ def run(
     launched = launch()  # before anything else: it takes as long to load its libraries as this process does
     click.get_current_context().call_on_close(lambda: kill(launched))
 
-    import torch
-
-    from harness.planning.plan import pending, plan_cells
-    from harness.planning.published import read_published
     from harness.planning.registry import build_registry
-    from harness.results.catalogue import write_catalogue
     from harness.results.store import Store
-    from harness.running.environment import conditions, describe_environment
     from harness.running.progress import Display
-    from harness.running.schedule import Scheduler, Settings
+    from harness.running.sweep import How, run_sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's "stop" is a Ctrl-C
     if no_mlflow:
         block = (*block, "trackers:mlflow")
     registry = build_registry(block)
     suite, data_dir = build_suite_from_options(registry, options)
-    devices, threads = resolve_devices(device, workers)
     store = Store(options["results"])
-    how: dict[str, Any] = {
-        "pack": parse_pack(pack, devices[0]), "compiled": compiled, "recomputes": recomputes,
-        "trial_seconds": trial_seconds, "allow_code_execution": allow_code_execution,
-    }  # fmt: skip
-    retries = Retry(conditions(devices, **how), asked)
-    settings = Settings(
-        devices=devices,
-        threads=threads,
-        retry=retries,
-        **how,
-        published=read_published(suite, registry),
-        data_dir=data_dir,
-        block=block,
-        environment={
-            **describe_environment(torch.device("cpu")),
-            "command": shlex.join(["harness", *sys.argv[1:]]),
-            "results_root": store.root,
-            "sweep": suite.title or " ".join(suite.tasks),
-        },
-    )
-    display = Display(quiet)
-    scheduler = Scheduler(registry, store, settings, display, launched)
-    known: dict[str, Record] = {}
-
-    def look_up(trial: Trial) -> Record | None:
-        if trial.id not in known and (record := store.read(trial.id)) is not None:
-            known[trial.id] = record
-        return known.get(trial.id)
-
-    try:
-        scheduler.start()
-        cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
-        store.prepare()
-        write_catalogue(store, registry, [cell.template for cell in cells])
-        todo = pending(cells, look_up, retries.settles)
-        with display:
-            while todo:
-                display.expect(len(todo))
-                scheduler.run(todo)
-                for trial in todo:
-                    known.pop(trial.id, None)
-                todo = pending(cells, look_up, retries.settles)
-    finally:
-        scheduler.close()
-    records = finished(cells, look_up, retries.settles)
-    click.echo(summary(scheduler.observers, records))
+    how = How(
+        device=device, workers=workers, pack=pack, compiled=compiled, recomputes=recomputes,
+        trial_seconds=trial_seconds, allow_code_execution=allow_code_execution, retry=asked,
+    )  # fmt: skip
+    command = {"command": shlex.join(["harness", *sys.argv[1:]])}
+    outcome = run_sweep(suite, registry, store, how, Display(quiet), data_dir, block, command, launched)
+    records, observers = outcome.records, outcome.observers
+    told = outcome.summary()
+    click.echo(json.dumps([each.to_json() for each in records], indent=1) if as_json else told)
     where = "" if store.root == "results" else f" --results {shlex.quote(store.root)}"  # for commands to copy
-    if display.total:
+    if outcome.trained:
         click.echo(f"Records are in {store.root}. `harness leaderboard{where}` renders them as a page.", err=True)
     else:
         click.echo(f"Nothing to train: all {len(records)} trials are in {store.root}.", err=True)
@@ -146,37 +97,10 @@ def run(
             f"`harness results show {each.trial_id}{where}`",
             err=True,
         )
-    if scheduler.observers.failures:
+    if observers.failures:
         complete = "" if failed or unscored else "results complete, "
         click.echo(
             f"harness: {complete}tracking incomplete (see the warnings); `harness track rebuild{where}` repairs it",
             err=True,
         )
-    return TRIALS_FAILED if failed else TRACKING_INCOMPLETE if scheduler.observers.failures else 0
-
-
-def parse_pack(text: str, device: str) -> int:
-    """Return the most trials in a pack; 0: the worker measures. On a CPU packing saves nothing, so ``auto`` is 1."""
-    if text in ("auto", "off"):
-        return 0 if text == "auto" and device.startswith("cuda") else 1
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise UsageError(f"--pack {text!r}: give auto, off or a number of trials")
-
-
-def finished(
-    cells: Sequence[Cell], look_up: Callable[[Trial], Record | None], settles: Callable[[Record], bool]
-) -> list[Record]:
-    """Return the records of a sweep's trials."""
-    from harness.planning.plan import wanted
-
-    trials = [trial for cell in cells for trial in wanted(cell, look_up, settles)]
-    return [record for trial in trials if (record := look_up(trial)) is not None]
-
-
-def summary(observers: Observers, records: Sequence[Record]) -> str:
-    """Return what plugins have to say about a finished sweep, usually a table.
-
-    A plugin that fails here loses its own text only, and is counted as an observer that failed.
-    """
-    return "\n".join(str(text) for text in observers.call("harness_summarize", records=records) if text is not None)
+    return TRIALS_FAILED if failed else TRACKING_INCOMPLETE if observers.failures else 0

@@ -97,3 +97,13 @@ def harness_sweep_finished() -> None:
 @hookspec
 def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
     """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command."""
+
+
+@hookspec
+def harness_best_trial(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
+    """Return the id of the trial whose adapter to use. Called by ``harness export best``; the first answer counts."""
+
+
+@hookspec
+def harness_compare(records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:  # type: ignore[empty-body]
+    """Return every pair of configurations, a row each. Called by ``harness.compare``; the first answer counts."""

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from harness.bases import resolve
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
@@ -168,7 +169,7 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if is_language_model else "SEQ_CLS",
-        "base_model_name_or_path": trial.model,
+        "base_model_name_or_path": base_model(trial),
         "inference_mode": True,
         "target_modules": list(ranks),
         "modules_to_save": trained.whole or None,
@@ -191,6 +192,41 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
     )
     (folder / "README.md").write_text(_card(trial, summary), encoding="utf-8")
     return summary
+
+
+def base_model(trial: Trial) -> str:
+    """Return where other programs find a trial's base model: the absolute path of a local one, or its hub id."""
+    path = Path(resolve(trial.model))
+    return str(path.resolve()) if path.is_dir() else trial.model
+
+
+def loading_code(trained: TrainedTrial, folder: Path, form: str) -> str:
+    """Return Python that loads what was exported, without harness."""
+    recipe = trained.trial.build_recipe(trained.task)
+    is_classifier = trained.task.model_kind in (ModelKind.CLASSIFICATION, ModelKind.REGRESSION)
+    kind = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+    there = str(folder.resolve())
+    if form == "merged":
+        return "\n".join(
+            [
+                f"from transformers import AutoTokenizer, {kind}",
+                "",
+                f"model = {kind}.from_pretrained({there!r})",
+                f"tokenizer = AutoTokenizer.from_pretrained({there!r})",
+            ]
+        )
+    base = base_model(trained.trial)
+    head = "".join(f", {name}={value!r}" for name, value in trained.task.model_arguments(recipe).items())
+    return "\n".join(
+        [
+            "from peft import PeftModel",
+            f"from transformers import AutoTokenizer, {kind}",
+            "",
+            f"base = {kind}.from_pretrained({base!r}{head})",
+            f"model = PeftModel.from_pretrained(base, {there!r}).eval()",
+            f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
+        ]
+    )
 
 
 def _card(trial: Trial, summary: str) -> str:

@@ -18,6 +18,7 @@ MARKS = {
     State.INTERRUPTED: ("interrupted", "yellow"),
     State.LOST: ("lost", "yellow"),
 }  # others: red
+TELL_EVERY = 30.0  # seconds: a line on how far a trial is, where no bar shows it
 
 
 class Display:
@@ -31,9 +32,11 @@ class Display:
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
         self.total, self.finished, self.quiet = 0, 0, quiet
         self.console = console or Console(stderr=True)
-        self.live = self.console.is_terminal and not quiet
+        self.live = (self.console.is_terminal or self.console.is_jupyter) and not quiet
         self._bars: dict[str, TaskID] = {}
-        self._start = time.monotonic()
+        self._parts: dict[str, float] = {}  # of the running trials, how much is done
+        self._start: float | None = None  # when the first trial began: loading libraries is no trial's time
+        self._told = 0.0
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -62,13 +65,21 @@ class Display:
     def __call__(self, event: str, trial: Trial, payload: Mapping[str, Any]) -> None:
         """Show one event."""
         if event == "started":
+            self._start = self._told = self._start or time.monotonic()
+            self._parts[trial.id] = 0.0
             self._bars[trial.id] = self._progress.add_task(trial.label, total=1, note="preparing")
         elif event == "progress":
             bar = self._bars.get(trial.id)
             loss = payload["metrics"].get("train/loss")
             note = "" if loss is None else f"loss {loss:.4g}"
+            self._parts[trial.id] = payload["step"] / max(1, payload["steps"])
             if bar is not None:
                 self._progress.update(bar, completed=payload["step"], total=payload["steps"], note=note)
+            if not self.live and not self.quiet and time.monotonic() - self._told >= TELL_EVERY:
+                self._told = time.monotonic()
+                steps = f"step {payload['step']}/{payload['steps']}"
+                rest = "  ".join(filter(None, [trial.label, steps, note, self._left()]))
+                self.console.print(Text(f"[{self.finished}/{self.total}] {rest}"), soft_wrap=True)
         elif event == "finished":
             self._finish(payload["record"])
 
@@ -77,6 +88,8 @@ class Display:
         if bar is not None:
             self._progress.remove_task(bar)
         self.finished += 1
+        self._parts.pop(record.trial_id, None)
+        self._told = time.monotonic()
         self._progress.update(self._overall, completed=self.finished)
         failed = record.state is not State.COMPLETE
         if self.quiet and not failed:
@@ -93,8 +106,9 @@ class Display:
 
     def _left(self) -> str:
         """Return the estimated time left, in words; nothing on a terminal, where a bar shows it."""
-        rest = self.total - self.finished
-        if self.live or rest <= 0:
+        done = self.finished + sum(self._parts.values())
+        rest = self.total - done
+        if self.live or rest <= 0 or done <= 0 or self._start is None:
             return ""
-        seconds = (time.monotonic() - self._start) / self.finished * rest
+        seconds = (time.monotonic() - self._start) / done * rest
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"

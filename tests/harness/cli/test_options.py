@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from harness.cli.options import expand_tasks, parse_seeds
+from harness.cli.options import parse_seeds
 from harness.planning.registry import build_registry
+from harness.planning.request import expand_tasks
 
 SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 

@@ -53,3 +53,34 @@ def test_a_terminal_shows_the_running_trial_and_the_same_lines(show):
     text = show(terminal=True)
     assert "[1/2] done toy/lora/lr0.001/s0  accuracy 0.75  12.5 s" in text
     assert "all trials" in text
+
+
+def test_off_a_terminal_a_long_trial_is_told_of_now_and_then(make_trial, monkeypatch):
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr("harness.running.progress.time.monotonic", lambda: float(next(clock)))
+    file = io.StringIO()
+    display = Display(console=Console(file=file, width=200))
+    trial = make_trial(seed=0)
+    display.expect(1)
+    display("started", trial, {})
+    for step in range(1, 5):
+        display("progress", trial, {"step": step, "steps": 100, "metrics": {"train/loss": 2.5}})
+    lines = file.getvalue().splitlines()
+    assert 0 < len(lines) < 4
+    assert lines[0].startswith("[0/1] toy/lora/lr0.001/s0  step ")
+    assert "loss 2.5" in lines[0]
+    assert "left" in lines[0]
+
+
+def test_time_left_does_not_count_what_came_before_the_first_trial(make_trial, make_record, monkeypatch):
+    times = iter([1000.0] * 3 + [1010.0] * 20)
+    monkeypatch.setattr("harness.running.progress.time.monotonic", lambda: next(times))
+    file = io.StringIO()
+    display = Display(console=Console(file=file, width=200))
+    trial = make_trial(seed=0)
+    display.expect(3)
+    display("started", trial, {})
+    for _ in range(2):
+        next(times)
+    display("finished", trial, {"record": make_record(trial)})
+    assert "about 20 s left" in file.getvalue()

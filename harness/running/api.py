@@ -1,0 +1,156 @@
+"""What the command line does, as functions for notebooks and scripts; records come back as data frames.
+
+import harness
+harness.run(data="reviews.csv", model="FacebookAI/roberta-base", methods=["lora", "dora"])
+harness.compare("results")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, UsageError
+from harness.planning.registry import Registry, build_registry
+from harness.planning.request import OwnRequest, build_request
+from harness.planning.suite import Suite
+from harness.results.frame import frame
+from harness.results.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Names = str | Sequence[str]
+
+
+def run(
+    *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
+    results: str | Path = "results", quiet: bool = False, device: str = "auto", workers: int = 0, mlflow: bool = False,
+    block: Sequence[str] = (), **request: Any,
+) -> pd.DataFrame:  # fmt: skip
+    """Train what no record answers yet, and return one row per trial, as ``read_results`` does.
+
+    Args:
+        methods: As ``--methods``.
+        tasks: As ``--tasks``.
+        data: As ``--data``: a file, folder or hub id instead of tasks.
+        results: Result root.
+        quiet: Show failures only.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: Processes; 0: one per GPU, two on a CPU.
+        mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
+        block: Plugins to leave out.
+        **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
+            ``learning_rates``, ``targets``, ``precision``, ``tolerance``, ``revision``, ``steps``, ``suite``,
+            ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``, and ``recipe``, a
+            dictionary of what ``--set`` sets.
+
+    Raises:
+        HarnessError: The request is wrong, or every trial failed.
+    """
+    from harness.running.progress import Display
+    from harness.running.sweep import How, run_sweep
+
+    left_out = (*block, *(() if mlflow else ("trackers:mlflow",)))
+    registry = build_registry(left_out)
+    suite, data_dir = _suite(registry, methods, tasks, data, request)
+    store = Store(str(results))
+    how = How(device=device, workers=workers)
+    display = Display(quiet)
+    outcome = run_sweep(suite, registry, store, how, display, data_dir, left_out, {"command": "harness.run(...)"})
+    failed = [each for each in outcome.records if each.state != "complete"]
+    if failed and len(failed) == len(outcome.records):
+        error = failed[0].error or {}
+        raise HarnessError(f"every trial failed; {failed[0].trial.label}: {error.get('message', failed[0].state)}")
+    return frame(outcome.records)
+
+
+def plan(
+    *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
+    results: str | Path = "results", device: str = "auto", block: Sequence[str] = (), **request: Any,
+) -> pd.DataFrame:  # fmt: skip
+    """Return what ``run`` would train, one row per trial: ``id``, ``state`` and the trial's fields. Loads no weights.
+
+    Args:
+        methods: As of ``run``.
+        tasks: As of ``run``.
+        data: As of ``run``.
+        results: Result root, for what is finished.
+        device: As of ``run``.
+        block: As of ``run``.
+        **request: As of ``run``.
+    """
+    import pandas as pd
+
+    from harness.running.devices import resolve_devices, resolve_precision
+    from harness.running.sweep import plan_sweep
+
+    registry = build_registry(block)
+    suite, data_dir = _suite(registry, methods, tasks, data, request)
+    precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
+    _, trials, states = plan_sweep(suite, registry, data_dir, precision, Store(str(results)))
+    return pd.DataFrame([{"id": each.id, "state": states[each.id], **each.to_json()} for each in trials])
+
+
+def read_results(results: str | Path = "results") -> pd.DataFrame:
+    """Return every record below a result root, one row each; the columns are those of ``harness results export``."""
+    return frame(Store(str(results)).records())
+
+
+def compare(results: str | Path = "results", task: str = "", block: Sequence[str] = ()) -> pd.DataFrame:
+    """Return every pair of configurations: how far apart their scores are, and whether that is more than chance.
+
+    Args:
+        results: Result root.
+        task: Of this task only.
+        block: Plugins to leave out.
+
+    Raises:
+        UsageError: There are no records, or no plug-in compares them.
+    """
+    import pandas as pd
+
+    records = [each for each in Store(str(results)).records() if task in ("", each.trial.task)]
+    if not records:
+        raise UsageError(f"no records in {str(results)!r}{f' of task {task!r}' if task else ''}; run something first")
+    found: list[Sequence[Mapping[str, Any]]] = build_registry(block).hook.harness_compare(records=records)
+    if not found:
+        raise UsageError("no plug-in compares records; the leaderboard's does (is it blocked?)")
+    return pd.DataFrame(list(found[0]))
+
+
+def _suite(
+    registry: Registry, methods: Names | None, tasks: Names | None, data: str | Path | None, request: Mapping[str, Any]
+) -> tuple[Suite, Path | None]:
+    """Return the suite of a call, and the folder of its local tables."""
+    rest = dict(request)
+    own = OwnRequest(
+        where=str(data or ""), columns=_pairs(rest.pop("columns", "")), kind=rest.pop("data_kind", ""),
+        labels=",".join(_names(rest.pop("labels", ""))), metric=rest.pop("metric", ""),
+        lower_is_better=rest.pop("lower_is_better", False),
+    )  # fmt: skip
+    recipe = dict(rest.pop("recipe", {}))
+    if "steps" in rest:
+        recipe["steps"] = rest.pop("steps")
+    data_dir = rest.pop("data_dir", None)
+    suite_name = rest.pop("suite", "")
+    given: dict[str, Any] = {name: value for name, value in rest.items() if value is not None}
+    for name, value in (("methods", methods), ("tasks", tasks)):
+        if value is not None:
+            given[name] = _names(value)
+    if isinstance(given.get("budgets"), str):
+        given["budgets"] = [given["budgets"]]
+    if isinstance(given.get("seeds"), int):
+        given["seeds"] = list(range(given["seeds"]))
+    return build_request(registry, given, recipe, suite_name, Path(data_dir) if data_dir else None, own)
+
+
+def _names(value: Names) -> list[str]:
+    from harness.planning.plan import split_names
+
+    return split_names(value) if isinstance(value, str) else list(value)
+
+
+def _pairs(value: str | Mapping[str, str]) -> str:
+    return value if isinstance(value, str) else ",".join(f"{role}={column}" for role, column in value.items())

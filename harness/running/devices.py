@@ -1,0 +1,47 @@
+"""Where a sweep runs: one device per worker, its share of the cores, and in which precision."""
+
+from __future__ import annotations
+
+import os
+
+from harness.errors import UsageError
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """Return float32 or bfloat16: ``auto`` is bfloat16 on a GPU."""
+    return name if name != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
+
+
+def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
+    """Return one device per worker, and CPU threads per worker: its share of the cores, or what OMP_NUM_THREADS allows.
+
+    Every GPU gets one worker.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+        known = [f"cuda:{number}" for number in range(count)]
+        names = known if device == "cuda" else [device]
+        if not set(names) <= set(known):
+            raise UsageError(f"--device {device!r} is not here; give {', '.join(known)}")
+        devices = tuple(names[number % len(names)] for number in range(workers or len(names)))
+    elif device == "cpu":
+        devices = ("cpu",) * (workers or min(cores, 2))
+    else:
+        raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
+    return devices, max(1, min(cores // len(devices), torch.get_num_threads()))
+
+
+def parse_pack(text: str, device: str) -> int:
+    """Return the most trials in a pack; 0: the worker measures. On a CPU packing saves nothing, so ``auto`` is 1."""
+    if text in ("auto", "off"):
+        return 0 if text == "auto" and device.startswith("cuda") else 1
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"--pack {text!r}: give auto, off or a number of trials")

@@ -1,0 +1,156 @@
+"""A sweep from its suite to its records: planned, trained, looked at again until nothing is left to do.
+
+What is not here: what a user may say (``cli``, ``api``), one trial (``worker``).
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.contract.record import Record
+from harness.contract.trial import Trial
+from harness.planning.plan import Cell, pending, plan_cells, wanted
+from harness.planning.published import read_published
+from harness.planning.registry import Registry
+from harness.planning.retry import Retry
+from harness.planning.suite import Suite
+from harness.results.catalogue import write_catalogue
+from harness.results.store import Store
+from harness.running.devices import parse_pack, resolve_devices, resolve_precision
+from harness.running.environment import conditions, describe_environment
+from harness.running.progress import Display
+from harness.running.schedule import Observers, Scheduler, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How to run, as the user says it.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: Processes; 0: one per GPU, two on a CPU.
+        pack: Most trials to train together: ``auto``, ``off`` or a number.
+        compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
+        recomputes: Whether the backward pass computes activations again instead of keeping them.
+        trial_seconds: Time limit of one trial; 0: none.
+        allow_code_execution: Whether model-written code may run.
+        retry: End states to try again.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    pack: str = "auto"
+    compiled: str = "auto"
+    recomputes: bool = False
+    trial_seconds: float = 0.0
+    allow_code_execution: bool = False
+    retry: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a sweep.
+
+    Attributes:
+        records: Of every trial that was wanted, also of those that were there before.
+        trained: How many trials ran.
+        observers: Who watched; ``summary`` asks them what they have to say.
+    """
+
+    records: tuple[Record, ...]
+    trained: int
+    observers: Observers
+
+    def summary(self) -> str:
+        """Return what plugins have to say about the sweep, usually a table.
+
+        A plugin that fails here loses its own text only, and is counted as an observer that failed.
+        """
+        said = self.observers.call("harness_summarize", records=self.records)
+        return "\n".join(str(text) for text in said if text is not None)
+
+
+def plan_sweep(
+    suite: Suite, registry: Registry, data_dir: Path | None, precision: str, store: Store
+) -> tuple[list[Cell], list[Trial], dict[str, str]]:
+    """Return the cells of a suite, every trial that is known to be needed, and by id how far each is."""
+    there = store.ids()
+    look_up = cache(lambda trial_id: store.read(trial_id) if trial_id in there else None)
+    cells = plan_cells(suite, registry, data_dir, precision)
+    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]
+    states = {trial.id: record.state.value if (record := look_up(trial.id)) else "to do" for trial in trials}
+    return cells, trials, states
+
+
+def run_sweep(
+    suite: Suite, registry: Registry, store: Store, how: How, display: Display, data_dir: Path | None = None,
+    block: tuple[str, ...] = (), environment: Mapping[str, Any] | None = None,
+    launched: subprocess.Popen[str] | None = None,
+) -> Outcome:  # fmt: skip
+    """Train what no record answers yet.
+
+    Args:
+        suite: What to run.
+        registry: Finds methods and tasks.
+        store: Where records are and go.
+        how: How to run it.
+        display: Shows how far it is.
+        data_dir: Local tables.
+        block: Plugins that workers leave out.
+        environment: What else goes into every record.
+        launched: The first worker's process, if it was launched earlier.
+    """
+    devices, threads = resolve_devices(how.device, how.workers)
+    given: dict[str, Any] = {
+        "pack": parse_pack(how.pack, devices[0]), "compiled": how.compiled, "recomputes": how.recomputes,
+        "trial_seconds": how.trial_seconds, "allow_code_execution": how.allow_code_execution,
+    }  # fmt: skip
+    retries = Retry(conditions(devices, **given), how.retry)
+    settings = Settings(
+        devices=devices,
+        threads=threads,
+        retry=retries,
+        **given,
+        published=read_published(suite, registry),
+        data_dir=data_dir,
+        block=block,
+        environment={
+            **describe_environment(torch.device("cpu")),
+            **(environment or {}),
+            "results_root": store.root,
+            "sweep": suite.title or " ".join(suite.tasks),
+        },
+    )
+    scheduler = Scheduler(registry, store, settings, display, launched)
+    known: dict[str, Record] = {}
+
+    def look_up(trial: Trial) -> Record | None:
+        if trial.id not in known and (record := store.read(trial.id)) is not None:
+            known[trial.id] = record
+        return known.get(trial.id)
+
+    try:
+        scheduler.start()
+        cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
+        store.prepare()
+        write_catalogue(store, registry, [cell.template for cell in cells])
+        todo = pending(cells, look_up, retries.settles)
+        with display:
+            while todo:
+                display.expect(len(todo))
+                scheduler.run(todo)
+                for trial in todo:
+                    known.pop(trial.id, None)
+                todo = pending(cells, look_up, retries.settles)
+    finally:
+        scheduler.close()
+    trials = [trial for cell in cells for trial in wanted(cell, look_up, retries.settles)]
+    records = tuple(record for trial in trials if (record := look_up(trial)) is not None)
+    return Outcome(records=records, trained=display.total, observers=scheduler.observers)
