@@ -1,18 +1,39 @@
-"""The table at the end of ``harness run``."""
+"""The table and the recommendation at the end of ``harness run``; the trial to export; pairs for notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from harness import Record, hookimpl
 
 
 @hookimpl
 def harness_summarize(records: Sequence[Record]) -> str:
-    """Return the leaderboard of these records as a terminal table."""
+    """Return the leaderboard of these records as a terminal table, and what to use."""
     from harness_leaderboard.boards.build import build_boards
+    from harness_leaderboard.recommend.choose import recommend
+    from harness_leaderboard.recommend.words import as_text
     from harness_leaderboard.view.site import site_view
     from harness_leaderboard.write.terminal import document
 
     view = site_view(records, build_boards(records))
-    return document(view.boards, view.families)
+    root = str(records[0].environment.get("results_root", "results")) if records else "results"
+    return "\n\n".join([document(view.boards, view.families), *(as_text(each, root) for each in recommend(records))])
+
+
+@hookimpl
+def harness_best_trial(records: Sequence[Record]) -> str:
+    """Return the trial that ``harness recommend`` names."""
+    from harness_leaderboard.recommend.command import best_trial
+
+    return best_trial(records)
+
+
+@hookimpl
+def harness_compare(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return every pair of configurations of each comparison, with what may be said of their difference."""
+    from harness_leaderboard.recommend.choose import recommend
+    from harness_leaderboard.recommend.words import pairs_json
+
+    return [row for found in recommend(records) for row in pairs_json(found)]

@@ -1,0 +1,153 @@
+"""Which configuration to use: across methods, budgets and rates, the cheapest that cannot be told apart from the best.
+
+The best has the best mean score. Another configuration cannot be told apart from it where the comparison of all pairs
+(``statistics``, corrected for their number) separates the two in neither direction. Among those the smallest budget
+counts as cheapest, then the shortest step, where a quarter more is much the same, then the better score.
+
+"Cannot be told apart" is weak evidence where little was measured, so a choice always comes with the interval of what
+it may lose against the best, and with the difference that would have been seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.contract.record import Record
+from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
+from harness_leaderboard.boards.rows import build_rows
+from harness_leaderboard.boards.scores import scores_of
+from harness_leaderboard.statistics.analysis import Analysis, Difference, analyse
+
+MUCH_THE_SAME = 1.25  # ratio of two step times that nobody would choose by
+MOST_TOLD = 3  # larger budgets that a recommendation speaks of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Larger:
+    """What a larger budget brought, with the chosen method or with another.
+
+    Attributes:
+        row: The best configuration at that budget.
+        difference: Its score less that of the choice; ``None``: the two cannot be compared.
+    """
+
+    row: Row
+    difference: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What to use for one task, on one data set, with one base model.
+
+    Attributes:
+        rows: Every configuration that was compared, best score first.
+        best: The one with the best mean.
+        choice: The one to use.
+        tied: All that cannot be told apart from the best, cheapest first; the best is one of them.
+        loss: The score of the choice less that of the best; ``None``: they are the same, or cannot be compared.
+        analysis: Of all rows.
+        larger: What larger budgets brought.
+        record: The trial of the choice whose adapter to use.
+        failed: How many trials ended without a score.
+        why_not: Why nothing can be recommended with any confidence; empty: something can.
+    """
+
+    rows: tuple[Row, ...]
+    best: Row
+    choice: Row
+    tied: tuple[Row, ...]
+    loss: Difference | None
+    analysis: Analysis
+    larger: tuple[Larger, ...]
+    record: Record
+    failed: int
+    why_not: str = ""
+
+
+def recommend(records: Iterable[Record]) -> list[Recommendation]:
+    """Return a recommendation for each task, data set, scale, model and metric; none where nothing was scored."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        trial = record.trial
+        fields = [trial.task, trial.scale, trial.model, record.main_metric, trial.data, trial.recipe, trial.precision]
+        groups[canonical([*fields, trial.model_revision])].append(record)
+    found = (_recommend(groups[key]) for key in sorted(groups))
+    return [each for each in found if each is not None]
+
+
+def _recommend(records: Sequence[Record]) -> Recommendation | None:
+    reports = [each for each in records if each.trial.purpose == "report"]
+    rows: list[Row] = []
+    for outside in (False, True):
+        some = [each for each in reports if is_reference(each) is outside]
+        rows += build_rows(some, [each for each in records if is_reference(each) is outside], is_reference=outside)
+    rows = [row for row in rows if row.score.value is not None]
+    if not rows:
+        return None
+    sign = 1 if rows[0].first.higher_is_better else -1
+    rows.sort(key=lambda row: (-sign * (row.score.value or 0.0), row.label))
+    analysis = analyse(scores_of(rows, records))
+    places = range(len(rows))
+    tied = [rows[place] for place in places if place == 0 or _is_tied(analysis.between(0, place))]
+    tied.sort(key=lambda row: _cost(row, sign))
+    choice = tied[0]
+    place = rows.index(choice)
+    return Recommendation(
+        rows=tuple(rows),
+        best=rows[0],
+        choice=choice,
+        tied=tuple(tied),
+        loss=analysis.between(place, 0),
+        analysis=analysis,
+        larger=_larger(rows, place, analysis),
+        record=_shipped(choice, sign),
+        failed=sum(not is_finished(each) for each in reports),
+        why_not=_why_not(rows),
+    )
+
+
+def _is_tied(difference: Difference | None) -> bool:
+    return difference is not None and not difference.is_separated
+
+
+def _why_not(rows: Sequence[Row]) -> str:
+    if len(rows) == 1:
+        return "one configuration was tried, so there is nothing to compare it with"
+    if max(len(row.seed_scores) for row in rows) < 2:
+        return "one seed cannot tell configurations apart; give --seeds 3"
+    return ""
+
+
+def _cost(row: Row, sign: int) -> tuple[float, float, float]:
+    """Return what to sort by: size, then the time of a step in steps of a quarter, then the score."""
+    trial = row.first.trial
+    size = trial.budget_parameters or trial.adapter_parameters
+    seconds = row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0
+    grade = math.floor(math.log(seconds, MUCH_THE_SAME)) if seconds > 0 else 0
+    return (float(size), float(grade), -sign * (row.score.value or 0.0))
+
+
+def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Larger, ...]:
+    """Return the best configuration of each larger budget."""
+    own = rows[chosen].first.trial.adapter_parameters
+    found: dict[int, Larger] = {}
+    for place, row in enumerate(rows):  # best score first
+        budget = row.first.trial.budget_parameters
+        if budget is not None and budget > own * 1.02 and budget not in found:
+            found[budget] = Larger(row=row, difference=analysis.between(place, chosen))
+    return tuple(found[budget] for budget in sorted(found))[:MOST_TOLD]
+
+
+def _shipped(row: Row, sign: int) -> Record:
+    """Return the seed whose adapter to use: the best on validation, where its record says so, else on test."""
+    finished = [each for each in row.records if is_finished(each) and each.score is not None]
+
+    def judged(record: Record) -> float:
+        name = record.main_metric  # the curves are of validation
+        seen = [step["metrics"][name] for step in record.history if name in step["metrics"]]
+        return float(seen[-1] if seen else record.score or 0.0)
+
+    return max(finished, key=lambda each: sign * judged(each))

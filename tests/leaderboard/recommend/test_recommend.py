@@ -1,0 +1,124 @@
+"""What is recommended: the cheapest that cannot be told apart from the best, how sure that is, and which adapter."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from harness import UsageError
+from harness.contract.record import State
+from harness.results.store import Store
+from harness_leaderboard.recommend.choose import recommend
+from harness_leaderboard.recommend.command import best_trial
+from harness_leaderboard.recommend.command import recommend as command
+from harness_leaderboard.recommend.words import as_json, as_text, pairs_json
+
+SEEDS = range(5)
+
+
+def at(budget, parameters):
+    return {"trial": {"budget": budget, "budget_parameters": parameters, "adapter_parameters": parameters}}
+
+
+SMALL, LARGE = at("100k", 100_000), at("200k", 200_000)
+
+
+def one(records):
+    (found,) = recommend(records)
+    return found
+
+
+def test_what_is_told_apart_is_never_recommended_however_cheap(make_graded):
+    found = one([*make_graded("poor", 0.3, SEEDS, **SMALL), *make_graded("good", 0.8, SEEDS, **LARGE)])
+    assert found.choice.method == found.best.method == "good"
+    assert [row.method for row in found.tied] == ["good"]
+
+
+def test_of_what_cannot_be_told_apart_the_smallest_budget_is_recommended(make_graded):
+    found = one([*make_graded("small", 0.8, SEEDS, **SMALL), *make_graded("large", 0.801, SEEDS, **LARGE)])
+    assert {row.method for row in found.tied} == {"small", "large"}
+    assert found.choice.method == "small"
+    (larger,) = found.larger
+    assert (larger.row.method, larger.difference.is_separated) == ("large", False)
+
+
+def test_at_one_budget_the_faster_is_recommended_and_a_little_faster_is_not(make_graded):
+    def cost(seconds):
+        return {"cost": {"train_seconds": 100 * seconds, "step_seconds_solo": seconds}}
+
+    slow = make_graded("slow", 0.81, SEEDS, **SMALL, **cost(1.0))
+    assert one([*slow, *make_graded("fast", 0.8, SEEDS, **SMALL, **cost(0.2))]).choice.method == "fast"
+    same = one(
+        [*make_graded("a", 0.8, SEEDS, **SMALL, **cost(1.01)), *make_graded("b", 0.81, SEEDS, **SMALL, **cost(1.1))]
+    )
+    assert same.choice is same.best
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_direction_is_the_metrics(higher_is_better, make_graded):
+    changes = {**SMALL, "higher_is_better": higher_is_better}
+    found = one([*make_graded("low", 0.2, SEEDS, **changes), *make_graded("high", 0.8, SEEDS, **changes)])
+    assert found.choice.method == ("high" if higher_is_better else "low")
+
+
+def test_the_adapter_is_of_the_seed_that_did_best_on_validation(make_graded):
+    records = make_graded("lora", 0.8, SEEDS, **SMALL)
+    for place, record in enumerate(records):
+        object.__setattr__(record, "history", [{"step": 1, "metrics": {"accuracy": 0.9 if place == 3 else 0.1}}])
+    assert one(records).record.trial.seed == 3
+
+
+def test_a_thin_measurement_is_said_to_be_one(make_graded, make_record):
+    alone = one(make_graded("lora", 0.8, SEEDS, **SMALL))
+    assert "one configuration was tried" in as_text(alone)
+    single = one([make_record("a", 0, 0.8, **SMALL), make_record("b", 0, 0.2, **SMALL)])
+    assert "one seed cannot tell configurations apart" in as_text(single)
+    assert single.loss is None
+
+
+def test_failures_are_counted_and_what_has_no_score_is_not_compared(make_graded, make_record):
+    records = [*make_graded("lora", 0.8, SEEDS, **SMALL), make_record("broken", 0, None, state=State.FAILED, **SMALL)]
+    found = one(records)
+    assert found.failed == 1
+    assert [row.method for row in found.rows] == ["lora"]
+    assert "1 trials ended without a score" in as_text(found)
+    assert recommend([make_record("broken", 0, None, state=State.FAILED)]) == []
+
+
+def test_data_sets_models_and_metrics_are_never_mixed(make_graded):
+    other = {"trial": {**SMALL["trial"], "data": "another"}}
+    found = recommend([*make_graded("lora", 0.8, SEEDS, **SMALL), *make_graded("mora", 0.2, SEEDS, **other)])
+    assert [each.choice.method for each in found] == ["lora", "mora"] or [each.choice.method for each in found] == [
+        "mora",
+        "lora",
+    ]
+    with pytest.raises(UsageError, match="there are 2 comparisons"):
+        best_trial([*make_graded("lora", 0.8, SEEDS, **SMALL), *make_graded("mora", 0.2, SEEDS, **other)])
+
+
+def test_words_and_json_say_the_same(make_graded):
+    found = one([*make_graded("small", 0.8, SEEDS, **SMALL), *make_graded("large", 0.82, SEEDS, **LARGE)])
+    text, data = as_text(found, "elsewhere"), as_json(found)
+    assert "Use small, budget 100k, learning rate 0.001" in text
+    assert "cannot be told apart" in text
+    assert "95 % interval" in text
+    assert "harness export best --task uuid --results elsewhere --format peft -o adapter" in text
+    assert data["use"]["method"] == "small"
+    assert data["use"]["interval"][0] < data["use"]["score"] < data["use"]["interval"][1]
+    assert data["trial_id"] == found.record.trial_id
+    assert data["loss_against_best"]["is_separated"] is False
+    (pair,) = pairs_json(found)
+    assert {pair["first_method"], pair["second_method"]} == {"small", "large"}
+    assert pair["low"] < pair["difference"] < pair["high"]
+
+
+def test_the_command_reads_a_result_root(tmp_path, make_graded):
+    root = str(tmp_path / "results")
+    store = Store(root)
+    store.prepare()
+    for record in make_graded("lora", 0.8, SEEDS, **SMALL):
+        store.write(record)
+    done = CliRunner().invoke(command, ["--results", root])
+    assert "Use lora, budget 100k" in done.output
+    missing = CliRunner().invoke(command, ["--results", root, "--task", "other"])
+    assert isinstance(missing.exception, UsageError)
