@@ -6,6 +6,7 @@ Paths are relative to the data folder, which decides nothing: the content does, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from harness.contract.method import setting
 from harness.contract.task import Recipe, Source, Table
@@ -31,7 +32,9 @@ class OwnRecipe(Recipe):
     too_long: str = setting(
         "refuse", "what to do with rows longer than max_length tokens", choices=("refuse", "cut", "leave_out")
     )
-    test_rows: int = setting(0, "most rows to score, chosen by their hash; 0: all", minimum=0)
+    test_rows: int | Literal["all"] = setting(
+        "all", "most rows to score, chosen by their hash", kind=int, formerly=0, minimum=1
+    )
 
     def tables(self) -> dict[str, Table]:
         """Return where each split is read; ``all`` stands for one table that splits are made of."""

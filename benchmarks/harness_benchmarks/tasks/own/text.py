@@ -73,7 +73,7 @@ class OwnText(OwnTask):
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the perplexity over all tokens, and the loss of every window."""
         recipe = context.recipe
-        size = recipe.micro_batch_size or recipe.batch_size
+        size = recipe.batch_size if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
         sums = negative_log_likelihoods(model, split, context.tokenizer.pad_token_id, size)
         counts = [len(window.input_ids) - 1 for window in split]
         loss = sum(sums) / sum(counts)
