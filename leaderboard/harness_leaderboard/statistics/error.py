@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,20 +124,32 @@ def known(variances: Array) -> Spread:
 
 
 def estimated(variances: Array, degrees: Array) -> Spread:
-    """Return the spread of variances estimated with few degrees of freedom, one per error (at least 1 each).
-
-    Nodes are the means of the chi-squared's quantile bands that are narrower towards small values, which make an error
-    large; with :data:`KNOWN` degrees or more everywhere there is one node.
-    """
+    """Return the spread of variances estimated with few degrees of freedom, one per error (at least 1 each)."""
     if (degrees >= KNOWN).all():
         return known(variances)
-    bands = np.concatenate([10.0 ** np.linspace(-7, -1, 31), np.linspace(0.12, 0.98, 40)])
-    edges = np.concatenate([[0.0], bands, [1.0]])
-    weights = np.diff(edges)
-    middles = np.concatenate([[edges[1] / 2], np.sqrt(edges[1:-2] * edges[2:-1]), [(edges[-2] + 1) / 2]])
-    different, place = np.unique(degrees, return_inverse=True)
-    quantiles = stats.chi2.ppf(middles[None, :], different[:, None]) / different[:, None]
-    return Spread(variances[:, None] / quantiles[place], np.broadcast_to(weights, (len(variances), len(weights))))
+    different, place = np.unique(np.minimum(degrees, KNOWN), return_inverse=True)
+    quantiles = np.array([_chi_squared(each) for each in different.tolist()])[place]
+    return Spread(variances[:, None] / quantiles, np.broadcast_to(_WEIGHTS, quantiles.shape))
+
+
+# Bands of a chi-squared's probability, narrower towards small values, which make an error large.
+_EDGES = np.concatenate([[0.0], 10.0 ** np.linspace(-6, -1, 21), np.linspace(0.15, 0.95, 17), [1.0]])
+_WEIGHTS = np.diff(_EDGES)
+
+
+@cache
+def _chi_squared(degrees: float) -> Array:
+    """Return the middles of the bands of a chi-squared, divided by its degrees."""
+    middles = np.concatenate([[_EDGES[1] / 2], np.sqrt(_EDGES[1:-2] * _EDGES[2:-1]), [(_EDGES[-2] + 1) / 2]])
+    return np.asarray(stats.chi2.ppf(middles, degrees) / degrees)
+
+
+def mixed(spreads: Sequence[Spread], weights: Array) -> Spread:
+    """Return the spread of errors of which it is not sure which of several spreads they have."""
+    return Spread(
+        np.concatenate([each.variances for each in spreads], axis=1),
+        np.concatenate([each.weights * weight for each, weight in zip(spreads, weights, strict=True)], axis=1),
+    )
 
 
 def joined(spreads: Sequence[Spread]) -> Spread:

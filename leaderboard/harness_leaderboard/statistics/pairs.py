@@ -101,7 +101,7 @@ def _paired(
     degrees = np.full(len(a), count - 1.0)
     if not (variances.own > 0).any():  # every difference the same on every seed: as if one more seed had shown none
         between_seeds, degrees = differences**2 / (count + 1), np.full(len(a), float(count))
-    seed_spread = variances.of_pairs(first, second, between_seeds, degrees)
+    seed_spread = variances.of_pairs(between_seeds, degrees)
     sizes = np.full(len(a), unit_count if values is not None else 0)
     common = {
         "first": first, "second": second, "differences": differences, "seeds": np.full(len(a), count), "units": sizes,

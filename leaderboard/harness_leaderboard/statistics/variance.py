@@ -5,8 +5,7 @@ methods, so their own effects leave every difference. What is left is the method
 alone say almost nothing, and thirteen methods with three seeds together a lot, if the methods are alike. How alike they
 are is estimated too: the methods' variances are taken to come from one scaled inverse chi-squared distribution, and its
 scale and its degrees of freedom are averaged over what the board leaves possible. Where one method is far noisier than
-the rest, few degrees are likely, and everybody's own seeds count for more. A pair borrows from the other methods only,
-so that nothing counts twice.
+the rest, few degrees are likely, and everybody's own seeds count for more.
 
 Source: Smyth 2004, "Linear models and empirical Bayes methods for assessing differential expression" (the prior);
 Box and Tiao 1973, "Bayesian inference in statistical analysis" (averaging over its parameters).
@@ -19,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from harness_leaderboard.statistics.error import Array, Places, Spread, estimated
+from harness_leaderboard.statistics.error import Array, Spread, estimated, mixed
 
-PRIOR_DEGREES = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
-SCALES = np.linspace(-2.0, 1.5, 36)  # of the common variance, in decades about the methods' mean
-NODES = 96  # possible variances of a pair
-NEGLIGIBLE = 1e-3  # of the likeliest parameters' weight: left out
+PRIOR_DEGREES = np.array([2.0, 8.0, 32.0, 1000.0])  # how alike the methods may be: from hardly to wholly
+PRIOR_WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4])
+SCALES = 10.0 ** np.linspace(-1.5, 0.5, 21)  # of the common variance, against the methods' mean
 
 
 @dataclass(frozen=True)
@@ -34,60 +32,51 @@ class SeedVariances:
     Attributes:
         own: Each method's own estimate.
         degrees: Its degrees of freedom; 0: none.
-        prior_degrees: Those of each possible prior.
-        prior_variances: Its scale.
-        log_densities: Of each method's estimate under each prior, shape (priors, methods).
+        prior_degrees: Of the possible priors; empty: fewer than three methods, nothing is lent.
+        prior_variances: The scale of each.
+        prior_weights: How likely each is, given the board; they sum to 1.
     """
 
     own: Array
     degrees: Array
     prior_degrees: Array
     prior_variances: Array
-    log_densities: Array
+    prior_weights: Array
 
     @property
     def lent_degrees(self) -> float | None:
-        """Return how many degrees of freedom the board is thought to lend; ``None``: none can be lent."""
-        if (self.degrees > 0).sum() < 3:
+        """Return how many degrees of freedom the board lends to each pair; ``None``: none can be lent."""
+        if not len(self.prior_degrees):
             return None
-        weights = _normalised(self.log_densities.sum(1))
-        return float(np.exp((weights * np.log(self.prior_degrees)).sum()))
+        return float((self.prior_weights * np.minimum(self.prior_degrees, self.degrees.sum())).sum())
 
-    @property
-    def common(self) -> float:
-        """Return the methods' mean variance."""
-        total = self.degrees.sum()
-        return float((self.own * self.degrees).sum() / total) if total > 0 else 0.0
-
-    def of_pairs(self, first: Places, second: Places, own: Array, degrees: Array) -> Spread:
+    def of_pairs(self, own: Array, degrees: Array) -> Spread:
         """Return the spread of the variance of differences between seeds, one per pair of methods.
 
         Args:
-            first: Places of the pairs' first methods.
-            second: Of their second ones.
             own: The variance of each pair's differences, over the seeds that both ran.
             degrees: Its degrees of freedom.
         """
-        others = self.log_densities.sum(1)[:, None] - self.log_densities[:, first] - self.log_densities[:, second]
-        if (self.degrees > 0).sum() < 3 or not (own > 0).any():
-            return estimated(own, degrees)
-        prior, scale = self.prior_degrees[:, None], 2 * self.prior_variances[:, None]
-        weights = _normalised(others + _log_density(own, degrees, prior, scale))
-        kept = weights.max(1) > NEGLIGIBLE * weights.max()
-        total = prior[kept] + degrees
-        return _mixture(weights[kept], total, (prior[kept] * scale[kept] + degrees * own) / total)
+        parts = []
+        for lent, scale in zip(self.prior_degrees, self.prior_variances, strict=True):
+            total = lent + degrees
+            # No more than all methods together have (Smyth 2004, limma's df.total).
+            parts.append(estimated((lent * 2 * scale + degrees * own) / total, np.minimum(total, self.degrees.sum())))
+        return mixed(parts, self.prior_weights) if parts else estimated(own, degrees)
 
 
 def seed_variances(totals: Array) -> SeedVariances:
     """Return the method x seed variances of scores, shape (methods, seeds), NaN where a method did not run a seed."""
     own, degrees = _own_variances(totals)
-    total = degrees.sum()
-    mean = float((own * degrees).sum() / total) if total > 0 else 0.0
-    prior, scale = (each.ravel() for each in np.meshgrid(PRIOR_DEGREES, mean * 10.0**SCALES, indexing="ij"))
-    densities = np.zeros((len(prior), len(own)))
     known = (degrees > 0) & (own > 0)
-    densities[:, known] = _log_density(own[known], degrees[known], prior[:, None], scale[:, None])
-    return SeedVariances(own, degrees, prior, scale, densities)
+    if known.sum() < 3:
+        return SeedVariances(own, degrees, np.zeros(0), np.zeros(0), np.zeros(0))
+    mean = float((own * degrees).sum() / degrees.sum())
+    densities = _log_density(own[known], degrees[known], PRIOR_DEGREES[:, None, None], mean * SCALES[None, :, None])
+    likelihood = densities.sum(2)
+    best = likelihood.argmax(1)
+    weights = PRIOR_WEIGHTS * np.exp(likelihood.max(1) - likelihood.max())
+    return SeedVariances(own, degrees, PRIOR_DEGREES, mean * SCALES[best], weights / weights.sum())
 
 
 def _log_density(own: Array, degrees: Array, prior: Array, scale: Array) -> Array:
@@ -95,25 +84,8 @@ def _log_density(own: Array, degrees: Array, prior: Array, scale: Array) -> Arra
     ratio = degrees * own / (prior * scale)
     return np.asarray(
         special.gammaln((degrees + prior) / 2) - special.gammaln(prior / 2)
-        + degrees / 2 * np.log(np.maximum(ratio, 1e-300)) - (degrees + prior) / 2 * np.log1p(ratio)
+        + degrees / 2 * np.log(ratio) - (degrees + prior) / 2 * np.log1p(ratio)
     )  # fmt: skip
-
-
-def _normalised(log_weights: Array) -> Array:
-    weights = np.exp(log_weights - log_weights.max(0))
-    return np.asarray(weights / weights.sum(0))
-
-
-def _mixture(weights: Array, degrees: Array, variances: Array) -> Spread:
-    """Return mixtures of scaled inverse chi-squared distributions, (priors, errors) each, as one spread per error."""
-    start = np.log(variances.min(0)) - 2.0
-    end = np.log(variances.max(0)) + 8.0
-    logs = start[:, None] + np.linspace(0.0, 1.0, NODES) * (end - start)[:, None]  # (errors, nodes)
-    half = degrees[:, :, None] / 2
-    ratio = np.log(variances)[:, :, None] - logs[None]
-    constant = half * np.log(half) - special.gammaln(half) + np.log(np.maximum(weights, 1e-300))[:, :, None]
-    density = np.exp(constant + half * (ratio - np.exp(ratio))).sum(0)
-    return Spread(np.exp(logs), density / density.sum(1, keepdims=True))
 
 
 def _own_variances(totals: Array) -> tuple[Array, Array]:
