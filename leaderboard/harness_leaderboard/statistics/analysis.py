@@ -4,8 +4,7 @@ Two questions have two answers, and each interval says which it answers. *These 
 trained and scored on the same items? *New items*: what if the items were other ones of the same kind, too? Methods are
 separated for new items wherever the records keep items.
 
-Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds and items); Holm 1979, "A simple
-sequentially rejective multiple test procedure".
+Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds and items).
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from harness_leaderboard.statistics.error import Array, Flags, Interval, Spread, estimated
-from harness_leaderboard.statistics.pairs import Pairs, pairs
-from harness_leaderboard.statistics.ranks import closed, letters, rank_ranges
+from harness_leaderboard.statistics.decision import decide
+from harness_leaderboard.statistics.error import Array, Flags, Interval
+from harness_leaderboard.statistics.pairs import Pairs
+from harness_leaderboard.statistics.parts import Parts
+from harness_leaderboard.statistics.ranks import letters, rank_ranges
 from harness_leaderboard.statistics.scores import Scores, Units, units
-from harness_leaderboard.statistics.search import Selection, selection
-from harness_leaderboard.statistics.variance import seed_variances
+from harness_leaderboard.statistics.search import Selection
 
 LEVEL = 0.05  # of a whole board's claims; intervals cover 1 - LEVEL
-MOST_SEEDS = 1000  # that anybody would think of running
-POWER = 0.8  # with which a detectable difference is detected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ class Difference:
         these_items: 95 % interval of the difference, on these items; not corrected for the number of pairs.
         new_items: The same for new items of the same kind; ``None``: the records keep no items.
         p_value: Of "no difference", by the interval that decides (``Analysis.scope``).
-        adjusted_p_value: The same, corrected for all pairs of the board (Holm); where a method between the two settles
+        adjusted_p_value: The same, corrected for all pairs of the board; where a method between the two settles
             it, the larger of the two p-values that do.
         is_separated: Whether the board claims a difference: the adjusted p-value is below the board's level.
         seeds_to_separate: How many seeds a difference of this size needs to be separated with 80 % power; ``None``: the
@@ -124,8 +122,8 @@ class Analysis:
         level: The chance that a board of equal methods separates any.
         detectable: The true difference that is separated with 80 % power, in the metric's unit, for the middle one of
             the pairs; ``None``: nothing can be compared.
-        lent_degrees: Degrees of freedom that the board lends to each method's own; many: the methods' seeds are alike.
-            ``None``: fewer than three methods.
+        noisier: How likely each method varies more from seed to seed than the board's methods do; 0 where they are too
+            few to tell.
     """
 
     estimates: tuple[Estimate, ...]
@@ -133,7 +131,7 @@ class Analysis:
     scope: str
     level: float
     detectable: float | None
-    lent_degrees: float | None
+    noisier: tuple[float, ...]
 
     def between(self, first: int, second: int) -> Difference | None:
         """Return the comparison of two methods, by place, as first minus second."""
@@ -149,26 +147,20 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
         level: The chance that a board of equal methods separates any.
     """
     contributions = units(scores)
-    variances = seed_variances(scores.totals)
-    selections = _selections(scores)
-    found = pairs(scores, contributions, variances)
-    estimates = [_estimate(scores, contributions, place, selections[place]) for place in range(len(scores.methods))]
+    decision = decide(scores, contributions, level)
+    estimates = [
+        _estimate(scores, contributions, place, selected) for place, selected in enumerate(decision.selections)
+    ]
     scope = "new items" if contributions is not None else "these items"
+    noisier = tuple(decision.variances.noisier.tolist())
+    found = decision.pairs
     if found is None:
         return Analysis(
-            estimates=tuple(estimates), differences={}, scope=scope, level=level, detectable=None,
-            lent_degrees=variances.lent_degrees,
-        )  # fmt: skip
-    searched = np.array([0.0 if each is None else each.variance for each in selections])
-    added = searched[found.first] + searched[found.second]
-    these = found.these_items.plus(added)
-    new = None if found.new_items is None else found.new_items.plus(added)
-    deciding = these if new is None else new
-    p_values = deciding.p_value(found.differences)
-    adjusted = holm(p_values)
-    adjusted = _with_what_follows(found, adjusted, level, scores.higher_is_better)
-    half, new_half = these.distance(LEVEL), None if new is None else new.distance(LEVEL)
-    needed = _seeds_to_separate(found, deciding, added, level)
+            estimates=tuple(estimates), differences={}, scope=scope, level=level, detectable=None, noisier=noisier
+        )
+    half = decision.these_items.distance(LEVEL)
+    new_half = None if decision.new_items is None else np.maximum(decision.new_items.distance(LEVEL), half)
+    needed = decision.seeds_to_separate()
     differences = {
         (int(first), int(second)): Difference(
             first=scores.methods[first],
@@ -176,9 +168,9 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
             difference=float(found.differences[place]),
             these_items=_around(found.differences[place], half, place),
             new_items=None if new_half is None else _around(found.differences[place], new_half, place),
-            p_value=float(p_values[place]),
-            adjusted_p_value=float(adjusted[place]),
-            is_separated=bool(adjusted[place] < level),
+            p_value=float(decision.p_values[place]),
+            adjusted_p_value=float(decision.adjusted[place]),
+            is_separated=bool(decision.separated[place]),
             seeds_to_separate=needed[place],
             seeds=int(found.seeds[place]),
             items=int(found.units[place]),
@@ -187,46 +179,17 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
         for place, (first, second) in enumerate(zip(found.first, found.second, strict=True))
     }
     return Analysis(
-        estimates=tuple(_ranked(estimates, found, adjusted < level, scores.higher_is_better)),
+        estimates=tuple(_ranked(estimates, found, decision.separated, scores.higher_is_better)),
         differences=differences,
-        scope="these items" if new is None else "new items",
+        scope="these items" if new_half is None else "new items",
         level=level,
-        detectable=float(np.median(detectable(deciding, level, len(p_values)))),
-        lent_degrees=variances.lent_degrees,
+        detectable=float(np.median(decision.detectable())),
+        noisier=noisier,
     )
-
-
-def holm(p_values: Array) -> Array:
-    """Return p-values corrected for their number. (statsmodels' collects the process's garbage each time: 0.1 s.)"""
-    order = np.argsort(p_values)
-    raised = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
-    adjusted = np.empty_like(raised)
-    adjusted[order] = np.minimum(raised, 1.0)
-    return adjusted
-
-
-def detectable(spread: Spread, level: float, comparisons: int) -> Array:
-    """Return the true differences that are separated with 80 % power, one per error.
-
-    Source: Lachin 1981, "Introduction to sample size determination", with the errors' own quantiles in place of z.
-    """
-    return spread.distance(level / comparisons) + spread.distance(2 * (1 - POWER))
 
 
 def _around(middle: float, halves: Array, place: int) -> Interval:
     return Interval(float(middle - halves[place]), float(middle + halves[place]))
-
-
-def _selections(scores: Scores) -> list[Selection | None]:
-    """Return how sure each search is, its scores having the spread that the board's own seeds have."""
-    if not scores.searches:
-        return [None] * len(scores.methods)
-    spreads = np.array([_deviation(row) or 0.0 for row in scores.totals])
-    noise = float(np.sqrt(np.mean(spreads**2)))
-    return [
-        None if each is None else selection(each, noise, scores.higher_is_better)
-        for each in scores.searches
-    ]  # fmt: skip
 
 
 def _deviation(totals: Array) -> float | None:
@@ -248,22 +211,24 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
     these = new = None
     if count > 1:
         added = 0.0 if chosen is None else chosen.variance
-        mean, variance = float(totals.mean()), np.array([np.var(totals, ddof=1)])
-        seeds = estimated(variance, np.array([count - 1.0]))
-        these = _interval(mean, seeds.times(1 / count).plus(added))
+        mean, floor, between, unit_degrees, has_units = float(totals.mean()), 0.0, 0.0, 1.0, False
         if contributions is not None:
             values = contributions.values[place][present]
             values = values[:, ~np.isnan(values).any(0)]
             size = values.shape[1]
-            if size > 1:
+            if has_units := size > 1:
                 left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-                residual = float((left**2).sum() / ((count - 1) * (size - 1)))
-                between = estimated(
-                    np.array([np.var(values.mean(0), ddof=1)]), np.array([min(contributions.degrees, size - 1.0)])
-                )
-                items = between.plus(-residual / count).at_least(0.0).times(1 / size)
-                both = seeds.at_least(residual / size).times(1 / count).plus_spread(items)
-                new = _interval(mean, both.plus(added))
+                floor = float((left**2).sum() / ((count - 1) * (size - 1))) / size
+                between = float(np.var(values.mean(0), ddof=1)) / size
+                unit_degrees = min(contributions.degrees, size - 1.0)
+        variance = float(np.var(totals, ddof=1))
+        seeds, degrees, left_over, number, items = np.array([[variance], [count - 1.0], [floor], [count], [between]])
+        parts = Parts(seeds, degrees, left_over, number, items, unit_degrees)
+        half = float(parts.these_items().plus(added).distance(LEVEL)[0])
+        these = Interval(mean - half, mean + half)
+        if has_units:
+            half = max(half, float(parts.new_items().plus(added).distance(LEVEL)[0]))
+            new = Interval(mean - half, mean + half)
     return Estimate(
         method=scores.methods[place],
         mean=float(totals.mean()) if count else None,
@@ -274,30 +239,6 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
         diverged=diverged,
         selection=chosen,
     )
-
-
-def _interval(mean: float, spread: Spread) -> Interval:
-    half = float(spread.distance(LEVEL)[0])
-    return Interval(mean - half, mean + half)
-
-
-def _with_what_follows(found: Pairs, adjusted: Array, level: float, higher_is_better: bool) -> Array:
-    """Return the p-values in which a pair is also separated by a method that is separated from both, between them.
-
-    All separations hold together with the board's level, and so does what follows from them.
-    """
-    count = int(max(found.first.max(), found.second.max())) + 1
-    table = np.ones((count, count))
-    sign = 1 if higher_is_better else -1
-    for first, second, difference, p_value in zip(found.first, found.second, found.differences, adjusted, strict=True):
-        upper, lower = (first, second) if sign * difference > 0 else (second, first)
-        table[upper, lower] = p_value
-    for middle in range(count):
-        table = np.minimum(table, np.maximum(table[:, [middle]], table[[middle]]))
-    is_better = closed(table < level)
-    through = np.minimum(table, table.T)[found.first, found.second]
-    holds = (is_better | is_better.T)[found.first, found.second]
-    return np.where(holds, through, np.maximum(adjusted, np.where(through < level, level, 0.0)))
 
 
 def _ranked(estimates: list[Estimate], found: Pairs, separated: Flags, higher_is_better: bool) -> list[Estimate]:
@@ -320,15 +261,3 @@ def _ranked(estimates: list[Estimate], found: Pairs, separated: Flags, higher_is
         low, high = ranges[number]
         result[place] = replace(estimates[place], best_rank=low, worst_rank=high, letters=shown[number])
     return result
-
-
-def _seeds_to_separate(found: Pairs, spread: Spread, added: Array, level: float) -> list[int | None]:
-    """Return how many seeds would separate pairs with differences as large as those seen."""
-    distances = np.abs(found.differences)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = detectable(spread, level, len(distances)) / np.sqrt(spread.middle)
-        room = (distances / factor) ** 2 - found.item_parts - added
-        needed = np.ceil(found.seed_parts * found.seeds / room)
-    return [
-        int(max(each, 2)) if left > 0 and each < MOST_SEEDS else None for each, left in zip(needed, room, strict=True)
-    ]

@@ -5,8 +5,8 @@ spread as a chi-squared. Student's t is nothing else than a normal error average
 several parts (seeds, items, the search for a rate), each known in its own way, no table has the answer; averaging over
 the spreads still gives it. A :class:`Spread` is such a list of possible variances with weights.
 
-Source: Tsui and Weerahandi 1989, "Generalized p-values in significance testing of hypotheses in the presence of
-nuisance parameters"; Student's t as a scale mixture: Andrews and Mallows 1974.
+Source: Andrews and Mallows 1974, "Scale mixtures of normal distributions"; Krishnamoorthy, Lu and Mathew 2007, "A
+parametric bootstrap approach for ANOVA with unequal variances".
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 KNOWN = 400  # degrees of freedom from which a variance counts as known
-NODES = 96  # possible variances of one error
+NODES = 64  # possible variances of a sum
+FINE, COARSE = 40, 12  # values of an estimated variance: of the seeds, and of the items, which are many more
 
 
 @dataclass(frozen=True)
@@ -123,32 +124,46 @@ def known(variances: Array) -> Spread:
     return Spread(variances[:, None], np.ones((len(variances), 1)))
 
 
-def estimated(variances: Array, degrees: Array) -> Spread:
-    """Return the spread of variances estimated with few degrees of freedom, one per error (at least 1 each)."""
+def sampled(variances: Array, degrees: Array, bands: int = FINE) -> Spread:
+    """Return how estimates of variances with some degrees of freedom, at least 1 each, spread about these."""
     if (degrees >= KNOWN).all():
         return known(variances)
-    different, place = np.unique(np.minimum(degrees, KNOWN), return_inverse=True)
-    quantiles = np.array([_chi_squared(each) for each in different.tolist()])[place]
-    return Spread(variances[:, None] / quantiles, np.broadcast_to(_WEIGHTS, quantiles.shape))
+    different, place = np.unique(np.round(np.minimum(degrees, KNOWN), 1), return_inverse=True)
+    quantiles = np.array([_chi_squared(each, bands)[0] for each in different.tolist()])[place]
+    weights = _chi_squared(float(different[0]), bands)[1]
+    return Spread(variances[:, None] * quantiles, np.broadcast_to(weights, quantiles.shape))
 
 
-# Bands of a chi-squared's probability, narrower towards small values, which make an error large.
-_EDGES = np.concatenate([[0.0], 10.0 ** np.linspace(-6, -1, 21), np.linspace(0.15, 0.95, 17), [1.0]])
-_WEIGHTS = np.diff(_EDGES)
+def seen_from(estimates: Array, spread: Spread) -> Spread:
+    """Return the possible variances of errors, given what was estimated and how such estimates spread.
+
+    An error of variance V over the root of an estimate W has, with W spread about V, the same distribution as one of
+    variance V V / W over the root of V. For one variance alone this gives Student's t exactly. For a sum of parts
+    it is a parametric bootstrap in closed form: of parts that cannot be negative, and of floors that are known,
+    nothing is lost.
+    """
+    return Spread(estimates[:, None] ** 2 / np.maximum(spread.variances, 1e-300), spread.weights)
 
 
 @cache
-def _chi_squared(degrees: float) -> Array:
-    """Return the middles of the bands of a chi-squared, divided by its degrees."""
-    middles = np.concatenate([[_EDGES[1] / 2], np.sqrt(_EDGES[1:-2] * _EDGES[2:-1]), [(_EDGES[-2] + 1) / 2]])
-    return np.asarray(stats.chi2.ppf(middles, degrees) / degrees)
+def _chi_squared(degrees: float, bands: int) -> tuple[Array, Array]:
+    """Return middles and weights of bands of a chi-squared's probability, divided by its degrees.
+
+    Bands are narrower towards small values, which make an error look large.
+    """
+    tail = np.concatenate([[0.0], 10.0 ** np.linspace(-6, -1, bands // 2 + 1)])
+    edges = np.concatenate([tail, np.linspace(0.1, 1.0, bands - bands // 2)[1:]])
+    middles = np.concatenate([[edges[1] / 2], np.sqrt(edges[1:-2] * edges[2:-1]), [(edges[-2] + 1) / 2]])
+    return np.asarray(stats.chi2.ppf(middles, degrees) / degrees), np.diff(edges)
 
 
 def mixed(spreads: Sequence[Spread], weights: Array) -> Spread:
-    """Return the spread of errors of which it is not sure which of several spreads they have."""
+    """Return the spread of errors of which only the weights, (errors, spreads), say which spread they have."""
     return Spread(
         np.concatenate([each.variances for each in spreads], axis=1),
-        np.concatenate([each.weights * weight for each, weight in zip(spreads, weights, strict=True)], axis=1),
+        np.concatenate(
+            [each.weights * weight[:, None] for each, weight in zip(spreads, weights.T, strict=True)], axis=1
+        ),
     )
 
 

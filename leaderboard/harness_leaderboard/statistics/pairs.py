@@ -1,9 +1,7 @@
 """The differences of all pairs of methods, and how far each may be off.
 
-A difference of means over S seeds and U units (items or clusters) has three parts of error: the method x seed variance
-over S, the method x item variance over U, and what is left over S U. The variance of the differences between
-seeds holds the first and the third, that between units the second and the third; the third is known by itself from
-how seeds and units interact, so it is counted once.
+Pairs are compared on the seeds and items that both have, all pairs with the same ones at once. A method's further seeds
+still tell how noisy it is.
 
 Source: Owen 2007, arXiv:0712.1111.
 """
@@ -16,9 +14,12 @@ from itertools import combinations
 
 import numpy as np
 
-from harness_leaderboard.statistics.error import Array, Flags, Places, Spread, estimated, joined
+from harness_leaderboard.statistics.error import Array, Flags, Places, Spread, joined, mixed
+from harness_leaderboard.statistics.parts import Parts
 from harness_leaderboard.statistics.scores import Scores, Units
-from harness_leaderboard.statistics.variance import SeedVariances
+from harness_leaderboard.statistics.variance import FACTORS, LENT_DEGREES, SeedVariances
+
+NEGLIGIBLE = 1e-7  # chance of a variance that need not be followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,33 +98,42 @@ def _paired(
         if unit_count < len(with_score):
             totals = values.mean(2)
     differences = totals[a].mean(1) - totals[b].mean(1)
-    between_seeds = _of_pairs(np.cov(totals), a, b)
-    degrees = np.full(len(a), count - 1.0)
-    if not (variances.own > 0).any():  # every difference the same on every seed: as if one more seed had shown none
-        between_seeds, degrees = differences**2 / (count + 1), np.full(len(a), float(count))
-    seed_spread = variances.of_pairs(between_seeds, degrees)
+    own, degrees = _of_pairs(np.cov(totals), a, b), count - 1.0
+    if variances.common == 0.0:  # every difference the same on every seed: as if one more seed had shown none
+        own, degrees = differences**2 / (count + 1), float(count)
     sizes = np.full(len(a), unit_count if values is not None else 0)
-    common = {
-        "first": first, "second": second, "differences": differences, "seeds": np.full(len(a), count), "units": sizes,
-        "is_paired": np.ones(len(a), dtype=bool),
-    }  # fmt: skip
-    if values is None or contributions is None:
-        these = seed_spread.times(1 / count)
-        return Pairs(**common, these_items=these, new_items=None, seed_parts=these.middle, item_parts=np.zeros(len(a)))
-    unit_means = values.mean(1)
-    residuals = values - values.mean(2, keepdims=True) - unit_means[:, None] + unit_means.mean(1)[:, None, None]
-    flat = residuals.reshape(len(methods), -1)
-    left = _of_pairs(flat @ flat.T / ((count - 1) * (unit_count - 1)), a, b)
-    between_units = _of_pairs(np.cov(unit_means), a, b)
-    item_degrees = np.full(len(a), min(contributions.degrees, unit_count - 1.0))
-    these = seed_spread.at_least(left / unit_count).times(1 / count)
-    items = estimated(between_units, item_degrees).plus(-left / count).at_least(0.0).times(1 / unit_count)
+    floor = between_units = np.zeros(len(a))
+    item_degrees = 1.0
+    if values is not None and contributions is not None:
+        unit_means = values.mean(1)
+        residuals = values - values.mean(2, keepdims=True) - unit_means[:, None] + unit_means.mean(1)[:, None, None]
+        flat = residuals.reshape(len(methods), -1)
+        floor = _of_pairs(flat @ flat.T / ((count - 1) * (unit_count - 1)), a, b) / unit_count
+        between_units = _of_pairs(np.cov(unit_means), a, b) / unit_count
+        item_degrees = min(contributions.degrees, unit_count - 1.0)
+    likely = variances.factors_of_pairs(first, second)
+    wanted = likely.max(0) > NEGLIGIBLE
+    these, new = [], []
+    lent = LENT_DEGREES if variances.lends else 0.0
+    total = min(lent + degrees, max(variances.degrees, degrees))
+    for factor in FACTORS[wanted]:
+        moderated = (lent * 2 * factor * variances.common + degrees * own) / (lent + degrees)
+        parts = Parts(moderated, np.full(len(a), total), floor, np.full(len(a), count), between_units, item_degrees)
+        these.append(parts.these_items())
+        new.append(parts.new_items())
+    weights = likely[:, wanted] / likely[:, wanted].sum(1, keepdims=True)
+    moderated = (weights @ FACTORS[wanted]) * 2 * variances.common if variances.lends else own
     return Pairs(
-        **common,
-        these_items=these,
-        new_items=these.plus_spread(items),
-        seed_parts=these.middle,
-        item_parts=items.middle,
+        first=first,
+        second=second,
+        differences=differences,
+        these_items=mixed(these, weights),
+        new_items=None if values is None else mixed(new, weights),
+        seed_parts=np.maximum(moderated, floor) / count,
+        item_parts=np.maximum(between_units - floor / count, 0.0),
+        seeds=np.full(len(a), count),
+        units=sizes,
+        is_paired=np.ones(len(a), dtype=bool),
     )
 
 
@@ -134,18 +144,16 @@ def _unpaired(
     first, second = (np.array(each, dtype=np.int64) for each in zip(*members, strict=True))
     own = [scores.totals[place][present[place]] for place in range(len(scores.methods))]
     counts = np.array([len(each) for each in own])
-    spreads = np.array([np.var(each, ddof=1) if len(each) > 1 else 0.0 for each in own])
+    shares = np.array([np.var(each, ddof=1) / len(each) if len(each) > 1 else 0.0 for each in own])
     means = np.array([each.mean() if len(each) else np.nan for each in own])
-    parts = spreads / np.maximum(counts, 1)
-    variance = parts[first] + parts[second]
-    divisor = parts[first] ** 2 / (counts[first] - 1) + parts[second] ** 2 / (counts[second] - 1)
+    variance = shares[first] + shares[second]
+    divisor = shares[first] ** 2 / (counts[first] - 1) + shares[second] ** 2 / (counts[second] - 1)
     fewest = np.minimum(counts[first], counts[second])
-    # Welch 1947; where nothing varies, as if one more seed had shown no difference.
     differences = means[first] - means[second]
+    # Welch 1947; where nothing varies, as if one more seed had shown no difference.
     degrees = np.divide(variance**2, divisor, out=fewest.astype(float), where=divisor > 0)
     variance = np.where(variance > 0, variance, differences**2 / (fewest * (fewest + 1)))
-    these = estimated(variance, degrees)
-    sizes, between, item_degrees = (np.zeros(len(first)) for _ in range(3))
+    sizes, between, item_degrees = np.zeros(len(first), dtype=np.int64), np.zeros(len(first)), 1.0
     if contributions is not None:
         for number, (a, b) in enumerate(members):
             shared = gaps[a] & gaps[b]
@@ -153,13 +161,21 @@ def _unpaired(
             if sizes[number] >= 2:
                 unit_means = [contributions.values[each][present[each]][:, shared].mean(0) for each in (a, b)]
                 between[number] = np.var(unit_means[0] - unit_means[1], ddof=1) / sizes[number]
-                item_degrees[number] = min(contributions.degrees, sizes[number] - 1)
+        item_degrees = float(max(1.0, min(contributions.degrees, sizes.min() - 1)))
+    parts = Parts(variance, degrees, np.zeros(len(first)), np.ones(len(first)), between, item_degrees)
     has_items = contributions is not None and bool((sizes >= 2).all())
-    new = these.plus_spread(estimated(between, np.maximum(item_degrees, 1.0))) if has_items else None
     return Pairs(
-        first=first, second=second, differences=differences, these_items=these, new_items=new, seed_parts=these.middle,
-        item_parts=between, seeds=fewest, units=sizes.astype(np.int64), is_paired=np.zeros(len(first), dtype=bool),
-    )  # fmt: skip
+        first=first,
+        second=second,
+        differences=differences,
+        these_items=parts.these_items(),
+        new_items=parts.new_items() if has_items else None,
+        seed_parts=variance,
+        item_parts=between,
+        seeds=fewest,
+        units=sizes,
+        is_paired=np.zeros(len(first), dtype=bool),
+    )
 
 
 def _of_pairs(covariance: Array, first: Places, second: Places) -> Array:

@@ -39,13 +39,19 @@ def test_a_board_without_items_says_that_it_speaks_of_these_items():
     assert analyse(scores(noisy([0.1, 0.2]))).scope == "new items"
 
 
-def test_one_methods_interval_on_these_items_is_students():
-    values = noisy([0.5, 0.6])
-    found = analyse(scores(values)).estimates[0]
-    totals = values[0].mean(1)
-    low, high = stats.t.interval(0.95, 2, totals.mean(), totals.std(ddof=1) / np.sqrt(3))
-    assert (found.these_items.low, found.these_items.high) == pytest.approx((low, high), abs=0.03 * (high - low))
-    assert found.new_items.low < found.these_items.low or found.new_items.high > found.these_items.high
+def test_one_methods_interval_is_students_where_no_items_are_kept():
+    totals = np.array([[0.61, 0.72, 0.66], [0.55, 0.69, 0.58]])
+    found = analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2), totals=totals)).estimates[0]
+    low, high = stats.t.interval(0.95, 2, totals[0].mean(), totals[0].std(ddof=1) / np.sqrt(3))
+    assert (found.these_items.low, found.these_items.high) == pytest.approx((low, high), abs=0.02 * (high - low))
+    assert found.new_items is None
+
+
+def test_other_items_are_a_wider_question_than_these():
+    for seed in range(5):
+        found = analyse(scores(noisy([0.5, 0.6, 0.7], seed=seed)))
+        for each in (*found.estimates, *found.differences.values()):
+            assert each.new_items.low <= each.these_items.low < each.these_items.high <= each.new_items.high
 
 
 def test_far_methods_are_separated_and_ranks_follow_from_the_pairs():
