@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.contract.method import StepInfo as StepInfo
     from harness.contract.method import TrialContext as TrialContext
     from harness.contract.method import setting as setting
+    from harness.contract.pseudo_values import pseudo_values as pseudo_values
     from harness.contract.record import Record as Record
     from harness.contract.task import IGNORE as IGNORE
     from harness.contract.task import Evaluation as Evaluation
@@ -101,6 +102,7 @@ _HOMES = {
     "MethodTraits": "harness.contract.method",
     "Record": "harness.contract.record",
     "Purpose": "harness.contract.method",
+    "pseudo_values": "harness.contract.pseudo_values",
     "StepInfo": "harness.contract.method",
     "TrialContext": "harness.contract.method",
     "Trial": "harness.contract.trial",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 import tempfile
@@ -254,6 +255,20 @@ class WindowCache(Iterable[Example]):
         self._file.seek(number * self._bytes)
         tokens: list[int] = np.frombuffer(self._file.read(self._bytes), dtype=np.int32).tolist()
         return Example(tokens, tokens)
+
+
+def documents_of(windows: Sequence[Example], end_of_text: int) -> list[int]:
+    """Return, for each of consecutive windows, the number of the document in which it starts."""
+    numbers, number = [], 0
+    for window in windows:
+        numbers.append(number)
+        number += sum(token == end_of_text for token in window.input_ids)
+    return numbers
+
+
+def perplexity(losses: Sequence[float]) -> float:
+    """Return the perplexity of equally long windows, given their losses in nats a token."""
+    return math.exp(sum(losses) / len(losses))
 
 
 def validation_windows(

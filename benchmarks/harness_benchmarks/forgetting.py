@@ -107,6 +107,7 @@ def with_forgetting(found: Evaluation, model: Any, context: TaskContext, windows
         {**found.reasons, **side.reasons},
         {**found.items, **side.items},
         {**found.notes, **side.notes},
+        {**found.item_groups, **side.item_groups},
     )
 
 

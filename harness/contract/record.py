@@ -52,6 +52,7 @@ class Record:
         history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``,
             ``train/learning_rate``, and the task's metrics where it evaluates during training.
         items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
+        item_groups: Which items belong together, ``{metric: [number, ...]}``; no entry: every item is its own.
         main_metric: Name of the metric that ranks.
         higher_is_better: Direction of the main metric.
         metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
@@ -86,6 +87,7 @@ class Record:
     reasons: Mapping[str, str] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = field(default_factory=list)
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    item_groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     main_metric: str
     higher_is_better: bool
     metric_details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -196,6 +198,7 @@ class Record:
             reasons={name: f"{State.EDITED}: {why}" for name in self.metrics},
             history=[],
             items={},
+            item_groups={},
             artifacts={},
             error={"type": "Edited", "message": why, "traceback": "", "step": None},
         )
@@ -318,6 +321,7 @@ FIELDS: Mapping[str, Kind] = {
     "reasons": _object(TEXT),
     "history": _list(CURVE_POINT),
     "items": _object(_list(NUMBER)),
+    "item_groups": _object(_list(STEP)),
     "main_metric": TEXT,
     "higher_is_better": _one(lambda value: isinstance(value, bool), "true or false"),
     "metric_details": _object(_object(ANYTHING)),

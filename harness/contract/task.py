@@ -204,14 +204,18 @@ class Evaluation:
     Attributes:
         metrics: Every metric the task declares; ``None`` where it cannot be had.
         reasons: For each ``None``, why.
-        items: Per-item scores, in the data's order, so that two runs can be paired.
+        items: Per-item scores, in the data's order, so that two runs can be paired. Their mean is the metric; of one
+            that is no mean of items, give ``pseudo_values``.
         notes: What else a reader of the record must know of how it was scored; kept in its environment.
+        item_groups: By metric, for each item a number: items with the same one belong together (windows of one
+            document, questions about one passage), and count as one draw. Left out where every item is its own.
     """
 
     metrics: Mapping[str, float | None]
     reasons: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    item_groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def metrics_present(self) -> dict[str, float]:
         """Return the metrics that have a value."""
@@ -223,7 +227,7 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
 
     Raises:
         HarnessError: It is no ``Evaluation``, a declared metric is missing or another one is there, a value is no
-            number, or there is none and no reason.
+            number, there is none and no reason, or groups are not those of its items.
     """
     where = f"task {task.name!r}: evaluate()"
     if not isinstance(found, Evaluation):
@@ -242,11 +246,18 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
         except (TypeError, ValueError) as error:
             raise HarnessError(f"{where}: {name} has {value!r}, which is not a number") from error
 
+    for name, groups in found.item_groups.items():
+        if len(groups) != len(found.items.get(name, ())):
+            raise HarnessError(
+                f"{where}: item_groups[{name!r}] has {len(groups)} entries for {len(found.items.get(name, ()))} items; "
+                "give one for each item"
+            )
     return Evaluation(
         {name: number(value, f"metrics[{name!r}]") for name, value in found.metrics.items()},
         {name: str(reason) for name, reason in found.reasons.items()},
         {name: [number(each, f"items[{name!r}]") for each in values] for name, values in found.items.items()},
         {str(name): str(note) for name, note in found.notes.items()},
+        {name: [int(each) for each in groups] for name, groups in found.item_groups.items()},
     )
 
 

@@ -62,6 +62,7 @@ class Recording:
             reasons=reasons,
             environment={**self.environment, **_layers_without_adapter(lane)},
             items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
+            item_groups=dict(evaluation.item_groups) if evaluation else {},
             history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
             counts={
                 "adapter_parameters": lane.adapter_parameters(),

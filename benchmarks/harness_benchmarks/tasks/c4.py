@@ -34,10 +34,20 @@ from harness import (
     delta_weights,
     hookimpl,
     negative_log_likelihoods,
+    pseudo_values,
     setting,
 )
 from harness_benchmarks import REVISION
-from harness_benchmarks.corpus import BUFFER, Corpus, Documents, WindowCache, Windows, validation_windows
+from harness_benchmarks.corpus import (
+    BUFFER,
+    Corpus,
+    Documents,
+    WindowCache,
+    Windows,
+    documents_of,
+    perplexity,
+    validation_windows,
+)
 
 
 class Shape(NamedTuple):
@@ -201,7 +211,8 @@ class C4Task(Task):
         return Evaluation(
             metrics=metrics,
             reasons={name: missing for name, value in metrics.items() if value is None},
-            items={"loss": losses},
+            items={"loss": losses, "perplexity": pseudo_values(perplexity, losses)},
+            item_groups=dict.fromkeys(("loss", "perplexity"), documents_of(split, context.tokenizer.eos_token_id)),
         )
 
 

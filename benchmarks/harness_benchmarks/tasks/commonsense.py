@@ -272,11 +272,25 @@ class CommonsenseTask(Task):
         metrics: dict[str, float | None] = dict.fromkeys(("average", *SETS))
         metrics |= {name: sum(scores) / len(scores) for name, scores in items.items()}
         metrics["average"] = sum(sum(scores) / len(scores) for scores in items.values()) / len(items)
+        items["average"] = average_values([items[name] for name in split.questions])
         reasons = {
-            name: f"the recipe evaluates on {', '.join(items)}" for name, value in metrics.items() if value is None
+            name: f"the recipe evaluates on {', '.join(split.questions)}"
+            for name, value in metrics.items()
+            if value is None
         }
         found = Evaluation(metrics, reasons, items)
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
+
+
+def average_values(sets: Sequence[Sequence[float]]) -> list[float]:
+    """Return what each item adds to the mean of the sets' means: its jackknife pseudo-value."""
+    average = sum(sum(scores) / len(scores) for scores in sets) / len(sets)
+    count = sum(map(len, sets))
+    values: list[float] = []
+    for scores in sets:
+        mean = sum(scores) / len(scores)
+        values += [average + count / (len(sets) * len(scores)) * (score - mean) for score in scores]
+    return values
 
 
 def chosen_sets(text: str) -> list[str]:

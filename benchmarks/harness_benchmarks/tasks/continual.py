@@ -27,10 +27,20 @@ from harness import (
     TaskData,
     hookimpl,
     negative_log_likelihoods,
+    pseudo_values,
     setting,
 )
 from harness_benchmarks import forgetting
-from harness_benchmarks.corpus import BUFFER, Corpus, Documents, WindowCache, Windows, validation_windows
+from harness_benchmarks.corpus import (
+    BUFFER,
+    Corpus,
+    Documents,
+    WindowCache,
+    Windows,
+    documents_of,
+    perplexity,
+    validation_windows,
+)
 from harness_benchmarks.questions import BIOMED, FINANCE, Question, QuestionSet, answer
 
 
@@ -128,7 +138,8 @@ class ContinualTask(Task):
         loss = sum(losses) / len(losses)  # windows are equally long
         metrics: dict[str, float | None] = {"perplexity": math.exp(loss), "loss": loss}
         reasons: dict[str, str] = {}
-        items = {"loss": losses}
+        items = {"loss": losses, "perplexity": pseudo_values(perplexity, losses)}
+        documents = documents_of(split.windows, tokenizer.eos_token_id)
         present: list[float] = []
         for name, questions in split.questions.items():
             if isinstance(questions, str):
@@ -141,7 +152,8 @@ class ContinualTask(Task):
         metrics["questions"] = sum(present) / len(present) if present else None
         if not present:
             reasons["questions"] = next(iter(reasons[name] for name in self.sets))
-        found = Evaluation(metrics, reasons, items)
+        groups = dict.fromkeys(("loss", "perplexity"), documents)
+        found = Evaluation(metrics, reasons, items, item_groups=groups)
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows, recipe.max_length)
 
 

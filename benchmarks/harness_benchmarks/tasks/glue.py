@@ -36,6 +36,7 @@ from harness import (
     TaskContext,
     TaskData,
     hookimpl,
+    pseudo_values,
     read_rows,
     setting,
     tokenised_once,
@@ -155,13 +156,19 @@ class GlueTask(Task):
             right = np.asarray([example.labels for example in split[part]])
             given = outputs[:, 0] if self.model_kind is ModelKind.REGRESSION else outputs.argmax(-1)
             suffix = "" if part == main else "_" + part.rpartition("_")[2]
-            scores = official(self.name.rpartition("/")[2]).compute(predictions=given, references=right)
+            score = official(self.name.rpartition("/")[2]).compute
+            scores = score(predictions=given, references=right)
             metrics |= {f"{name}{suffix}": float(value) for name, value in scores.items()}
             if self.model_kind is ModelKind.REGRESSION:
+                items["pearson"] = pseudo_values(lambda a, b: float(np.corrcoef(a, b)[0, 1]), given, right)
                 items["squared_error"] = ((given - right) ** 2).tolist()
                 metrics["squared_error"] = float(((given - right) ** 2).mean())
             else:
                 items[f"accuracy{suffix}"] = (given == right).astype(float).tolist()
+                for name in scores.keys() - {"accuracy"}:
+                    items[f"{name}{suffix}"] = pseudo_values(
+                        lambda a, b, name=name, score=score: score(predictions=a, references=b)[name], given, right
+                    )
         absent = [name for name in self.metrics if name not in metrics]
         return Evaluation(
             metrics=metrics | dict.fromkeys(absent),

@@ -142,7 +142,8 @@ def test_evaluation_scores_each_item_in_the_datas_order(tokenizer):
     found = glue.Mrpc().evaluate(
         FirstToken(), context(tokenizer, glue.Mrpc, None, batch_size=2), {"validation": examples}
     )
-    assert found.items == {"accuracy": [1.0, 0.0, 1.0, 1.0]}
+    assert found.items["accuracy"] == [1.0, 0.0, 1.0, 1.0]
+    assert sum(found.items["f1"]) / 4 == pytest.approx(0.8)  # what each item adds to a score of the whole set
     assert found.metrics == pytest.approx({"accuracy": 0.75, "f1": 0.8})  # 2 of 2 found right, 2 of 3 found
 
 

@@ -209,6 +209,7 @@ class InstructEvalTask(Task):
         recipe, tokenizer = context.recipe, context.tokenizer
         metrics: dict[str, float | None] = dict.fromkeys(self.metrics)
         items: dict[str, list[float]] = {}
+        groups: dict[str, list[int]] = {}
         reasons: dict[str, str] = {}
         parts = dict(split.parts)
         if "humaneval" in parts:
@@ -237,6 +238,10 @@ class InstructEvalTask(Task):
             if name in parts:
                 by_part = [[float(sample[measure]) for sample in found[part.name]] for part in parts[name]]
                 items[metric] = [value for values in by_part for value in values]
+                passages = [row.get("passage") for part in parts[name] for row in part.rows]
+                if passages and passages[0] is not None:
+                    numbers = {passage: number for number, passage in enumerate(dict.fromkeys(passages))}
+                    groups[metric] = [numbers[passage] for passage in passages]
                 metrics[metric] = (
                     sum(sum(values) / len(values) for values in by_part) / len(by_part)
                     if name == "bbh"  # InstructEval's average is over subtasks
@@ -254,7 +259,7 @@ class InstructEvalTask(Task):
         else:
             reasons["response_nll"] = "the responses held out of training are validation data"
         notes = {"isolation of model-written code": isolation()} if "humaneval" in parts else {}
-        evaluation = Evaluation(metrics, reasons, items, notes)
+        evaluation = Evaluation(metrics, reasons, items, notes, groups)
         return forgetting.with_forgetting(evaluation, model, context, split.forgetting_windows)
 
 

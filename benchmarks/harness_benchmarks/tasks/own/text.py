@@ -18,6 +18,7 @@ from harness import (
     TaskContext,
     TaskData,
     negative_log_likelihoods,
+    pseudo_values,
     tokenised_once,
 )
 from harness_benchmarks.tasks.own.chat import beginning
@@ -81,4 +82,7 @@ class OwnText(OwnTask):
         # A model this far off is no language model; its perplexity is no number.
         perplexity = math.exp(loss) if loss < 700 else None
         reasons = {} if perplexity is not None else {"perplexity": f"a loss of {loss:.4g} nats has no perplexity"}
-        return Evaluation({"perplexity": perplexity, "loss": loss}, reasons, {"loss": losses})
+        items = {"loss": losses}
+        if perplexity is not None and len(split) > 1:
+            items["perplexity"] = pseudo_values(lambda a, b: math.exp(a.sum() / b.sum()), sums, counts)
+        return Evaluation({"perplexity": perplexity, "loss": loss}, reasons, items)
