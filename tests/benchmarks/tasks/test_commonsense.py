@@ -105,7 +105,8 @@ def test_an_untrained_model_is_scored_on_every_set(nano, data_dir):
     with torch.no_grad():
         found = task.evaluate(nano[0], where, data.splits["test"])
     assert set(found.metrics) == set(task.metrics) == {*SETS, "average", *METRICS}
-    assert {name: len(values) for name, values in found.items.items()} == dict.fromkeys(SETS, 3)
+    assert {name: len(values) for name, values in found.items.items()} == dict.fromkeys(SETS, 3) | {"average": 24}
+    assert sum(found.items["average"]) / 24 == pytest.approx(found.metrics["average"])
     assert set(found.reasons) == set(METRICS)  # of forgetting: there is no base model to compare with
 
 

@@ -1,0 +1,108 @@
+"""How often boards are wrong, find what is there, and cover the truth: the acceptance table of ``docs/fairness.md``.
+
+    python benchmarks/simulation/run.py --boards 400 [--only power] [--seed 1]
+
+One line per cell: the share of boards with any false separation (what a reader infers from ranks included, since these
+follow from the pairs), the share of true pairs that are found, and how often each named interval holds the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from harness_leaderboard.statistics import analyse
+from harness_leaderboard.statistics.decision import decide
+from harness_leaderboard.statistics.scores import units
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import World, draw  # a script's neighbour
+
+LEVEL = 0.05
+
+
+def cells() -> Iterator[tuple[str, World]]:
+    """Yield the table's cells, by kind."""
+    yield "power", World(methods=13, seeds=3, items=256, gap=0.2)
+    yield "power", World(methods=5, seeds=3, items=256, gap=0.1)
+    yield "power", World(methods=13, seeds=5, items=256, gap=0.1)
+    for methods, seeds, items, deviation, is_unequal in product(
+        (2, 5, 9, 13), (3, 5, 10), (16, 256, 1000), (0.5, 1.0), (False, True)
+    ):
+        kind = "unequal" if is_unequal else "equal"
+        yield kind, World(methods=methods, seeds=seeds, items=items, item_deviation=deviation, is_unequal=is_unequal)
+    for methods, seeds, items in product((2, 5, 13), (3, 10), (256, 1000)):
+        yield "clustered", World(methods=methods, seeds=seeds, items=items, document=8)
+    for metric, methods, seeds in product(("perplexity", "matthews", "f1"), (2, 5), (3, 10)):
+        yield "corpus", World(methods=methods, seeds=seeds, items=256, metric=metric)
+    for methods, seeds in product((5, 8), (3, 10, 20)):
+        yield "searched", World(methods=methods, seeds=seeds, items=256, is_searched=True)
+    for methods, seeds, items in product((5,), (3, 5, 10), (16, 64, 256)):
+        yield "coverage", World(methods=methods, seeds=seeds, items=items)
+
+
+def separations(world: World, boards: int, generator: np.random.Generator) -> str:
+    """Return how often boards separate equals, and the share of true pairs that they find."""
+    wrong, found = 0, []
+    for _ in range(boards):
+        drawn = draw(world, generator)
+        decision = decide(drawn.scores, units(drawn.scores), LEVEL)
+        pairs = decision.pairs
+        assert pairs is not None
+        sign = 1 if drawn.scores.higher_is_better else -1
+        truth = sign * (drawn.better[pairs.first].astype(int) - drawn.better[pairs.second]) * (world.gap > 0)
+        said = np.sign(pairs.differences) * decision.separated
+        wrong += bool(((said != 0) & (said != truth)).any())
+        if world.gap:
+            found.append((said == truth)[truth != 0].mean())
+    return f"false {wrong / boards:6.1%}" + (f"  found {np.mean(found):6.1%}" if found else "")
+
+
+def coverage(world: World, boards: int, generator: np.random.Generator) -> str:
+    """Return how often the named intervals of methods and of differences hold the truth."""
+    inside: dict[str, list[bool]] = {"these": [], "new": [], "difference, these": [], "difference, new": []}
+    for _ in range(boards):
+        drawn = draw(world, generator)
+        found = analyse(drawn.scores)
+        new = np.broadcast_to(drawn.new_items, drawn.these_items.shape)
+        for place, each in enumerate(found.estimates):
+            assert each.these_items is not None
+            assert each.new_items is not None
+            inside["these"].append(drawn.these_items[place] in each.these_items)
+            inside["new"].append(new[place] in each.new_items)
+        for (first, second), pair in found.differences.items():
+            assert pair.new_items is not None
+            inside["difference, these"].append(drawn.these_items[first] - drawn.these_items[second] in pair.these_items)
+            inside["difference, new"].append(new[first] - new[second] in pair.new_items)
+    return "  ".join(f"{name} {np.mean(values):6.1%}" for name, values in inside.items())
+
+
+def main() -> None:
+    """Print the table, a line as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--boards", type=int, default=400)
+    parser.add_argument("--only", default="", help="kinds, separated by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for number, (kind, world) in enumerate(cells()):
+        if arguments.only and kind not in arguments.only.split(","):
+            continue
+        generator = np.random.default_rng([arguments.seed, number])
+        start = time.process_time()
+        result = (coverage if kind == "coverage" else separations)(world, arguments.boards, generator)
+        what = (
+            f"{world.methods:2} methods {world.seeds:2} seeds {world.items:4} items  deviation {world.item_deviation}"
+            f"{'' if world.metric == 'mean' else ' ' + world.metric}"
+        )
+        cost = (time.process_time() - start) / arguments.boards * 1e3
+        print(f"{kind:9} {what}  {result}  ({arguments.boards} boards, {cost:.0f} ms each)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

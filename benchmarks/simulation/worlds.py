@@ -1,0 +1,161 @@
+"""Boards whose truth is known: scores drawn from methods with given means, seeds, items, documents and searches.
+
+Items are answered right with probability Phi(method + seed + item + method x item + method x seed). Deviations of items are on
+the probit scale; those of seeds are in points of the score, since that is how they are measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from harness import pseudo_values
+from harness_leaderboard.statistics import Scores, Search
+
+Array = NDArray[np.float64]
+
+METHOD_ITEM = 0.5  # deviation of method x item, probit
+SEED = 0.02  # deviation of method x seed, and of the seed that all share
+NOISIER = 6  # times the deviation of one method, where the noise is unequal
+RATES = 5
+LOSS = 0.02  # of the score, one step of half a decade away from the best rate; four times that two steps away
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a board is drawn from.
+
+    Attributes:
+        methods: How many.
+        seeds: That all of them ran.
+        items: Of the test set.
+        item_deviation: Of the items' difficulty, probit.
+        gap: By how much the better half of the methods is better.
+        is_unequal: Whether one method's seeds vary six times as much.
+        document: Items per document; effects of documents make up the method x item effects. 1: no documents.
+        metric: ``mean``, ``matthews``, ``f1`` or ``perplexity``.
+        is_searched: Whether each method's rate was searched on one seed.
+        middle: The mean score.
+    """
+
+    methods: int
+    seeds: int
+    items: int
+    item_deviation: float = 0.5
+    gap: float = 0.0
+    is_unequal: bool = False
+    document: int = 1
+    metric: str = "mean"
+    is_searched: bool = False
+    middle: float = 0.6
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A board's scores and the truth: each method's score over all seeds, of these items and of all such items."""
+
+    scores: Scores
+    better: Array
+    these_items: Array = field(default_factory=lambda: np.zeros(0))
+    new_items: float | Array = 0.0
+
+
+def draw(world: World, generator: np.random.Generator) -> Drawn:
+    """Return one board."""
+    if world.metric == "perplexity":
+        return _draw_losses(world, generator)
+    count = world.methods
+    better = np.arange(count) < count // 2
+    means = world.middle + world.gap * (better - 0.5)
+    spread = np.sqrt(1 + world.item_deviation**2 + METHOD_ITEM**2)
+    slope = np.exp(-(ndtri(means) ** 2) / 2) / np.sqrt(2 * np.pi) / spread  # points of the score per probit
+    deviations = np.full(count, SEED)
+    if world.is_unequal:
+        deviations[generator.integers(count)] *= NOISIER
+    units = world.items // world.document
+    items = world.item_deviation * generator.standard_normal(units)
+    own_items = METHOD_ITEM * generator.standard_normal((count, units))
+    documents = np.repeat(np.arange(units), world.document)
+    seeds = SEED / slope.mean() * generator.standard_normal(world.seeds)
+    own_seeds = (deviations / slope)[:, None] * generator.standard_normal((count, world.seeds))
+    searches, penalties = _search(world, deviations, generator)
+    level = ndtri(means - penalties) * spread
+    parts = (items + own_items)[:, documents]
+    chances = ndtr((level[:, None] + seeds + own_seeds)[:, :, None] + parts[:, None])
+    right = (generator.random(chances.shape) < chances).astype(np.float64)
+    total = np.sqrt(1 + (SEED / slope.mean()) ** 2 + (deviations / slope) ** 2)
+    these = ndtr((level[:, None] + parts) / total[:, None]).mean(1)
+    new = ndtr(level / np.sqrt(total**2 + world.item_deviation**2 + METHOD_ITEM**2))
+    scores = Scores(
+        methods=tuple(f"m{number}" for number in range(count)),
+        seeds=tuple(range(world.seeds)),
+        totals=right.mean(2),
+        items=right,
+        groups=documents if world.document > 1 else None,
+        searches=searches,
+    )
+    if world.metric in ("matthews", "f1"):
+        scores = _as_corpus(scores, world.metric, generator)
+    return Drawn(scores, better, these, new)
+
+
+def _search(world: World, deviations: Array, generator: np.random.Generator) -> tuple[tuple[Search, ...], Array]:
+    """Return each method's search on one seed, and what the rate that it chose costs."""
+    if not world.is_searched:
+        return (), np.zeros(world.methods)
+    best = generator.uniform(1.5, 2.5, world.methods)  # between the grid's places
+    curves = -LOSS * (np.arange(RATES) - best[:, None]) ** 2
+    noise = np.sqrt(deviations[:, None] ** 2 + world.middle * (1 - world.middle) / world.items)
+    seen = world.middle + curves + noise * generator.standard_normal(curves.shape)
+    chosen = seen.argmax(1)
+    rates = tuple(10.0 ** (np.arange(RATES) / 2 - 4))
+    searches = tuple(
+        Search(rates=rates, scores=row[None], chosen=int(place)) for row, place in zip(seen, chosen, strict=True)
+    )
+    return searches, -curves[np.arange(world.methods), chosen]
+
+
+def _as_corpus(scores: Scores, metric: str, generator: np.random.Generator) -> Scores:
+    """Return answers scored as a whole, against labels of which a third is true."""
+    assert scores.items is not None
+    labels = generator.random(scores.items.shape[2]) < 1 / 3
+    answers = np.where(scores.items > 0.5, labels, ~labels)
+    score = _matthews if metric == "matthews" else _f1
+    values = np.array([[pseudo_values(score, answer, labels) for answer in method] for method in answers])
+    return replace(scores, items=values, totals=values.mean(2))
+
+
+def _matthews(answers: Array, labels: Array) -> float:
+    right = np.corrcoef(answers, labels)[0, 1] if answers.std() and labels.std() else 0.0
+    return float(right)
+
+
+def _f1(answers: Array, labels: Array) -> float:
+    hits = (answers & labels).sum()
+    return float(2 * hits / max(answers.sum() + labels.sum(), 1))
+
+
+def _draw_losses(world: World, generator: np.random.Generator) -> Drawn:
+    """Return perplexities of windows whose losses are normal; seeds vary by 2 % of the perplexity."""
+    count = world.methods
+    better = np.arange(count) < count // 2
+    shape = (count, world.seeds, world.items)
+    windows = 0.4 * generator.standard_normal(world.items) + 0.1 * generator.standard_normal((count, 1, world.items))
+    seeds = SEED * (generator.standard_normal((count, world.seeds, 1)) + generator.standard_normal((world.seeds, 1)))
+    losses = 3.0 - world.gap * better[:, None, None] + windows + seeds + 0.05 * generator.standard_normal(shape)
+    totals = np.exp(losses.mean(2))
+    # The jackknife of an exponential of a mean, for all items at once.
+    without = np.exp((losses.sum(2, keepdims=True) - losses) / (world.items - 1))
+    values = world.items * totals[:, :, None] - (world.items - 1) * without
+    values += (totals - values.mean(2))[:, :, None]
+    scores = Scores(
+        methods=tuple(f"m{number}" for number in range(count)),
+        seeds=tuple(range(world.seeds)),
+        totals=totals,
+        items=values,
+        higher_is_better=False,
+    )
+    return Drawn(scores, better)
