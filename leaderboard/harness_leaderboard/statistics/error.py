@@ -5,8 +5,7 @@ spread as a chi-squared. Student's t is nothing else than a normal error average
 several parts (seeds, items, the search for a rate), each known in its own way, no table has the answer; averaging over
 the spreads still gives it. A :class:`Spread` is such a list of possible variances with weights.
 
-Source: Andrews and Mallows 1974, "Scale mixtures of normal distributions"; Krishnamoorthy, Lu and Mathew 2007, "A
-parametric bootstrap approach for ANOVA with unequal variances".
+Source: Andrews and Mallows 1974, "Scale mixtures of normal distributions".
 """
 
 from __future__ import annotations
@@ -134,15 +133,13 @@ def sampled(variances: Array, degrees: Array, bands: int = FINE) -> Spread:
     return Spread(variances[:, None] * quantiles, np.broadcast_to(weights, quantiles.shape))
 
 
-def seen_from(estimates: Array, spread: Spread) -> Spread:
-    """Return the possible variances of errors, given what was estimated and how such estimates spread.
+def inverted(estimates: Array, drawn: Spread) -> Spread:
+    """Return the variances that may be behind estimates, given how estimates spread about variances of that size.
 
-    An error of variance V over the root of an estimate W has, with W spread about V, the same distribution as one of
-    variance V V / W over the root of V. For one variance alone this gives Student's t exactly. For a sum of parts
-    it is a parametric bootstrap in closed form: of parts that cannot be negative, and of floors that are known,
-    nothing is lost.
+    An error over the root of an estimate W, drawn about a variance V, has the distribution of an error of variance
+    V V / W over the root of V. For one variance with a chi-squared estimate, that gives Student's t exactly.
     """
-    return Spread(estimates[:, None] ** 2 / np.maximum(spread.variances, 1e-300), spread.weights)
+    return Spread(estimates[:, None] ** 2 / np.maximum(drawn.variances, 1e-300), drawn.weights)
 
 
 @cache

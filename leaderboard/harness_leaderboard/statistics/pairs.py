@@ -118,7 +118,15 @@ def _paired(
     total = min(lent + degrees, max(variances.degrees, degrees))
     for factor in FACTORS[wanted]:
         moderated = (lent * 2 * factor * variances.common + degrees * own) / (lent + degrees)
-        parts = Parts(moderated, np.full(len(a), total), floor, np.full(len(a), count), between_units, item_degrees)
+        parts = Parts(
+            seeds=moderated,
+            degrees=np.full(len(a), total),
+            floor=floor,
+            count=np.full(len(a), count),
+            units=between_units,
+            unit_degrees=item_degrees,
+            is_lent=variances.lends,
+        )
         these.append(parts.these_items())
         new.append(parts.new_items())
     weights = likely[:, wanted] / likely[:, wanted].sum(1, keepdims=True)

@@ -5,7 +5,9 @@ what varies from unit to unit, over U; and what is left, over S U. The variance 
 and the third, that between the units' means the second and the third; the third is known by itself from how
 seeds and units interact, so it is counted once, and it is a floor that the seeds' means cannot vary less than.
 
-Source: Owen 2007, arXiv:0712.1111.
+Source: Owen 2007, arXiv:0712.1111; for sums of variances, Krishnamoorthy, Lu and Mathew 2007, "A parametric bootstrap
+approach for ANOVA with unequal variances" (drawn again) and Tsui and Weerahandi 1989, "Generalized p-values in
+significance testing of hypotheses in the presence of nuisance parameters" (fiducial).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness_leaderboard.statistics.error import COARSE, Array, Spread, sampled, seen_from
+from harness_leaderboard.statistics.error import COARSE, Array, Spread, inverted, known, mixed, sampled
+
+FEW_UNITS = 60.0  # degrees of freedom of a variance between items that is not known well
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Parts:
         count: How many seeds.
         units: The variance from unit to unit, of means over all seeds, over U.
         unit_degrees: Its degrees of freedom.
+        is_lent: Whether the seeds' variance is lent by a board. If it is a few seeds' own, or the units are few, two
+            ways of looking at a sum of variances, one too sure and the other not sure enough, count half each.
     """
 
     seeds: Array
@@ -36,20 +42,28 @@ class Parts:
     count: Array
     units: Array
     unit_degrees: float
+    is_lent: bool = False
 
     def these_items(self) -> Spread:
         """Return what the mean may be off by for other seeds, on the same units."""
-        estimate, spread = self._of_seeds()
-        return seen_from(estimate, spread)
+        return self._seen(np.zeros(len(self.seeds)), known(np.zeros(len(self.seeds))), known(np.zeros(len(self.seeds))))
 
     def new_items(self) -> Spread:
         """Return what the mean may be off by for other seeds and other units."""
-        estimate, spread = self._of_seeds()
         left = self.floor / self.count
-        degrees = np.full(len(self.seeds), self.unit_degrees)
-        units = sampled(self.units, degrees, COARSE).plus(-left).at_least(0.0)
-        return seen_from(estimate + np.maximum(self.units - left, 0.0), spread.plus_spread(units))
+        drawn = sampled(self.units, np.full(len(self.seeds), self.unit_degrees), COARSE)
+        behind = inverted(self.units, drawn)
+        return self._seen(
+            np.maximum(self.units - left, 0.0), *(each.plus(-left).at_least(0.0) for each in (drawn, behind))
+        )
 
-    def _of_seeds(self) -> tuple[Array, Spread]:
+    def _seen(self, units: Array, units_drawn: Spread, units_behind: Spread) -> Spread:
+        """Return the error's spread, given the units' part: estimated, as drawn again, and as may be behind it."""
         estimate = np.maximum(self.seeds, self.floor)
-        return estimate / self.count, sampled(estimate, self.degrees).at_least(self.floor).times(1 / self.count)
+        drawn = sampled(estimate, self.degrees)
+        parts = [each.at_least(self.floor).times(1 / self.count) for each in (drawn, inverted(estimate, drawn))]
+        redrawn = inverted(estimate / self.count + units, parts[0].plus_spread(units_drawn))
+        if self.is_lent and not 1 < self.unit_degrees < FEW_UNITS:
+            return redrawn
+        fiducial = parts[1].plus_spread(units_behind)
+        return mixed([redrawn, fiducial], np.full((len(estimate), 2), 0.5))
