@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.contract.method import Method as Method
     from harness.contract.method import MethodConfig as MethodConfig
     from harness.contract.method import MethodTraits as MethodTraits
+    from harness.contract.method import PeftForm as PeftForm
     from harness.contract.method import Purpose as Purpose
     from harness.contract.method import StepInfo as StepInfo
     from harness.contract.method import TrialContext as TrialContext
@@ -100,6 +101,7 @@ _HOMES = {
     "Method": "harness.contract.method",
     "MethodConfig": "harness.contract.method",
     "MethodTraits": "harness.contract.method",
+    "PeftForm": "harness.contract.method",
     "Record": "harness.contract.record",
     "Purpose": "harness.contract.method",
     "pseudo_values": "harness.contract.pseudo_values",

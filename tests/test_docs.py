@@ -348,3 +348,27 @@ def test_links_between_pages_lead_somewhere(page):
 def test_public_names_in_the_pages_exist():
     named = {name for page in PAGES for name in re.findall(r"`harness\.([A-Z]\w+)", page.read_text(encoding="utf-8"))}
     assert named <= set(harness.__all__)
+
+
+# --- the site ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_site_builds_offline_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path], cwd=ROOT, text=True,
+        capture_output=True, timeout=240, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "harness data show" in (tmp_path / "cli.html").read_text(encoding="utf-8")
+    assert 'id="harness.contract.method.Method"' in (tmp_path / "reference.html").read_text(encoding="utf-8")
+    pages = [page for page in tmp_path.glob("*.html") if page.name != "404.html"]
+    for page in pages:
+        loaded = re.findall(r'(?:<script[^>]*src|<link[^>]*rel="stylesheet"[^>]*href)="(http[^"]+)"', page.read_text())
+        assert loaded == [], "a page asks another server for something"
+
+
+def test_every_page_is_on_the_site():
+    site = text_of("mkdocs.yml")
+    assert [page.name for page in PAGES if page.parent.name == "docs" and page.name not in site] == []

@@ -20,8 +20,9 @@ BEST = "best"
 @click.argument("trial_id", metavar="TRIAL_ID|best")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write; new or empty.")
 @click.option(
-    "--format", "form", type=click.Choice(["merged", "peft"]), default="merged", show_default=True,
-    help="The whole fine-tuned model, or the update as a LoRA checkpoint of PEFT.",
+    "--format", "form", type=click.Choice(["merged", "peft", "auto"]), default="merged",
+    show_default=True,
+    help="The whole fine-tuned model, the update as a LoRA checkpoint of PEFT, or that where there is one.",
 )  # fmt: skip
 @click.option("--rank", type=click.IntRange(min=1), help="Cut the update to this rank (--format peft).")
 @click.option("--task", default="", metavar="NAME", help="Of which task the best, where there are records of several.")
@@ -39,7 +40,7 @@ def export(
     from harness.planning.registry import build_registry
     from harness.results.export import export_merged, export_peft, loading_code, read_trained
 
-    if rank is not None and form != "peft":
+    if rank is not None and form == "merged":
         raise UsageError(f"--rank {rank} cuts the update of --format peft; --format {form} keeps all of it")
     if task and trial_id != BEST:
         raise UsageError(
@@ -50,10 +51,17 @@ def export(
     if trial_id == BEST:
         trial_id = best_trial(registry, results, task)
     trained = read_trained(registry, *read_record(results, trial_id))
+    if form != "merged":
+        try:
+            click.echo(export_peft(trained, output, rank), err=True)
+            form = "peft"
+        except UsageError as error:
+            if form == "peft":
+                raise
+            click.echo(f"no PEFT checkpoint: {error}. So the whole model is written.", err=True)
+            form = "merged"
     if form == "merged":
         export_merged(trained, output)
-    else:
-        click.echo(export_peft(trained, output, rank))
     click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
     click.echo(loading_code(trained, output, form))
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,22 @@ class MethodTraits:
     check_config: Mapping[str, Any] = field(default_factory=dict)
 
 
+class PeftForm(NamedTuple):
+    """One adapter as a LoRA layer of the ``peft`` library holds it.
+
+    Attributes:
+        rank: Of ``lora_A`` and ``lora_B``.
+        alpha: ``lora_alpha``: the update is multiplied by ``alpha / rank``.
+        tensors: By PEFT's name within the layer, e.g. ``"lora_A.weight"``.
+        settings: Fields of PEFT's ``LoraConfig`` that say what else is computed; the same for every layer.
+    """
+
+    rank: int
+    alpha: float
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = {}
+
+
 class Adapter(nn.Module):
     """What a method puts on one linear layer: trainable parameters and a forward pass.
 
@@ -205,6 +221,14 @@ class Adapter(nn.Module):
     def delta_weight(self) -> Tensor:
         """Return the effective weight minus the *pretrained* weight, shape (O, I)."""
         raise NotImplementedError
+
+    def peft_form(self) -> PeftForm | None:
+        """Return the adapter as a LoRA layer of the ``peft`` library computes it.
+
+        ``None``, the default: there is no such form, or none better than its ``delta_weight`` as a product of two thin
+        matrices, which ``harness export`` finds by itself.
+        """
+        return None
 
     def __call__(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Run ``forward`` in the dtype of the parameters and return the dtype of ``base_output``."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract.analysis import LayerChange
-from harness.contract.method import Adapter, Method, attaches
+from harness.contract.method import Adapter, Method, PeftForm, attaches
 from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.engine.layers import find_layers, linear_layers, present_as_linear, select_layers, trained_modules
@@ -61,6 +61,22 @@ class TrainedTrial:
 
     def updates(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the ``delta_weight`` (O, I) of each adapted layer, one at a time."""
+        for name, adapter in self._adapters():
+            with torch.no_grad():
+                yield name, adapter.delta_weight()
+
+    def peft_forms(self) -> dict[str, PeftForm]:
+        """Return each adapted layer's form in the ``peft`` library; none at all where any has none."""
+        found: dict[str, PeftForm] = {}
+        for name, adapter in self._adapters():
+            if (form := adapter.peft_form()) is None:
+                return {}
+            tensors = {key: value.detach().contiguous() for key, value in form.tensors.items()}
+            found[name] = form._replace(tensors=tensors)
+        return found
+
+    def _adapters(self) -> Iterator[tuple[str, Adapter]]:
+        """Yield the name and the trained adapter of each adapted layer, one at a time."""
         if not self._method.traits.mergeable:
             raise UsageError(
                 f"method {self.trial.method!r} is not mergeable: its output is not that of a changed weight, "
@@ -71,8 +87,7 @@ class TrainedTrial:
             linear = present_as_linear(self.model.get_submodule(name))
             adapter: Adapter = self._layer_methods.get(name, self._method).adapter(linear, generator)
             self._fill(adapter, name)
-            with torch.no_grad():
-                yield name, adapter.eval().delta_weight()
+            yield name, adapter.eval()
 
     def changes(self) -> Iterator[LayerChange]:
         """Yield each linear layer that the trial changed, with what it added, one at a time.

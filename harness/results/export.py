@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from harness.bases import resolve
+from harness.contract.method import PeftForm
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
@@ -146,24 +147,20 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
             f"task {trial.task!r} starts from random weights, not held by a LoRA checkpoint; use --format merged"
         )
     _expect_new(folder)
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    residuals: dict[str, float] = {}
-    for name, update in trained.updates():
-        factors = factorise(update, rank)
-        if factors is None:
-            raise UsageError(
-                f"method {trial.method!r}: the update of {name} ({' x '.join(map(str, update.shape))}) has a "
-                f"rank above {max(1, min(update.shape) // 2)}, half of full rank, so LoRA's form would save nothing; "
-                "use --format merged, or --rank N to cut it to rank N and lose the rest"
-            )
-        tensors[f"base_model.model.{name}.lora_A.weight"] = factors.a
-        tensors[f"base_model.model.{name}.lora_B.weight"] = factors.b
-        ranks[name], residuals[name] = factors.rank, factors.residual
+    forms = trained.peft_forms() if rank is None else {}
+    said = "as the method computes it" if forms else ""
+    settings = dict(next(iter(forms.values())).settings) if forms else {}
+    if not forms:
+        forms, said = _factorised(trained, rank)
+    tensors = {
+        f"base_model.model.{name}.{key}": value for name, form in forms.items() for key, value in form.tensors.items()
+    }
+    ranks = {name: form.rank for name, form in forms.items()}
+    alphas = {name: form.alpha for name, form in forms.items()}
     for key, value in trained.whole_modules().items():
         tensors[f"base_model.model.{key}"] = value
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {name: each for name, each in ranks.items() if each != usual}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
     transposed = any(not isinstance(trained.model.get_submodule(name), nn.Linear) for name in ranks)
     is_language_model = trained.task.model_kind is ModelKind.CAUSAL_LM
     config = {
@@ -174,24 +171,40 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
         "target_modules": list(ranks),
         "modules_to_save": trained.whole or None,
         "r": usual,
-        "lora_alpha": usual,  # a scale of alpha / r = 1: the factors hold all of the update
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: each for name, each in ranks.items() if each != usual},
+        "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": transposed,
+        **settings,
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    worst = max(residuals, key=lambda name: residuals[name])
     low, high = min(ranks.values()), max(ranks.values())
-    summary = (
-        f"{len(ranks)} layers, rank {low if low == high else f'{low} to {high}'}; "
-        f"largest part of an update that is missing: {residuals[worst]:.1e} of its Frobenius norm ({worst})"
-    )
+    summary = f"{len(ranks)} layers, rank {low if low == high else f'{low} to {high}'}; {said}"
     (folder / "README.md").write_text(_card(trial, summary), encoding="utf-8")
     return summary
+
+
+def _factorised(trained: TrainedTrial, rank: int | None) -> tuple[dict[str, PeftForm], str]:
+    """Return each layer's update as a product of two thin matrices, and how much is missing, in words."""
+    forms: dict[str, PeftForm] = {}
+    residuals: dict[str, float] = {}
+    for name, update in trained.updates():
+        factors = factorise(update, rank)
+        if factors is None:
+            raise UsageError(
+                f"method {trained.trial.method!r}: the update of {name} ({' x '.join(map(str, update.shape))}) has a "
+                f"rank above {max(1, min(update.shape) // 2)}, half of full rank, so LoRA's form would save nothing; "
+                "use --format merged, or --rank N to cut it to rank N and lose the rest"
+            )
+        # A scale of alpha / rank = 1: the factors hold all of the update.
+        tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
+        forms[name], residuals[name] = PeftForm(factors.rank, factors.rank, tensors), factors.residual
+    worst = max(residuals, key=lambda name: residuals[name])
+    return forms, f"largest part of an update that is missing: {residuals[worst]:.1e} of its Frobenius norm ({worst})"
 
 
 def base_model(trial: Trial) -> str:
@@ -241,7 +254,7 @@ def _card(trial: Trial, summary: str) -> str:
             "",
             f"# {trial.task} with {trial.method}",
             "",
-            f"The weight update of harness trial `{trial.id}`, as a LoRA checkpoint with scale 1: {summary}.",
+            f"The weight update of harness trial `{trial.id}`, as a LoRA checkpoint of PEFT: {summary}.",
             "",
             f"* base model: {trial.model}, revision {trial.model_revision}",
             f"* settings: {settings}",

@@ -39,7 +39,7 @@ def as_text(found: Recommendation, root: str = "results") -> str:
         lines.append(f"* No larger budget was tried; {_next_budget(found.choice)}")
     where = "" if root == "results" else f" --results {shlex.quote(root)}"
     task = f" --task {shlex.quote(first.trial.task)}"
-    lines += ["", f"Its adapter: harness export best{task}{where} --format peft -o adapter"]
+    lines += ["", f"Its adapter: harness export best{task}{where} --format auto -o adapter"]
     return "\n".join(lines)
 
 

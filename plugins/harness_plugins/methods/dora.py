@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness import Method, hookimpl, setting
+from harness import Method, PeftForm, hookimpl, setting
 from harness_plugins.methods.lora import LoRA, LoRAAdapter, LoRAConfig
 
 
@@ -71,6 +71,15 @@ class DoRAAdapter(LoRAAdapter):
         ratio = (self.m / self.row_norms()).unsqueeze(1)
         # Not as a difference of two large matrices: that would round away a small change.
         return (ratio - 1) * self.pretrained_weight.to(self.m.dtype) + ratio * super().delta_weight()
+
+    def peft_form(self) -> PeftForm:
+        """Return A, B and m, which PEFT knows by ``use_dora``: the update itself has full rank."""
+        return PeftForm(
+            self.a.shape[0],
+            self.scale * self.a.shape[0],
+            {"lora_A.weight": self.a, "lora_B.weight": self.b, "lora_magnitude_vector": self.m},
+            {"use_dora": True},
+        )
 
 
 @dataclass(frozen=True)

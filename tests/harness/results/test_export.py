@@ -27,6 +27,7 @@ from harness.planning.budget import budget_parameters, solve
 from harness.planning.registry import build_registry
 from harness.results.export import export_merged, export_peft, factorise, read_trained
 from harness.results.store import Store
+from harness_plugins.methods.dora import DoRAAdapter
 
 REGISTRY = build_registry()
 IDS = torch.arange(2, 26).reshape(2, 12)
@@ -138,6 +139,26 @@ def test_a_low_rank_update_is_an_exact_peft_checkpoint(finish, tmp_path, method,
     assert record.trial_id in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_what_peft_computes_itself_is_exported_as_that(finish, tmp_path, model):
+    record, store, expected = finish("dora", model)
+    said = export_peft(read_trained(REGISTRY, store, record), tmp_path / "out")
+    assert said.endswith("as the method computes it")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["use_dora"] is True
+    assert max([config["r"], *config["rank_pattern"].values()]) <= 2
+    loaded = load_peft(record, tmp_path / "out")
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    assert any("magnitude" in name for name in loaded.state_dict())
+
+
+@pytest.fixture
+def no_form(monkeypatch):
+    """DoRA as a method whose update PEFT has no form for."""
+    monkeypatch.setattr(DoRAAdapter, "peft_form", lambda self: None)
+
+
+@pytest.mark.usefixtures("no_form")
 def test_an_update_of_high_rank_is_refused_and_names_the_way_out(finish, tmp_path):
     record, store, _ = finish("dora")
     with pytest.raises(UsageError, match=r"rank above 12, half of full rank.*--format merged, or --rank N"):
@@ -145,6 +166,7 @@ def test_an_update_of_high_rank_is_refused_and_names_the_way_out(finish, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_form")
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_an_update_of_high_rank_is_exact_at_full_rank(finish, tmp_path, model):
     record, store, expected = finish("dora", model)

@@ -102,7 +102,7 @@ def test_words_and_json_say_the_same(make_graded):
     assert "Use small, budget 100k, learning rate 0.001" in text
     assert "cannot be told apart" in text
     assert "95 % interval" in text
-    assert "harness export best --task uuid --results elsewhere --format peft -o adapter" in text
+    assert "harness export best --task uuid --results elsewhere --format auto -o adapter" in text
     assert data["use"]["method"] == "small"
     assert data["use"]["interval"][0] < data["use"]["score"] < data["use"]["interval"][1]
     assert data["trial_id"] == found.record.trial_id
