@@ -59,6 +59,7 @@ class ForgettingRecipe(Recipe):
 
 
 BATCH = 4  # windows per forward pass: two distributions over the vocabulary are held for each of their tokens
+GPU_NUMBERS = 2**29  # of such a distribution on a GPU, which the tokens of few windows do not fill
 
 
 def measure_forgetting(model: Any, context: TaskContext, windows: int = 64, length: int = 512) -> Evaluation:
@@ -86,8 +87,9 @@ def measure_forgetting(model: Any, context: TaskContext, windows: int = 64, leng
     device = next(model.parameters()).device
     crosses: list[float] = []
     excesses: list[float] = []
-    for first in range(0, count, BATCH):
-        ids = torch.stack([tokens[start : start + length] for start in starts[first : first + BATCH]]).to(device)
+    batch = max(1, GPU_NUMBERS // (len(context.tokenizer) * length)) if device.type == "cuda" else BATCH
+    for first in range(0, count, batch):
+        ids = torch.stack([tokens[start : start + length] for start in starts[first : first + batch]]).to(device)
         with torch.no_grad():
             tuned = log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
             with pretrained(model):

@@ -106,11 +106,33 @@ def peft_model(workload: Workload, device: torch.device, dtype: torch.dtype, **s
     return model
 
 
-def peft_loop(workload: Workload, device: torch.device, dtype: torch.dtype, **settings: Any) -> Callable[[], Any]:
-    """Return PEFT in a plain loop."""
+def peft_loop(
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: str = "",
+    liger: bool = False,
+    **settings: Any,
+) -> Callable[[], Any]:
+    """Return PEFT in a plain loop.
+
+    Args:
+        workload: Model and batches.
+        device: Where.
+        dtype: Of the base.
+        compiled: ``torch.compile``'s mode, ``default`` or ``reduce-overhead`` (with CUDA graphs); empty: not compiled.
+        liger: Whether Liger Kernel's fused kernels take the place of the model's own.
+        settings: Of PEFT's ``LoraConfig``.
+    """
     model = peft_model(workload, device, dtype, **settings)
+    if liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model.get_base_model())  # type: ignore[operator]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return _loop(model, plain_batches(workload, device), torch.optim.AdamW(parameters, lr=1e-4, fused=True))
+    call = torch.compile(model, mode=compiled) if compiled else model
+    batches = plain_batches(workload, device, 64 if workload.shortest else 8)
+    return _loop(call, batches, torch.optim.AdamW(parameters, lr=1e-4, fused=True))
 
 
 def peft_trainer_seconds(

@@ -48,7 +48,7 @@ class Record:
         trial: What was run.
         state: How it ended.
         metrics: Final value of each of the task's metrics; ``None`` where there is none.
-        reasons: For each ``None`` in ``metrics``, why.
+        reasons: For each ``None`` in ``metrics`` and in ``cost``, why.
         history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``,
             ``train/learning_rate``, and the task's metrics where it evaluates during training.
         items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
@@ -59,10 +59,11 @@ class Record:
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
             ``budget_deviation_fraction``.
         cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
-            is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``pack_lanes``,
-            ``compiled``; and from a few steps of the trial alone, without data preparation and evaluation:
-            ``step_seconds_solo``,
-            ``tokens_per_second_solo``, ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
+            is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``padding_fraction`` (of
+            what batches held besides), ``batch_forms`` (foreseen, to which batches were padded), ``pack_lanes``,
+            ``compiled``, ``recomputes``, ``micro_batch_size`` (examples per forward pass); and from a few steps of the trial
+            alone, without data preparation and evaluation: ``step_seconds_solo``, ``tokens_per_second_solo``,
+            ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins; ``layers_without_adapter``, where there are any,
             says which layers of the model no adapter can work in, and why.
         error: ``{"type", "message", "traceback", "step"}`` unless complete; where another try may end otherwise, also

@@ -1,6 +1,7 @@
 """From examples to batches: each lane's own order, padded together into one batch for the frozen model.
 
-Shapes: K lanes, B examples per lane, T tokens (padded to the longest), N loss positions per lane, lanes in order.
+Shapes: K lanes, B examples per lane, T tokens (padded to the longest), N loss positions per lane, lanes in order. Where
+texts lie flat, a lane's texts follow each other in one row of T tokens, and there are K rows instead of K B.
 Positions that only fill up carry weight 0.
 """
 
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 
 from harness.contract.task import IGNORE, Example, ModelKind, TaskData
+from harness.engine.forms import Forms, Size, together
 from harness.errors import DataError
-
-GPU_MULTIPLE = 16  # tokens: on a GPU batches are padded to few different forms, since each is captured apart
 
 
 class Row(NamedTuple):
@@ -52,6 +52,9 @@ class Batch:
         targets: (K N,) token ids, class indices or numbers.
         weights: (K N,) share of each position in its lane's mean loss over the whole optimizer step.
         lanes: K.
+        position_ids: (K, T) of each token in its text, where texts lie flat.
+        boundaries: Where each text begins and the last one ends in the flattened (K T) tokens, int32.
+        longest: No text that lies flat has more tokens; 0: each text has a row of its own.
     """
 
     input_ids: Tensor
@@ -61,6 +64,9 @@ class Batch:
     targets: Tensor
     weights: Tensor
     lanes: int
+    position_ids: Tensor | None = None
+    boundaries: Tensor | None = None
+    longest: int = 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with a function applied to every tensor."""
@@ -75,8 +81,8 @@ class Batch:
 
     def shape(self) -> tuple[Any, ...]:
         """Return a key that batches of the same form share."""
-        tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.index, self.targets)
-        return (self.lanes, *(None if tensor is None else tuple(tensor.shape) for tensor in tensors))
+        values = vars(self).values()
+        return tuple(tuple(value.shape) if isinstance(value, Tensor) else value for value in values)
 
 
 def draw(data: TaskData, kind: ModelKind, batch_size: int, seed: int) -> Iterator[list[Row]]:
@@ -135,7 +141,7 @@ def collate(
     lanes: Sequence[Sequence[Row]],
     pad_token: int,
     rows_at_once: int | None = None,
-    multiple: int = 1,
+    forms: Forms = Forms(),  # noqa: B008 - frozen
     causal: bool = False,
 ) -> list[Batch]:
     """Return the micro-batches of one optimizer step.
@@ -144,40 +150,41 @@ def collate(
         lanes: Each lane's rows, B each.
         pad_token: Fills ``input_ids``.
         rows_at_once: Examples per lane and forward pass; ``None``: all.
-        multiple: T, and N per example, are rounded up to a multiple of this, so that batches of few forms occur.
+        forms: To what sizes they are padded, and whether texts lie flat.
         causal: No token of the model sees the padding behind it, so no mask is needed.
     """
-    size = rows_at_once or len(lanes[0])
     totals = [sum(len(row.targets) for row in rows) for rows in lanes]
-    starts = range(0, len(lanes[0]), size)
-    groups = [[rows[start : start + size] for rows in lanes] for start in starts]
-    return [_collate(group, totals, pad_token, multiple, causal) for group in groups]
+    groups = micro_batches(lanes, rows_at_once)
+    sizes = [size_of(group, flat=bool(forms.longest)) for group in groups]
+    if forms.multiple > 1:  # one form for all of a step's, so that steps of few forms arise
+        sizes = [forms.fit(together(sizes), len(groups[0][0]))] * len(groups)
+    if forms.longest:
+        return [_flat(group, totals, pad_token, size, forms.longest) for group, size in zip(groups, sizes, strict=True)]
+    return [_collate(group, totals, pad_token, size, causal) for group, size in zip(groups, sizes, strict=True)]
 
 
-def _collate(
-    lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, multiple: int, causal: bool
-) -> Batch:
+def micro_batches(lanes: Sequence[Sequence[Row]], size: int | None) -> list[list[Sequence[Row]]]:
+    """Return the lanes' rows in groups of ``size`` rows a lane; ``None``: all."""
+    size = size or len(lanes[0])
+    return [[rows[start : start + size] for rows in lanes] for start in range(0, len(lanes[0]), size)]
+
+
+def size_of(lanes: Sequence[Sequence[Row]], flat: bool) -> Size:
+    """Return what a batch of these rows needs at least."""
+    combine = sum if flat else max
+    tokens = max(int(combine(len(row.ids) for row in rows)) for rows in lanes)
+    return Size(tokens, max(1, *(sum(len(row.targets) for row in rows) for rows in lanes)))
+
+
+def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, size: Size, causal: bool) -> Batch:
     flat = [row for rows in lanes for row in rows]
     lengths = np.asarray([len(row.ids) for row in flat])
-    width = _round_up(int(lengths.max()), multiple)
+    width, count = size
     ids = _padded([row.ids for row in flat], width, pad_token)
     types = [row.types for row in flat if row.types is not None]
-    counts = [sum(len(row.targets) for row in rows) for rows in lanes]
     per_position = flat[0].places is not None
-    # Loss positions are as many in every lane; the filling ones point into the lane's own rows.
-    count = _round_up(max(1, *counts), multiple * len(lanes[0])) if per_position else len(lanes[0])
-    index = np.zeros((len(lanes), count), dtype=np.int64)
-    targets = np.zeros((len(lanes), count), dtype=flat[0].targets.dtype)
-    weights = np.zeros((len(lanes), count), dtype=np.float32)
-    for lane, rows in enumerate(lanes):
-        first = lane * len(rows)
-        index[lane] = first * width
-        if per_position:
-            index[lane, : counts[lane]] = np.concatenate(
-                [(first + b) * width + row.places for b, row in enumerate(rows) if row.places is not None]
-            )
-        targets[lane, : counts[lane]] = np.concatenate([row.targets for row in rows])
-        weights[lane, : counts[lane]] = 1.0 / max(1, totals[lane])
+    starts = np.arange(len(flat)).reshape(len(lanes), -1) * width
+    index, targets, weights = _wanted(lanes, totals, starts, count if per_position else len(lanes[0]))
     is_hidden = not (causal or per_position or (lengths == width).all())
     mask = (np.arange(width) < lengths[:, None]).astype(np.int64) if is_hidden else None
     return Batch(
@@ -191,13 +198,53 @@ def _collate(
     )
 
 
+def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, size: Size, longest: int) -> Batch:
+    """Lay each lane's texts one after another in one row, and fill it up with texts that nobody asks about."""
+    tokens, count = size
+    longest = max(longest, *(len(row.ids) for rows in lanes for row in rows))
+    fill = -(-tokens // longest)  # texts that the padding is split into: no text may be longer than the longest
+    ids = _padded([np.concatenate([row.ids for row in rows]) for rows in lanes], tokens, pad_token)
+    starts = np.zeros((len(lanes), len(lanes[0]) + fill + 1), dtype=np.int64)  # of each text in its lane, and the end
+    for lane, rows in enumerate(lanes):
+        ends = np.cumsum([len(row.ids) for row in rows])
+        starts[lane, 1 : len(rows) + 1] = ends
+        starts[lane, len(rows) + 1 :] = np.minimum(ends[-1] + longest * np.arange(1, fill + 1), tokens)
+    lengths = np.diff(starts, axis=1)
+    positions = np.stack([np.concatenate([np.arange(n) for n in each]) for each in lengths])
+    starts += np.arange(len(lanes))[:, None] * tokens
+    index, targets, weights = _wanted(lanes, totals, starts, count)
+    boundaries = np.concatenate([starts[:, :-1].ravel(), [len(lanes) * tokens]]).astype(np.int32)
+    return Batch(
+        torch.from_numpy(ids), None, None, torch.from_numpy(index.ravel()), torch.from_numpy(targets.ravel()),
+        torch.from_numpy(weights.ravel()), len(lanes), torch.from_numpy(positions), torch.from_numpy(boundaries),
+        longest,
+    )  # fmt: skip
+
+
+def _wanted(
+    lanes: Sequence[Sequence[Row]], totals: Sequence[int], starts: np.ndarray[Any, Any], count: int
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return where logits are wanted, what they must predict and their weights, (K, count) each.
+
+    ``starts`` are the places of each row's first token. Loss positions are as many in every lane; the filling ones
+    point into the lane's own rows.
+    """
+    index = np.tile(starts[:, :1], count)
+    targets = np.zeros((len(lanes), count), dtype=lanes[0][0].targets.dtype)
+    weights = np.zeros((len(lanes), count), dtype=np.float32)
+    for lane, rows in enumerate(lanes):
+        here = np.concatenate([row.targets for row in rows])
+        places = [start + row.places for start, row in zip(starts[lane], rows, strict=False) if row.places is not None]
+        if places:
+            index[lane, : len(here)] = np.concatenate(places)
+        targets[lane, : len(here)] = here
+        weights[lane, : len(here)] = 1.0 / max(1, totals[lane])
+    return index, targets, weights
+
+
 def _padded(rows: Sequence[np.ndarray[Any, Any]], width: int, fill: int) -> np.ndarray[Any, Any]:
     """Return rows of token numbers as one array (rows, width)."""
     array = np.full((len(rows), width), fill, dtype=np.int64)
     for place, row in enumerate(rows):
         array[place, : len(row)] = row
     return array
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -138,7 +138,7 @@ def _calibration_batches(base: Base, seed: int, context: TaskContext, data: Task
     """Return the first batches that the lane will train on."""
     recipe, pad = context.recipe, context.tokenizer.pad_token_id
     rows = islice(draw(data, base.task.model_kind, recipe.batch_size, seed), CALIBRATION_BATCHES)
-    pieces = (collate([row], pad, recipe.rows_at_once, 1, base.is_causal) for row in rows)
+    pieces = (collate([row], pad, recipe.rows_at_once, causal=base.is_causal) for row in rows)
     return [batch.to(base.device) for piece in pieces for batch in piece]
 
 

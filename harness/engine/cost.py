@@ -6,64 +6,110 @@ the same base model and batches, before its pack trains; what these steps change
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.engine.lane import Lane
-from harness.engine.pack import Pack
+from harness.engine.memory import let_go, release
+from harness.engine.pack import Pack, foresee
 from harness.engine.resident import Base
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SoloCost:
-    """The cost of one trial alone.
+    """The cost of one trial alone. What could not be measured is ``None``: a measurement decides nothing.
 
     Attributes:
-        step_seconds: Of one optimizer update; on a GPU in captured form, between device events. ``None`` where the
-            trial has too few steps to time one.
+        step_seconds: Of one optimizer update; on a GPU in captured form, between device events.
         step_flops: Floating-point operations of the matrix products of one update, forward and backward.
         step_tokens: Tokens of one update.
         peak_memory_bytes: On a GPU allocated by PyTorch, on a CPU resident in the process; base model included.
-        lane_bytes: What one more trial like this takes on a GPU; 0 on a CPU.
+        lane_bytes: What one more trial like this takes on a GPU, with the largest batches that it will see; ``None`` on
+            a CPU.
+        reasons: For each ``None``, why.
     """
 
-    step_seconds: float | None
-    step_flops: int
-    step_tokens: int
-    peak_memory_bytes: int
-    lane_bytes: int
+    step_seconds: float | None = None
+    step_flops: int | None = None
+    step_tokens: int | None = None
+    peak_memory_bytes: int | None = None
+    lane_bytes: int | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
     """Run a few steps of a trial by itself, all on the same rows: others may have another form, to be captured anew.
 
+    What the measuring itself makes fail is a reason, not an error; a lane that cannot be built is an error.
+
     Args:
         base: The resident model.
         build: Makes the trial's lane; called once.
     """
+    lane = build()
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    try:
+        _measure(base, lane, found, reasons)
+    except Exception as error:
+        logger.warning("%s: its cost alone cannot be measured: %s", lane.trial.label, error)
+        logger.debug("", exc_info=True)
+        let_go(error)
+        reasons["cost"] = f"measuring failed: {type(error).__name__}: {error}"
+    base.clear()
+    for name in (each.name for each in fields(SoloCost) if each.name != "reasons"):
+        if found.get(name) is None:
+            reasons.setdefault(name, reasons.get("cost", "not measured"))
+    reasons.pop("cost", None)
+    del lane
+    release(base.device)
+    return SoloCost(**found, reasons=reasons)
+
+
+def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, str]) -> None:
     on_gpu = base.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        reserved_before = torch.cuda.memory_reserved(base.device)
+    _, every = foresee(base, [lane])
+    before = torch.cuda.memory_reserved(base.device) if on_gpu else 0
     with PeakMemory(base.device) as peak:
-        lane = build()
         lane.hold_rows()
         pack = Pack(base, [lane])
-        with FlopCounterMode(display=False) as counter:
+        try:
+            counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+            pack.count(counter)
+            found["step_flops"] = counter.get_total_flops()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reasons["step_flops"] = f"counting failed: {type(error).__name__}: {error}"
+            logger.debug("", exc_info=True)
+        pack.step()
+        found["step_tokens"] = lane.train_tokens
+        if on_gpu and lane.done < lane.steps:
             pack.step()
-        tokens = lane.train_tokens
-        for _ in range(min(2, lane.steps - lane.done) if on_gpu else 0):  # captures, then replays once
-            pack.step()
-        seconds = _step_seconds(pack, min(5, lane.steps - lane.done), on_gpu)
-    lane_bytes = torch.cuda.memory_reserved(base.device) - reserved_before if on_gpu else 0
-    return SoloCost(seconds, counter.get_total_flops(), tokens, peak.bytes(), max(0, lane_bytes))
+        found["step_seconds"] = _step_seconds(pack, min(5, lane.steps - lane.done), on_gpu)
+    if found["step_seconds"] is None:
+        reasons["step_seconds"] = f"a trial of {lane.steps} updates is too short to time one"
+    found["peak_memory_bytes"] = peak.bytes()
+    if on_gpu:
+        _, held = foresee(base, [lane])
+        taken = max(0, torch.cuda.memory_reserved(base.device) - before)
+        # What memory a batch takes grows at most with its tokens; some does not grow, so this is on the safe side.
+        growth = every.sizes[-1].tokens / held.sizes[-1].tokens if every.sizes and held.sizes else 1.0
+        found["lane_bytes"] = int(taken * max(1.0, growth))
+    else:
+        reasons["lane_bytes"] = "only measured on GPUs"
 
 
 def _step_seconds(pack: Pack, steps: int, on_gpu: bool) -> float | None:
@@ -92,6 +138,71 @@ def lanes_that_fit(base: Base, lane_bytes: int) -> int:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(base.device)
     return max(1, int(0.8 * free / max(1, lane_bytes)))
+
+
+def _products(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor | None, of_scores: int, of_values: int
+) -> int:
+    """Return the operations of an attention's matrix products.
+
+    Key and value heads may be fewer than query heads. Hidden scores count: kernels for causal attention leave some of
+    them out, but not the same ones.
+
+    Args:
+        query: (..., heads, T, D), or (T, heads, D) of texts that lie flat.
+        key: With its own heads and length.
+        value: The same.
+        boundaries: Of the texts that lie flat.
+        of_scores: Products of the shape of query times key.
+        of_values: Products of the shape of scores times value.
+    """
+    widths = of_scores * query.shape[-1] + of_values * value.shape[-1]
+    if boundaries is not None:
+        lengths = boundaries.diff().long()
+        return 2 * query.shape[1] * widths * int((lengths * lengths).sum())
+    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * widths
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> int:
+    return _products(query, key, value, None, 1, 1)
+
+
+def _backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> int:
+    return _products(query, key, value, None, 3, 2)  # scores again, of query and of key; of scores and of value
+
+
+def _flat_forward(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor | None, *rest: Any, **_: Any) -> int:
+    if boundaries is None:  # (B, T, heads, D)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    return _products(query, key, value, boundaries, 1, 1)
+
+
+def _flat_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, total: Tensor, boundaries: Tensor | None,
+    *rest: Any, **_: Any,
+) -> int:  # fmt: skip
+    if boundaries is None:
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    return _products(query, key, value, boundaries, 3, 2)
+
+
+def _attention_formulas() -> dict[Any, Callable[..., int]]:
+    """Return formulas for attention kernels. PyTorch's own refuse grouped heads in some versions."""
+    aten = torch.ops.aten
+    kinds = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+    formulas: dict[Any, Callable[..., int]] = {
+        aten._flash_attention_forward: _flat_forward,
+        aten._flash_attention_backward: _flat_backward,
+    }
+    for kind in kinds:
+        formulas[getattr(aten, f"_scaled_dot_product_{kind}")] = _forward
+        formulas[getattr(aten, f"_scaled_dot_product_{kind}_backward")] = _backward
+    for formula in formulas.values():
+        formula._get_raw = True  # type: ignore[attr-defined] # given tensors, not their shapes
+    return formulas
+
+
+ATTENTION = _attention_formulas()
 
 
 class PeakMemory:

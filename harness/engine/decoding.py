@@ -16,11 +16,12 @@ from torch import Tensor
 
 from harness.engine.capture import capture
 from harness.engine.evaluation import by_length
-from harness.engine.losses import only_at
+from harness.engine.losses import head_sees
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 16  # tokens: how often to wait for the device, and see whether every text has ended
+LOOK_EVERY = 8  # tokens: how often to wait for the device, and see whether every text has ended
+GPU_TOKENS = 2**16  # of a batch of prompts on a GPU, which decodes as many as these in the time of a few
 
 
 def generate(
@@ -38,12 +39,13 @@ def generate(
         tokenizer: Gives the padding and end-of-text tokens.
         prompts: Token ids.
         max_new_tokens: Longest continuation.
-        batch_size: Prompts per batch; padded on the left.
+        batch_size: Prompts per batch, at least, and on a GPU as many more as fill it; padded on the left.
         min_new_tokens: No end-of-text token before this many.
     """
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
-    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
+    least_tokens = GPU_TOKENS if device.type == "cuda" else 0
+    for rows in by_length([len(prompt) + max_new_tokens for prompt in prompts], batch_size, least_tokens):
         width = max(len(prompts[row]) for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -77,7 +79,7 @@ def continuations(
         min_new_tokens: No end-of-text token before this many.
         stop: Nobody reads a text beyond the first of these strings in it, so its tokens there may be anything.
     """
-    if input_ids.is_cuda and is_capturable(model):
+    if input_ids.is_cuda and is_capturable(model, input_ids.shape[1] + max_new_tokens):
         sizes = max_new_tokens, min_new_tokens
         try:
             return _by_steps(model, tokenizer, input_ids, attention_mask, *sizes, stop, _captured)
@@ -121,17 +123,29 @@ def have_stopped(tokenizer: Any, tokens: Tensor, stop: Sequence[str]) -> Tensor:
     return torch.tensor([any(each in text for each in stop) for text in texts], device=tokens.device)
 
 
-def is_capturable(model: Any) -> bool:
-    """Return whether a step of decoding changes tensors only.
+def is_capturable(model: Any, tokens: int) -> bool:
+    """Return whether a step of decoding texts of so many tokens changes tensors only.
 
-    A sliding window or a recurrent state also counts in Python, which the replay of a captured step does not repeat.
+    A recurrent state also counts in Python, which the replay of a captured step does not repeat, and so does a sliding
+    window that a text outgrows.
     """
-    from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
 
     if not getattr(model, "_can_compile_fullgraph", False):
         return False
-    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
+    return all(type(layer) is StaticLayer for layer in fixed_cache(model, tokens).layers)
+
+
+def fixed_cache(model: Any, tokens: int) -> Any:
+    """Return a cache for texts of so many tokens. A layer whose window they do not outgrow keeps all of them."""
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+    cache = StaticCache(config=model.config, max_cache_len=tokens)
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is StaticSlidingWindowLayer and tokens <= layer.max_cache_len:
+            cache.layers[number] = StaticLayer(max_cache_len=tokens)
+    return cache
 
 
 Step = Callable[[], None]
@@ -152,13 +166,11 @@ def _by_steps(
 
     ``prepare`` turns the step into what is run from the third token on.
     """
-    from transformers import StaticCache
-
     rows, width = input_ids.shape
     device, end, padding = input_ids.device, tokenizer.eos_token_id, tokenizer.pad_token_id
     # Places behind the current token are hidden because they lie in its future, so the mask may stay the same.
     mask = torch.cat([attention_mask, attention_mask.new_ones(rows, max_new_tokens)], 1)
-    cache = StaticCache(config=model.config, max_cache_len=width + max_new_tokens)
+    cache = fixed_cache(model, width + max_new_tokens)
     position = attention_mask.cumsum(1).sub(1).clamp_min(0)
     penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=device)
     if min_new_tokens:
@@ -183,7 +195,7 @@ def _by_steps(
         position.add_(1)
         choose(result.logits[:, -1])
 
-    with only_at(model.get_output_embeddings(), torch.arange(1, rows + 1, device=device) * width - 1):
+    with head_sees(model.get_output_embeddings(), lambda hidden: hidden[:, -1]):
         result = model(
             input_ids=input_ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
         )

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from harness.contract.task import Example, ModelKind
 from harness.engine.batch import collate, encode
-from harness.engine.losses import only_at
+from harness.engine.losses import token_losses
+
+GPU_TOKENS = 2**15  # of a forward pass on a GPU, which fewer would not fill
 
 
 @torch.no_grad()
@@ -28,26 +29,32 @@ def negative_log_likelihoods(
         model: A causal language model from ``transformers``, in evaluation mode.
         examples: Labels as for training: ``IGNORE`` where a token does not count.
         pad_token: Fills shorter examples; its value does not matter.
-        batch_size: Examples per forward pass.
+        batch_size: Examples per forward pass, at least; on a GPU as many more as fill it.
     """
     device = next(model.parameters()).device
     results = [0.0] * len(examples)
-    head = model.get_output_embeddings()
-    for rows in by_length([len(e.input_ids) for e in examples], batch_size):
+    least_tokens = GPU_TOKENS if device.type == "cuda" else 0
+    for rows in by_length([len(e.input_ids) for e in examples], batch_size, least_tokens):
         # One lane per example, so that loss positions come back grouped by example.
         (batch,) = collate([[encode(examples[row], ModelKind.CAUSAL_LM)] for row in rows], pad_token)
         batch = batch.to(device)
-        assert batch.index is not None
-        with only_at(head, batch.index):
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-        losses = cross_entropy(logits.float(), batch.targets, reduction="none") * (batch.weights > 0)
+        losses = token_losses(model, batch) * (batch.weights > 0)
         for row, loss in zip(rows, losses.view(len(rows), -1).double().sum(1).tolist(), strict=True):
             results[row] = loss
     return results
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield row numbers in batches of similar length, longest first, so that memory runs out at once or not at all."""
+def by_length(lengths: Sequence[int], batch_size: int, least_tokens: int = 0) -> Iterator[list[int]]:
+    """Yield row numbers in batches of similar length, longest first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: Of the rows, in tokens.
+        batch_size: Rows of a batch; more where they have fewer than ``least_tokens`` tokens together.
+        least_tokens: Of a batch.
+    """
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+    start = 0
+    while start < len(rows):
+        size = max(batch_size, least_tokens // max(1, lengths[rows[start]]))
+        yield rows[start : start + size]
+        start += size

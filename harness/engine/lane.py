@@ -22,7 +22,8 @@ from harness.contract.dropout import Dropout
 from harness.contract.method import Method
 from harness.contract.task import Evaluation, TaskContext, TaskData
 from harness.contract.trial import Trial
-from harness.engine.batch import GPU_MULTIPLE, Batch, Row, collate, draw
+from harness.engine.batch import Batch, Row, collate, draw
+from harness.engine.forms import Forms
 from harness.engine.resident import Base
 
 
@@ -50,8 +51,12 @@ class Lane:
         error: Why it stopped early.
         prepare_seconds: What making it took; likewise its training and its evaluations.
         train_tokens: Trained on so far.
+        padded_tokens: The same, with what batches were filled up with.
+        forms: Most forms of batch that a step was prepared for.
         pack_lanes: Most lanes that trained with it at once, itself included.
         compiled: Whether it trained in a compiled model.
+        rows_at_once: Examples per forward pass: the recipe's, or fewer where memory ran out.
+        recomputes: Whether activations are computed again in the backward pass because memory ran out.
     """
 
     base: Base
@@ -76,12 +81,17 @@ class Lane:
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     train_tokens: int = 0
+    padded_tokens: int = 0
+    forms: int = 0
     pack_lanes: int = 1
     compiled: bool = False
+    recomputes: bool = False
 
     def __post_init__(self) -> None:
         self._order: Iterator[list[Row]] = self._from_the_start()
         self._rows: list[Row] | None = None
+        self.holds_rows = False
+        self.rows_at_once = int(self.recipe.rows_at_once)
 
     @property
     def recipe(self) -> Any:
@@ -102,24 +112,26 @@ class Lane:
     def _from_the_start(self) -> Iterator[list[Row]]:
         return draw(self.data, self.base.task.model_kind, self.recipe.batch_size, self.trial.seed)
 
-    def forms(self, steps: int) -> int:
-        """Return how many forms of batch the first steps have, as a GPU pads them."""
-        rows = islice(self._from_the_start(), steps)
-        return len({tuple(batch.shape() for batch in self.collate([row], GPU_MULTIPLE)) for row in rows})
+    def upcoming(self, most: int) -> Iterator[list[Row]]:
+        """Yield the rows of the next updates, at most so many; none where reading ahead could spoil what is read."""
+        if self.holds_rows or not isinstance(self.data.train, Sequence):
+            return iter([self.rows()] if self.holds_rows else [])
+        return islice(self._from_the_start(), self.done, min(self.steps, self.done + most))
 
     def hold_rows(self) -> None:
         """Train on the rows of the next update again and again: for timing steps of one form."""
         self._order = repeat(self.rows())
+        self.holds_rows = True
 
     def advance(self) -> None:
         """Count an update."""
         self._rows = None
         self.done += 1
 
-    def collate(self, rows: Sequence[Sequence[Row]], multiple: int = 1) -> list[Batch]:
+    def collate(self, rows: Sequence[Sequence[Row]], forms: Forms = Forms()) -> list[Batch]:  # noqa: B008 - frozen
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
-        return collate(rows, pad, self.recipe.rows_at_once, multiple, self.base.is_causal)
+        return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,45 +191,6 @@ def is_causal(model: nn.Module) -> bool:
     """Return whether no attention of the model looks ahead, so that padding behind a text needs no mask."""
     flags: list[object] = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return bool(flags) and all(flag is True for flag in flags)
-
-
-CAPTURABLE = "sdpa_without_a_look"
-_unmasked: ContextVar[bool] = ContextVar("_unmasked", default=False)
-
-
-@contextmanager
-def unmasked() -> Iterator[None]:
-    """Promise that no real token may see a padding token: there is none, or the model is causal and padded behind."""
-    before = _unmasked.set(True)
-    try:
-        yield
-    finally:
-        _unmasked.reset(before)
-
-
-def use_capturable_attention(model: nn.Module) -> None:
-    """Let us tell the model that attention needs no mask, instead of it looking at the mask's values.
-
-    transformers otherwise waits for the device to look, and builds a mask that is not needed while a CUDA graph is
-    captured, so that captured steps would run a slower kernel. Only models that use PyTorch's own attention are
-    changed; what is computed stays the same.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def mask(**arguments: Any) -> Any:
-        queries = arguments["q_length"] if "q_length" in arguments else arguments["cache_position"].shape[0]
-        keys, window = arguments["kv_length"], arguments.get("local_size")
-        shapes_are_plain = queries == keys and (window is None or keys < window)
-        may_skip = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
-        return None if _unmasked.get() and shapes_are_plain and may_skip else sdpa_mask(**arguments)
-
-    config: Any = model.config
-    if config._attn_implementation == "sdpa":
-        AttentionInterface.register(CAPTURABLE, sdpa_attention_forward)
-        AttentionMaskInterface.register(CAPTURABLE, mask)
-        model.set_attn_implementation(CAPTURABLE)  # type: ignore[operator]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,36 +1,38 @@
 """Packs: lanes that train together over one resident model. A trial by itself is a pack of one lane.
 
-What is not here: how modules of several lanes run as one (``slots``), evaluation and the end of lanes (``training``).
+What is not here: how modules of several lanes run as one (``slots``), capturing steps on a GPU (``replay``), evaluation
+and the end of lanes (``training``).
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from harness.contract.method import Adapter, Method, StepInfo
-from harness.engine.batch import GPU_MULTIPLE, Batch
-from harness.engine.capture import capture
+from harness.engine.batch import Batch, Row, micro_batches, size_of
 from harness.engine.compiling import compiling
+from harness.engine.forms import Forms, plan, together
 from harness.engine.lane import Lane
 from harness.engine.losses import lane_losses
-from harness.engine.resident import Base
+from harness.engine.replay import Replay, form_of
+from harness.engine.resident import Base, recompute
 from harness.engine.slots import Leaves, Stack, is_alike
 from harness.errors import HarnessError
 
-logger = logging.getLogger(__name__)
+FORESEEN = 8_192  # rows of a lane whose lengths decide the forms
+
+
+class HalfDoneError(torch.OutOfMemoryError):
+    """A trial alone ran out of memory between its optimizer's updates: the step can be neither repeated nor skipped."""
 
 
 class Pack:
-    """Lanes that train together. ``step`` is one update of each.
-
-    On a GPU a step is captured in a CUDA graph per form of batch, after one ordinary step of that form, and replayed
-    from then on: launching thousands of small kernels from Python costs more than running them.
+    """Lanes that train together. ``step`` is one update of each; on a GPU it is captured and replayed.
 
     Args:
         base: The resident model.
@@ -61,9 +63,8 @@ class Pack:
                 if dropout.p:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
-        self._stream = torch.cuda.Stream(base.device) if base.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._graphs: dict[tuple[Any, ...], _Graph | _Eager] = {}
-        self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._forms: Forms | None = None
+        self._replay: Replay | None = None
         self._is_midway = False  # some lanes have done an update, and others perhaps not
 
     def _bind(self) -> None:
@@ -100,30 +101,101 @@ class Pack:
     def step(self) -> Tensor:
         """Do one update of every lane and return their training losses before it, shape (K,), on the device."""
         lane = self.lanes[0]
-        on_gpu = self._stream is not None
-        batches = lane.collate([each.rows() for each in self.lanes], multiple=GPU_MULTIPLE if on_gpu else 1)
-        self._set_rates(lane.done)
+        rows = [each.rows() for each in self.lanes]
+        self._is_midway = False
+        self._enter()
+        try:
+            with compiling(self.compiled):
+                if self._forms is None:
+                    self._prepare()
+                assert self._forms is not None
+                batches = lane.collate(rows, self._forms)
+                self._set_rates(lane.done)
+                losses = self._step(batches) if self._replay is None else self._replay(batches)
+            self._is_midway = True
+            padded = sum(batch.input_ids.numel() for batch in batches) // len(self.lanes)
+            for each in self.lanes:
+                each.train_tokens += sum(len(row.ids) for row in each.rows())
+                each.padded_tokens += padded
+                each.advance()
+            self._act()
+        except torch.OutOfMemoryError as error:
+            if not self._is_midway:
+                raise
+            message = f"out of memory with a step half done, so it cannot be repeated: {error}"
+            raise (HalfDoneError(message) if len(self.lanes) == 1 else HarnessError(message)) from error
+        finally:
+            self.base.clear()
+        return losses
+
+    def _enter(self) -> None:
+        """Put the lanes' modules in their places, to train."""
         for each in self.lanes:
             for module in each.trained().values():
                 module.train()
         for name, parts in self.parts.items():
             self.base.slots[name].parts = parts
-        self._is_midway = False
+        recompute(self.model, self.base.recomputes or any(each.recomputes for each in self.lanes))
+
+    def _prepare(self) -> None:
+        """Choose the forms of batches; on a GPU capture a step of each."""
+        updates, self._forms = foresee(self.base, self.lanes)
+        for lane in self.lanes:
+            lane.forms = max(lane.forms, len(self._forms.sizes))
+        if self.base.device.type == "cuda":
+            self._capture(updates)
+
+    def _capture(self, updates: Sequence[Sequence[Sequence[Row]]]) -> None:
+        """From now on run captured steps; those of the forms that the next updates need are captured here."""
+        assert self._forms is not None
+        self._initialise_optimizers()
+        names = ", ".join(dict.fromkeys(lane.trial.method for lane in self.lanes))
+        read = [parameter for lane in self._acting for parameter in lane.parameters()]
+        self._replay = Replay(self._step, self._rehearse, self.base.device, self.compiled, read, names)
+        foreseen = [self.lanes[0].collate(updates[each], self._forms) for each in self._forms.examples.values()]
+        self._replay.prepare({form_of(batches): batches for batches in foreseen})
+
+    def _initialise_optimizers(self) -> None:
+        """Make the optimizers' state, needed before a step is captured, by an update that changes nothing."""
+        for lane in self.lanes:
+            parameters = [p for p in lane.parameters() if p not in lane.optimizer.state]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in lane.parameters()]
+            rates = [group["lr"] for group in lane.optimizer.param_groups]
+            for parameter in lane.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter in set(parameters) else None
+            for group in lane.optimizer.param_groups:
+                group["lr"] = torch.zeros((), device=self.base.device)
+            lane.optimizer.step()
+            for group, rate in zip(lane.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            for parameter in parameters:
+                lane.optimizer.state[parameter]["step"].zero_()
+            for parameter, gradient in zip(lane.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+
+    def _rehearse(self, batches: Sequence[Batch]) -> None:
+        """Run the passes of a step forward and backward, and forget them: kernels load, blocks compile."""
+        steps = [dropout.step.clone() for dropout in self._dropouts]
+        self._gradients(batches)
+        self.leaves.drop_gradients()
+        for dropout, step in zip(self._dropouts, steps, strict=True):
+            dropout.step.copy_(step)
+
+    def count(self, counter: AbstractContextManager[object]) -> None:
+        """Run the passes of the next step, on an uncaptured way and without an update, within a context that counts."""
+        self._enter()
         try:
-            with compiling(self.compiled):
-                losses = self._step_on_gpu(batches) if on_gpu else self._step(batches)
-            self._is_midway = True
-            for each in self.lanes:
-                each.train_tokens += sum(len(row.ids) for row in each.rows())
-                each.advance()
-            self._act()
-        except torch.OutOfMemoryError as error:
-            if self._is_midway and len(self.lanes) > 1:
-                raise HarnessError(f"out of memory with a step half done, so it cannot be repeated: {error}") from error
-            raise
+            with compiling(False):
+                if self._forms is None:
+                    self._prepare()
+                assert self._forms is not None
+                batches = self.lanes[0].collate([each.rows() for each in self.lanes], self._forms)
+                with counter:
+                    self._rehearse([batch.to(self.base.device) for batch in batches])
         finally:
             self.base.clear()
-        return losses
 
     @torch.no_grad()
     def _act(self) -> None:
@@ -132,40 +204,6 @@ class Pack:
             each.method.after_step(StepInfo(each.done, each.steps, each.adapters, each.optimizer, each.generator))
         if self._acting:
             self.leaves.values_down()
-
-    def _step_on_gpu(self, batches: Sequence[Batch]) -> Tensor:
-        assert self._stream is not None
-        form = tuple(batch.shape() for batch in batches)
-        outside = torch.cuda.current_stream(self.base.device)
-        self._stream.wait_stream(outside)
-        with torch.cuda.stream(self._stream):
-            self._seen[form] += 1
-            if self._seen[form] <= WARM_STEPS or (form not in self._graphs and len(self._graphs) == MOST_GRAPHS):
-                losses = self._step([batch.to(self.base.device) for batch in batches])
-            else:
-                if form not in self._graphs:
-                    self._graphs[form] = self._capture(batches)
-                losses = self._graphs[form].replay(batches)
-        outside.wait_stream(self._stream)
-        return losses
-
-    def _capture(self, batches: Sequence[Batch]) -> _Graph | _Eager:
-        """Return the captured step; where something in it cannot be captured, the ordinary step, and say so."""
-        assert self._stream is not None
-        generator = torch.cuda.default_generators[self.base.device.index or 0]
-        try:
-            acting = [parameter for lane in self._acting for parameter in lane.parameters()]
-            return _Graph(self._step, batches, self.base.device, self._stream, acting)
-        except torch.OutOfMemoryError:
-            self._is_midway = False  # capturing computes nothing
-            generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())
-            raise
-        except RuntimeError as error:
-            generator.graphsafe_set_state(torch.Generator(self.base.device).graphsafe_get_state())  # still "capturing"
-            names = ", ".join(dict.fromkeys(lane.trial.method for lane in self.lanes))
-            logger.warning("a step of %s cannot be captured in a CUDA graph, and runs slower: %s", names, error)
-            logger.debug("", exc_info=True)
-            return _Eager(self._step, self.base.device)
 
     def _set_rates(self, done: int) -> None:
         if self._rates is not None:
@@ -204,6 +242,10 @@ class Pack:
                 extra.backward()  # type: ignore[no-untyped-call]
         return total
 
+    def close(self) -> None:
+        """Let go of captured steps and their memory; another step would capture them anew."""
+        self._replay = self._forms = None
+
     def without(self, gone: Sequence[Lane]) -> Pack | None:
         """Return a pack of the other lanes, at the same step; ``None`` where there is none."""
         for lane in self.lanes:
@@ -212,54 +254,33 @@ class Pack:
         return Pack(self.base, stay, self.compiled) if stay else None
 
 
-WARM_STEPS = 1  # ordinary steps of a form before it is captured
-MOST_GRAPHS = 32  # per pack; batches of further forms run uncaptured
+def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], Forms]:
+    """Return the lanes' rows of the next updates, as far as they can be known, and the forms of their batches."""
+    if base.device.type != "cuda" and not base.longest_flat:
+        return [], Forms()
+    updates = _upcoming(lanes)
+    lengths = [len(row.ids) for rows in updates for each in rows for row in each]
+    left = 1 if any(lane.holds_rows for lane in lanes) else max(lane.steps - lane.done for lane in lanes)
+    if len(updates) < left:
+        lengths.append(int(lanes[0].recipe.max_length))
+    longest = max(lengths)
+    flat = longest <= base.longest_flat
+    if not flat and base.device.type != "cuda":
+        return [], Forms()
+    size = lanes[0].rows_at_once
+    needs = [together(size_of(group, flat) for group in micro_batches(rows, size)) for rows in updates]
+    return updates, plan(needs, longest if flat else 0)
 
 
-class _Graph:
-    """One captured step: fixed input tensors, and the kernels that a step launches.
-
-    Args:
-        step: What to capture.
-        batches: Of the form to capture.
-        device: Where it runs.
-        stream: Of the pack; everything of a pack runs on it.
-        parameters: Whose gradients are read between steps.
-    """
-
-    def __init__(
-        self,
-        step: Callable[[Sequence[Batch]], Tensor],
-        batches: Sequence[Batch],
-        device: torch.device,
-        stream: torch.cuda.Stream,
-        parameters: Sequence[nn.Parameter] = (),
-    ) -> None:
-        self.inputs = [batch.to(device) for batch in batches]
-        self.graph, self.losses = capture(lambda: step(self.inputs), stream)
-        self.gradients = [(parameter, parameter.grad) for parameter in parameters]
-
-    def replay(self, batches: Sequence[Batch]) -> Tensor:
-        """Run the step on other batches of the same form; return a copy of the losses."""
-        for old, new in zip(self.inputs, batches, strict=True):
-            for name, target in vars(old).items():
-                if isinstance(target, Tensor):
-                    target.copy_(getattr(new, name).pin_memory(), non_blocking=True)
-        self.graph.replay()
-        for parameter, gradient in self.gradients:  # steps of other forms left theirs there
-            parameter.grad = gradient
-        return self.losses.clone()
-
-
-class _Eager:
-    """A step that cannot be captured."""
-
-    def __init__(self, step: Callable[[Sequence[Batch]], Tensor], device: torch.device) -> None:
-        self.step, self.device = step, device
-
-    def replay(self, batches: Sequence[Batch]) -> Tensor:
-        """Run the step."""
-        return self.step([batch.to(self.device) for batch in batches])
+def _upcoming(lanes: Sequence[Lane]) -> list[list[list[Row]]]:
+    """Return every lane's rows of the next updates. Lanes of one seed share theirs."""
+    most = max(1, FORESEEN // len(lanes[0].rows()))
+    read: dict[tuple[int, int], list[list[Row]]] = {}
+    keys = [(id(lane.data), lane.trial.seed) for lane in lanes]
+    for key, lane in zip(keys, lanes, strict=True):
+        if len(read.get(key, [])) < min(most, lane.steps - lane.done):
+            read[key] = list(lane.upcoming(most))
+    return [list(each) for each in zip(*(read[key] for key in keys), strict=False)]
 
 
 def order(lanes: Sequence[Lane]) -> list[Lane]:

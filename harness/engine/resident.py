@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.contract.task import Task
+from harness.contract.task import ModelKind, Task
+from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, position_limit
 from harness.engine.decomposition import announce
 from harness.engine.layers import find_layers, trained_modules
-from harness.engine.model import DTYPES, count_parameters, is_causal, use_capturable_attention
+from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
 
@@ -28,11 +29,14 @@ class Base:
         fresh: Parameters that the checkpoint did not have: each trial draws them from its own seed.
         recomputes: Whether the backward pass computes each block's activations again instead of keeping them: less
             memory, a third more time, the same result.
+        lays_flat: Whether texts may lie one after another without padding, where the model allows it. ``None``: where
+            there is a kernel for it, on GPUs in half precision.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False
-    ) -> None:
+        self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False,
+        lays_flat: bool | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
         self.device = next(model.parameters()).device
         found = find_layers(model, task.trains)
@@ -50,9 +54,9 @@ class Base:
             for place in found.places.get(name, (name,)):
                 set_submodule(model, place, slot)
         self._check_calls()
-        if recomputes:
-            for block in self.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        self.recomputes = recomputes
+        has_kernel = self.device.type == "cuda" and self.dtype is not torch.float32
+        self._lays_flat = has_kernel if lays_flat is None else lays_flat
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
 
     def _check_calls(self) -> None:
@@ -76,11 +80,18 @@ class Base:
             )
 
     @cached_property
+    def longest_flat(self) -> int:
+        """The most tokens that a text may have to lie in one row with others; 0: each has a row of its own."""
+        speaks = self.task.model_kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH)
+        if not (self._lays_flat and self.is_causal and speaks):
+            return 0
+        with pretrained(self.model):
+            return longest_flat(self.model)
+
+    @cached_property
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks of the model: compiling one compiles all."""
-        lists = [each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
-        alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
-        return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
+        return repeated_blocks(self.model)
 
     @cached_property
     def rowwise(self) -> frozenset[str]:
@@ -122,3 +133,19 @@ class Base:
         """Take every lane out: the model is the pretrained one again."""
         for slot in self.slots.values():
             slot.parts = ()
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of which a model is a stack; none where it is not."""
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+    alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
+    return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
+
+
+def recompute(model: nn.Module, on: bool) -> None:
+    """Let a model's blocks compute their activations again in the backward pass, or keep them."""
+    for block in repeated_blocks(model):
+        if on and "forward" not in vars(block):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        elif not on and "forward" in vars(block):
+            del block.forward

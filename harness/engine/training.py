@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from harness.contract.task import Evaluation, check_evaluation
 from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
-from harness.engine.pack import Pack
+from harness.engine.memory import let_go, release
+from harness.engine.pack import HalfDoneError, Pack
 from harness.engine.resident import Base
 from harness.engine.slots import Reader
 from harness.errors import TrialDivergedError
@@ -37,28 +38,62 @@ class Watch(Protocol):
 
 
 def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False) -> None:
-    """Train lanes together to their ends. Out of memory, each half goes on by itself, from the same step."""
+    """Train lanes together to their ends. Out of memory, they go on from the same step with less of it (``_less``)."""
     alone = [lane for lane in lanes if len(lanes) > 1 and not lane.packs()]
     waiting = [[lane for lane in lanes if lane not in alone], *([lane] for lane in alone)]
     waiting = [group for group in waiting if group]
     while waiting:
         group = waiting.pop()
-        try:
-            _train_together(base, group, watch, compiled)
-        except torch.OutOfMemoryError as error:
-            running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
-            for lane in running:
-                if lane.done in lane.recipe.evaluate_at and lane.done not in {each["step"] for each in lane.history}:
-                    logger.warning("%s: out of memory while scoring step %d", lane.trial.label, lane.done)
-                lane.leave()
-            if base.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(running) == 1:
-                running[0].error = error
-                watch.finished(running[0])
-            else:
-                middle = len(running) // 2
-                waiting += [running[middle:], running[:middle]]
+        error = _try_together(base, group, watch, compiled)
+        if error is None:
+            continue
+        # Only here, where no frame of what failed is left, is its memory free.
+        release(base.device)
+        running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
+        for lane in running:
+            if lane.done in lane.recipe.evaluate_at and lane.done not in {each["step"] for each in lane.history}:
+                logger.warning("%s: out of memory while scoring step %d", lane.trial.label, lane.done)
+            lane.leave()
+        groups = [] if isinstance(error, HalfDoneError) else _less(base, running)
+        waiting += groups
+        for lane in running if not groups else []:
+            lane.error = error
+            watch.finished(lane)
+
+
+def _try_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool) -> torch.OutOfMemoryError | None:
+    """Train lanes together; return the error where memory ran out, without the frames that hold on to memory."""
+    try:
+        _train_together(base, lanes, watch, compiled)
+    except torch.OutOfMemoryError as error:
+        let_go(error)
+        return error
+    return None
+
+
+def _less(base: Base, lanes: Sequence[Lane]) -> list[list[Lane]]:
+    """Return groups of the lanes, the first to train last, that need less memory; none where nothing is left to try.
+
+    Halves of the lanes; then, alone, with activations computed again; then with half the examples per forward pass. The
+    result is the same each time.
+    """
+    if len(lanes) > 1:
+        middle = len(lanes) // 2
+        return [list(lanes[middle:]), list(lanes[:middle])]
+    for lane in lanes:
+        size = lane.rows_at_once
+        if not (lane.recomputes or base.recomputes) and base.blocks:
+            lane.recomputes = True
+            logger.warning("%s: out of memory; goes on with activations computed again", lane.trial.label)
+        elif size > 1:
+            lane.rows_at_once = -(-size // 2)
+            logger.warning(
+                "%s: out of memory; goes on with %d examples per forward pass", lane.trial.label, lane.rows_at_once
+            )
+        else:
+            return []
+        return [[lane]]
+    return []
 
 
 def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool) -> None:
@@ -93,6 +128,9 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
                 metrics |= _evaluate(base, each, "validation").metrics_present()
             each.history.append({"step": each.done, "metrics": metrics})
             watch.progress(each, each.done, metrics)
+        if len(ends) == len(pack.lanes):
+            pack.close()  # scoring wants memory too
+            release(base.device)
         for each in ends:
             if each.error is None:
                 try:
@@ -105,9 +143,9 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
                 gone.append(each)
         for each in gone:
             watch.finished(each)
-        # A pack of another size must be compiled again, so there a few diverged lanes are carried along, unheeded.
+        # A pack of another size is captured, maybe compiled again, so a few diverged lanes are carried along, unheeded.
         few = 2 * (len(alive) - len(gone)) >= len(pack.lanes)
-        if gone and (ends or not (pack.compiled and few)):
+        if gone and (ends or not ((pack.compiled or base.device.type == "cuda") and few)):
             pack = pack.without([each for each in pack.lanes if each.error is not None or each in gone])
         since, start = [], time.perf_counter()
 

@@ -51,6 +51,8 @@ class Recording:
         for name, value in metrics.items():
             if value is not None and not math.isfinite(value):
                 metrics[name], reasons[name] = None, f"the task computed {value}"
+        cost = _cost(lane, solo)
+        reasons |= {name: _why_not(name, solo) for name, value in cost.items() if value is None}
         return self._record(
             trial,
             task,
@@ -70,19 +72,7 @@ class Recording:
                 "base_parameters": lane.base.parameters,
                 "budget_deviation_fraction": _deviation_fraction(trial),
             },
-            cost={
-                "prepare_seconds": lane.prepare_seconds,
-                "train_seconds": lane.train_seconds,
-                "evaluate_seconds": lane.evaluate_seconds,
-                "steps": lane.done,
-                "train_tokens": lane.train_tokens,
-                "pack_lanes": lane.pack_lanes,
-                "compiled": lane.compiled,
-                "step_seconds_solo": solo.step_seconds,
-                "tokens_per_second_solo": solo.step_tokens / solo.step_seconds if solo.step_seconds else None,
-                "step_flops": solo.step_flops,
-                "peak_memory_bytes": solo.peak_memory_bytes,
-            },
+            cost=cost,
             artifacts=artifacts,
             resolved=_resolved(lane),
         )
@@ -101,7 +91,9 @@ class Recording:
     ) -> Record:  # fmt: skip
         state = _state_of(error)
         if error is not None:
-            fields |= _no_metrics(task, state, str(error))
+            missing = _no_metrics(task, state, str(error))
+            fields["reasons"] = {**fields.get("reasons", {}), **missing["reasons"]}
+            fields["metrics"] = missing["metrics"]
         return Record(
             trial=trial,
             state=state,
@@ -162,6 +154,33 @@ def only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def _finite(values: Sequence[float | None]) -> list[float | None]:
     """Return per-item scores with ``None`` where there is no number, which JSON cannot hold."""
     return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def _cost(lane: Lane, solo: SoloCost) -> dict[str, float | int | None]:
+    rate = None if solo.step_tokens is None or not solo.step_seconds else solo.step_tokens / solo.step_seconds
+    return {
+        "prepare_seconds": lane.prepare_seconds,
+        "train_seconds": lane.train_seconds,
+        "evaluate_seconds": lane.evaluate_seconds,
+        "steps": lane.done,
+        "train_tokens": lane.train_tokens,
+        "padding_fraction": 1 - lane.train_tokens / lane.padded_tokens if lane.padded_tokens else 0.0,
+        "batch_forms": lane.forms,
+        "pack_lanes": lane.pack_lanes,
+        "compiled": lane.compiled,
+        "recomputes": lane.recomputes or lane.base.recomputes,
+        "micro_batch_size": lane.rows_at_once,
+        "step_seconds_solo": solo.step_seconds,
+        "tokens_per_second_solo": rate,
+        "step_flops": solo.step_flops,
+        "peak_memory_bytes": solo.peak_memory_bytes,
+    }
+
+
+def _why_not(name: str, solo: SoloCost) -> str:
+    """Return why a cost is missing."""
+    measured = {"step_seconds_solo": "step_seconds", "tokens_per_second_solo": "step_seconds"}.get(name, name)
+    return solo.reasons.get(measured, "not measured")
 
 
 def _no_metrics(task: type[Task], state: State, why: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.engine.cost import SoloCost, lanes_that_fit
 from harness.engine.lane import Lane
+from harness.engine.memory import let_go, release
+from harness.engine.pack import foresee
 from harness.engine.shared import Shared
 from harness.engine.training import train
 from harness.errors import TrialError
@@ -76,19 +78,26 @@ class Worker:
             lanes.append(lane)
         if not lanes:
             return
+        for trial in self._again_alone(lanes, events):
+            del lanes[:]  # what failed is gone before the next one starts
+            release(self.shared.device)
+            self._run_together([trial])
+
+    def _again_alone(self, lanes: Sequence[Lane], events: _Events) -> list[Trial]:
+        """Train lanes together; return the trials to run again alone, which shows whose fault a pack's failure was."""
         try:
             train(lanes[0].base, lanes, events, self._pays_to_compile(lanes))
-        except Exception as error:  # the pack's fault is found by running each alone
+        except Exception as error:
             unfinished = [lane for lane in lanes if lane.trial.id not in events.done]
             lanes[0].base.clear()
-            if len(unfinished) == 1:
-                unfinished[0].error = error
-                events.finished(unfinished[0])
-            else:
+            if len(unfinished) != 1:
                 logger.warning("a pack of %d trials failed, each is run again alone: %s", len(lanes), error)
                 logger.debug("", exc_info=True)
-                for lane in unfinished:
-                    self._run_together([lane.trial])
+                let_go(error)
+                return [lane.trial for lane in unfinished]
+            unfinished[0].error = error
+            events.finished(unfinished[0])
+        return []
 
     def _code(self, trial: Trial) -> tuple[type[Method], Task]:
         return self.registry.method(trial.method), self.registry.task(trial.task)()
@@ -112,10 +121,11 @@ class Worker:
             return 1
         try:
             base = self.shared.base(trials[0], self._code(trials[0])[1])
-            largest = max(self._solo_cost(trial).lane_bytes for trial in trials)
+            sizes = [self._solo_cost(trial).lane_bytes for trial in trials]
         except Exception:  # noqa: BLE001 - which trial it was, and why, is recorded when it runs alone
             return 1
-        return min(MOST_LANES, lanes_that_fit(base, largest))
+        known = [size for size in sizes if size is not None]
+        return min(MOST_LANES, lanes_that_fit(base, max(known))) if len(known) == len(sizes) else 1
 
     def _pays_to_compile(self, lanes: Sequence[Lane]) -> bool:
         """Return whether compiling the model's block saves more time than it takes.
@@ -126,7 +136,8 @@ class Worker:
             return self.compiled == "on"
         seconds = sum((self._solo_cost(lane.trial).step_seconds or 0.0) * lane.steps for lane in lanes)
         kinds = len({(lane.trial.method, json.dumps(lane.trial.to_json()["config"])) for lane in lanes})
-        return self.shared.device.type == "cuda" and 0.3 * seconds > 15 * kinds * lanes[0].forms(10)
+        forms = len(foresee(lanes[0].base, lanes)[1].sizes)
+        return self.shared.device.type == "cuda" and 0.3 * seconds > 15 * kinds * forms
 
 
 class _Events:

@@ -6,7 +6,14 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from harness.bases import resolve
 from harness.engine.decoding import _by_steps, continuations, generate, is_capturable
@@ -127,11 +134,38 @@ def test_it_stops_when_every_text_holds_a_stop_string(model, captures):
         assert said[:first] == text[:first]
 
 
-def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
-    assert is_capturable(model)
+def windowed(kind):
+    torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    assert is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=None)))
-    assert not is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=16)))
+    if kind == "mistral":
+        return MistralForCausalLM(
+            MistralConfig(vocab_size=WORDS, **shape, num_key_value_heads=1, sliding_window=48)
+        ).eval()
+    config = Gemma3TextConfig(
+        vocab_size=WORDS, **shape, num_key_value_heads=1, head_dim=8, sliding_window=48,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config).eval()
+
+
+def test_only_models_whose_cache_counts_in_tensors_are_captured(model):
+    assert is_capturable(model, 100)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    assert is_capturable(MistralForCausalLM(MistralConfig(vocab_size=9, **shape, sliding_window=None)), 100)
+    assert is_capturable(windowed("mistral"), 48)
+    assert not is_capturable(windowed("mistral"), 49)
+    assert is_capturable(windowed("gemma"), 48)
+    assert not is_capturable(windowed("gemma"), 49)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma"])
+def test_texts_that_a_window_holds_are_decoded_as_without_one(kind):
+    model = windowed(kind).double()
+    ids, mask = padded(draw(LENGTHS, seed=3))
+    expected = continuations(model, TOKENIZER, ids, mask, 20)
+    found = _by_steps(model, TOKENIZER, ids, mask, 20, 0, (), lambda step, _: step)
+    assert torch.equal(found[:, : expected.shape[1]], expected)
+    assert len({tuple(row) for row in found.tolist()}) > 1
 
 
 @pytest.mark.gpu

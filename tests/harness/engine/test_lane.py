@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from harness.contract.task import Example, TaskData
@@ -67,22 +66,19 @@ def test_held_rows_are_those_of_the_next_update_again_and_again(kit):
     assert texts(free.rows()) != expected, "only the lane that was told so holds its rows"
 
 
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        # Tokens of 10, 16, 17, 40 and 12, in sixteens: 1, 1, 2, 3, 1. Labels, one fewer each: 1, 1, 1, 3, 1.
-        ({"batch_size": 1}, [1, 1, 2, 3, 3, 3]),
-        # (10, 16), (17, 40), (12, 10), (16, 17), ...: the longest 1, 3, 1, 2; labels 24, 55, 20, 31, in 32s 1, 2, 1, 1.
-        ({"batch_size": 2}, [1, 2, 2, 3, 3, 3]),
-        # Two forward passes each: (1, 1), (2, 3), (1, 1), (1, 2), (3, 1), ...
-        ({"batch_size": 2, "micro_batch_size": 1}, [1, 2, 2, 3, 4, 4]),
-    ],
-)
-def test_forms_of_batch_are_counted_as_a_gpu_pads_them(kit, recipe, expected):
-    data = TaskData(Stream(10, 16, 17, 40, 12), {})
-    lane = kit.make_lane(kit.make_base(), "lora", data=data, **recipe)
-    assert [lane.forms(steps) for steps in range(1, 7)] == expected
-    assert len(lane.rows()[0].ids) == 10, "counting takes no row"
+def test_coming_rows_are_those_that_are_trained_on_and_looking_takes_none(kit):
+    lane = kit.make_lane(kit.make_base(), "lora", seed=3)
+    lane.rows()
+    lane.advance()
+    coming = [texts(rows) for rows in lane.upcoming(4)]
+    trained = []
+    for _ in range(4):
+        trained.append(texts(lane.rows()))
+        lane.advance()
+    assert coming == trained
+    assert len(list(lane.upcoming(100))) == lane.steps - lane.done
+    stream = kit.make_lane(kit.make_base(), "lora", data=TaskData(Stream(10, 16), {}))
+    assert list(stream.upcoming(3)) == [], "what can be read once only is not read ahead"
 
 
 def test_what_cannot_share_a_batch(kit):

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from harness.contract.task import Example, ModelKind
+from harness.engine import head_loss
 from harness.engine.batch import Row, collate, encode
 from harness.engine.losses import lane_losses
 from harness.engine.training import evaluating
@@ -46,16 +47,17 @@ def test_a_regression_loses_its_mean_squared_error_lane_by_lane():
 
 
 @torch.no_grad()
-def test_logits_are_computed_only_where_labels_are(kit):
+def test_logits_are_computed_only_where_labels_are(kit, monkeypatch):
     """And a lane with few labels loses their mean, not a share of what another lane's many labels lose."""
     model, seen = kit.language_model(), []
     ids = list(range(3, 13))
     logits = model(input_ids=torch.tensor([ids])).logits[0]
     one, six = (encode(Example(ids, [-100] * n + ids[n:]), ModelKind.CAUSAL_LM) for n in (9, 4))
     expected = [float(cross_entropy(logits[n - 1 : 9], torch.tensor(ids[n:]))) for n in (9, 4)]
-    model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
     (batch,) = collate([[one], [six]], pad_token=0, causal=True)
-    losses = lane_losses(model, ModelKind.CAUSAL_LM, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(head_loss, "linear", lambda x, *rest: seen.append(x.shape) or linear(x, *rest))
+        losses = lane_losses(model, ModelKind.CAUSAL_LM, batch)
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
     assert seen == [(2 * 6, 24)], "as many places in each lane as the lane with most labels has"
 
@@ -65,7 +67,9 @@ def test_logits_in_pieces_give_the_same_losses(kit, trains, monkeypatch):
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     base = kit.make_base(trains)
     whole = kit.run(base, [kit.make_lane(base, *each) for each in settings])
-    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)  # a step has about 3 lanes x 20 positions x 40 tokens
+    monkeypatch.setattr(
+        "harness.engine.head_loss.MOST_LOGITS", 200
+    )  # a step has about 3 lanes x 20 positions x 40 tokens
     base = kit.make_base(trains)
     pieces = kit.run(base, [kit.make_lane(base, *each) for each in settings])
     assert pieces.losses.keys() == whole.losses.keys()
@@ -81,7 +85,7 @@ def test_a_head_of_a_private_model_trains_in_half_precision_where_logits_come_in
         return found
 
     whole = losses()
-    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.head_loss.MOST_LOGITS", 200)
     assert losses() == pytest.approx(whole, rel=2e-3)
 
 
@@ -92,7 +96,7 @@ def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monke
         num_key_value_heads=2, head_dim=12, max_position_embeddings=64, final_logit_softcapping=1e-3, pad_token_id=0,
     )  # fmt: skip
     base = kit.make_base(model=Gemma2ForCausalLM(config).requires_grad_(False))
-    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.head_loss.MOST_LOGITS", 200)
     recorder = kit.run(base, [kit.make_lane(base, "lora", steps=2)])
     ((first, _),) = recorder.losses.values()
     assert first == pytest.approx(math.log(40), abs=2e-3), "of 40 logits within a thousandth of zero"
@@ -103,7 +107,7 @@ def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monke
 def test_logits_in_pieces_and_recomputing_are_captured(kit, trains, monkeypatch, caplog):
     settings = [("lora", 1e-2, 0), ("mora", 3e-3, 1), ("lora", 3e-3, 2)]
     expected = kit.run(base := kit.make_base(trains), [kit.make_lane(base, *each) for each in settings])
-    monkeypatch.setattr("harness.engine.losses.MOST_LOGITS", 200)
+    monkeypatch.setattr("harness.engine.head_loss.MOST_LOGITS", 200)
     base = kit.make_base(trains, device="cuda", recomputes=True)
     found = kit.run(base, [kit.make_lane(base, *each) for each in settings])
     for trial_id, losses in expected.losses.items():

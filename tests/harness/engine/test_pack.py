@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.contract.task import Example, TaskData
+from harness.engine.forms import Forms
 from harness.engine.pack import Pack
 
 
@@ -34,7 +35,7 @@ def capture_on_the_cpu(pack, monkeypatch):
     parameters = [parameter for lane in pack.lanes for parameter in lane.parameters()]
     captures = []
 
-    def capture(step, stream):
+    def capture(step, stream, pool):
         states = [state for lane in pack.lanes for state in lane.optimizer.state.values()]
         changed = [*parameters, *(tensor for state in states for tensor in state.values())]
         before = [tensor.detach().clone() for tensor in changed]
@@ -56,12 +57,15 @@ def capture_on_the_cpu(pack, monkeypatch):
         return SimpleNamespace(replay=replay), losses
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr(pack, "_stream", stream)
-    monkeypatch.setattr("harness.engine.pack.capture", capture)
+    monkeypatch.setattr("harness.engine.replay.capture", capture)
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: stream)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setattr("torch.cuda.default_generators", [None])
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    pack._forms = Forms()
+    pack._capture([])
     return captures
 
 
@@ -182,7 +186,9 @@ def test_captured_steps_of_two_forms_leave_a_method_what_eager_steps_on_the_cpu_
             adapter, change = gpu_lane.adapters[layer], reference.delta_weight()
             assert (adapter.delta_weight().cpu() - change).norm() <= 0.02 * change.norm()  # both 0: all pruned
             if name == "adalora":
-                torch.testing.assert_close(adapter.scores().cpu(), reference.scores(), rtol=1e-3, atol=0)
+                torch.testing.assert_close(
+                    adapter.scores().cpu(), reference.scores(), rtol=1e-3, atol=0, check_dtype=False
+                )
                 assert torch.equal(adapter.values.cpu() != 0, reference.values != 0), "the same triplets are kept"
 
 

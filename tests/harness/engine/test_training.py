@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from harness.contract.task import Evaluation
 from harness.engine.pack import Pack
+from harness.engine.resident import repeated_blocks
 from harness.engine.training import evaluating
 from harness.errors import HarnessError, TrialDivergedError
 
@@ -109,6 +111,77 @@ def test_a_lane_that_does_not_fit_alone_says_so(kit, monkeypatch):
     monkeypatch.setattr(Pack, "_gradients", no_memory)
     packed = kit.run(base, [kit.make_lane(base, "lora"), kit.make_lane(base, "mora")])
     assert [type(lane.error) for lane in packed.finished_lanes] == [torch.OutOfMemoryError] * 2
+    assert all(lane.recomputes and lane.rows_at_once == 1 for lane in packed.finished_lanes), "all was tried"
+
+
+@pytest.mark.parametrize("fits", [1, 2])
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_short_of_memory_a_trial_goes_on_with_less_of_it_and_the_same_result(kit, name, fits, monkeypatch, caplog):
+    """First with activations computed again, then with smaller forward passes."""
+    expected = kit.run(base := kit.make_base(), [kit.make_lane(base, name, batch_size=4)])
+    base = kit.make_base()
+    original, checkpointed = Pack._gradients, []
+
+    def small_device(self, batches):
+        rows = max(len(batch.input_ids) for batch in batches)
+        if rows > fits and self.lanes[0].done == 4:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        checkpointed.append("forward" in vars(repeated_blocks(self.model)[0]))
+        return original(self, batches)
+
+    monkeypatch.setattr(Pack, "_gradients", small_device)
+    lane = kit.make_lane(base, name, batch_size=4)
+    found = kit.run(base, [lane])
+    kit.assert_same_as_solo(found, [expected])
+    assert lane.error is None
+    assert (lane.recomputes, lane.rows_at_once) == (True, fits)
+    assert checkpointed == [False] * 4 + [True] * 8
+    assert [record.message.split(";")[1] for record in caplog.records] == [
+        " goes on with activations computed again",
+        *(f" goes on with {size} examples per forward pass" for size in (2, 1)[: 3 - fits]),
+    ]
+    fits = 3
+    kit.run(base, [kit.make_lane(base, "lora")])
+    assert not checkpointed[-1], "the next trial on this base keeps its activations"
+
+
+def test_what_ran_out_of_memory_is_gone_before_the_next_try(kit, monkeypatch):
+    """Otherwise it would hold on to memory that the next try needs."""
+    base, packs, alive = kit.make_base(), [], []
+    original = Pack._gradients
+
+    def small_device(self, batches):
+        packs.append(weakref.ref(self))
+        alive.append(sum(pack() is not None for pack in {id(each()): each for each in packs}.values()))
+        if len(self.lanes) > 1:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        return original(self, batches)
+
+    monkeypatch.setattr(Pack, "_gradients", small_device)
+    kit.run(base, [kit.make_lane(base, "lora", seed=seed) for seed in range(4)])
+    assert len(alive) > 12
+    assert max(alive) == 1
+
+
+@pytest.mark.gpu
+def test_what_ran_out_of_memory_leaves_nothing_allocated_on_a_gpu(kit, gpu, monkeypatch):
+    original, taken, ballast = Pack.step, [], 1
+    base = kit.make_base(device=gpu)
+
+    def small_device(self):
+        if len(self.lanes) > 1 and self.lanes[0].done == 4:
+            self.ballast = torch.empty(ballast, dtype=torch.uint8, device=gpu)
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        if len(self.lanes) == 1 and self.lanes[0].done == 4 and self._replay is None:
+            taken.append((torch.cuda.memory_allocated(gpu), torch.cuda.memory_reserved(gpu)))
+        return original(self)
+
+    monkeypatch.setattr(Pack, "step", small_device)
+    for size in (1, 1, 2**30):
+        ballast = size
+        kit.run(base, [kit.make_lane(base, "lora", seed=seed) for seed in range(2)])
+    first, last = taken[2], taken[4]
+    assert max(last[0] - first[0], last[1] - first[1]) < 2**27, "a gibibyte less than if it were still held"
 
 
 def test_lanes_of_a_model_whose_layers_see_more_than_rows_train_one_by_one(kit):
