@@ -291,16 +291,20 @@ class Board:
             estimate.method: place for place, estimate in enumerate(self.analysis.estimates if self.analysis else ())
         }
 
-    def outcomes(self, row: Row) -> dict[str, int]:
+    def outcomes(self, row: Row) -> Mapping[str, int]:
         """Return how many other rows a row is proven better than, proven worse than, and not told apart from."""
-        found = {"wins": 0, "ties": 0, "losses": 0}
-        for other in self.rows:
-            difference = None if other is row else self.difference(row, other)
-            if difference is None:
-                continue
-            if not difference.is_separated:
-                found["ties"] += 1
+        return self._outcomes.get(row.label, {"wins": 0, "ties": 0, "losses": 0})
+
+    @cached_property
+    def _outcomes(self) -> dict[str, dict[str, int]]:
+        found = {row.label: {"wins": 0, "ties": 0, "losses": 0} for row in self.rows}
+        for each in self.analysis.differences.values() if self.analysis else ():
+            first, second = found[each.first], found[each.second]
+            if not each.is_separated:
+                first["ties"] += 1
+                second["ties"] += 1
             else:
-                is_better = (difference.difference > 0) is self.higher_is_better
-                found["wins" if is_better else "losses"] += 1
+                first_wins = (each.difference > 0) is self.higher_is_better
+                first["wins" if first_wins else "losses"] += 1
+                second["losses" if first_wins else "wins"] += 1
         return found

@@ -6,11 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from harness.contract.record import Record
 from harness_leaderboard.boards.model import Board, is_finished
 
 TRAIN_LOSS = "train/loss"
+Point = TypeVar("Point")
 MOST_POINTS = 100  # that a figure of a few hundred pixels can show
 
 
@@ -52,7 +54,7 @@ def board_curves(board: Board) -> list[Curve]:
                 (step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values[metric].items())
             ]
             found[metric].append(
-                Curve(metric=metric, label=row.label, points=_thinned(band), stopped=tuple(stopped[metric]))
+                Curve(metric=metric, label=row.label, points=thinned(band), stopped=tuple(stopped[metric]))
             )
     first = (board.main_metric, TRAIN_LOSS)
     return [curve for metric in sorted(found, key=lambda name: (name not in first, name)) for curve in found[metric]]
@@ -75,9 +77,8 @@ def history(record: Record) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _thinned(
-    points: Sequence[tuple[int, float, float, float]],
-) -> tuple[tuple[int, float, float, float], ...]:
+def thinned(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Return some of the points of a curve, evenly, its ends among them: as many as can be told apart when drawn."""
     if len(points) <= MOST_POINTS:
         return tuple(points)
     wanted = {round(place * (len(points) - 1) / (MOST_POINTS - 1)) for place in range(MOST_POINTS)}

@@ -42,7 +42,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
                 Cell(text=board.task, sort=board.task, link=f"boards/{view.slug}.html"),
                 *(Cell(text=facts[key], sort=facts[key]) for key in ("family", "scale", "model", "budget", "metric")),
                 Cell(text=view.leaders, sort=view.leaders),
-                Cell(text=", ".join(facts["methods"]), sort=f"{len(facts['methods']):05d}"),
+                Cell(text=f"{len(facts['methods'])}", sort=len(facts["methods"]), below=", ".join(facts["methods"])),
                 Cell(text=f"{facts['seeds']}", sort=facts["seeds"]),
                 Cell(text=f"{detectable:.2g}", sort=detectable)
                 if detectable is not None

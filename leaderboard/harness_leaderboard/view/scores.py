@@ -20,6 +20,7 @@ from harness_leaderboard.view.text import (
     value_text,
 )
 
+MOST_NAMES = 12  # of rows that one note lists
 ALWAYS = ("rank", "method", "score", "seeds", "learning_rate", "parameters")  # columns shown even if without a value
 COST_NOTE = (
     "Step, tokens per second, GFLOPs and memory are of a few updates of the same trial run alone, without data "
@@ -277,9 +278,15 @@ def grouped_notes(who: Mapping[tuple[str, str], Sequence[str]], count: int) -> l
     """Return one line for each reason: the columns, the reason, and for which of ``count`` rows it is true."""
     where: dict[tuple[str, str], list[str]] = {}
     for (column, reason), labels in who.items():
-        rows = "all rows" if len(labels) == count > 3 else ", ".join(labels)
+        rows = "all rows" if len(labels) == count > 3 else listed(labels)
         where.setdefault((reason, rows), []).append(column)
     return [f"{'; '.join(found)}: {reason} ({rows})" for (reason, rows), found in where.items()]
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Return some names, and how many more there are."""
+    shown = ", ".join(labels[:MOST_NAMES])
+    return shown if len(labels) <= MOST_NAMES else f"{shown} and {len(labels) - MOST_NAMES} more"
 
 
 def summary_sentences(board: Board) -> list[str]:

@@ -9,7 +9,7 @@ import re
 
 def printable(text: str) -> str:
     """Replace control and direction characters: a record must not steer a terminal, turn numbers or forge lines."""
-    return "".join(each if each.isprintable() else " " for each in text)
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
 
 
 def slug_of(*parts: str) -> str:

@@ -13,7 +13,7 @@ from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
 from harness.results.reproduce import command
 from harness_leaderboard.boards.notes import NOT_SHOWN
-from harness_leaderboard.view.curves import MOST_POINTS
+from harness_leaderboard.view.curves import thinned
 from harness_leaderboard.view.figures import short
 from harness_leaderboard.view.text import slug_of
 
@@ -80,14 +80,9 @@ def _trial(record: Record, catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _curves(record: Record) -> dict[str, list[list[float | None]]]:
-    found: dict[str, list[list[float | None]]] = defaultdict(list)
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for entry in record.history:
         for name, value in (entry.get("metrics") or {}).items():
             if value is not None:
-                found[name].append([int(entry["step"]), short(value)])
-    return {
-        name: points
-        if len(points) <= MOST_POINTS
-        else [points[round(place * (len(points) - 1) / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]
-        for name, points in found.items()
-    }
+                found[name].append((int(entry["step"]), value))
+    return {name: [[step, short(value)] for step, value in thinned(points)] for name, points in found.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -17,6 +16,7 @@ from harness_leaderboard.view.model import BoardView, PageView, SiteView
 from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable, slug_of
 from harness_leaderboard.write import csv, latex, markdown
+from harness_leaderboard.write.csv import finite
 
 # The one style element that Observable Plot puts into each figure, by its digest.
 PLOT_STYLE = "'sha256-+TfQir1nvDucAdvE6XUQBt4ayUjpAWkbw2kCdSfekHM='"
@@ -154,21 +154,14 @@ class _Writer:
 
 
 def _json(value: Any) -> str:
-    """Return JSON that may stand in a script: no number that JSON has not, and no line separator of JavaScript's."""
-    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False, sort_keys=False)
+    """Return JSON that may stand in a script. A number that JSON has not, an endless interval's end, is ``null``."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), separators=(",", ":"), allow_nan=False)
 
 
 def _island(value: Mapping[str, Any]) -> Markup:
     """Return JSON that may stand inside an element of a page: no sign that HTML would read."""
     text = _json(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Markup(text)  # noqa: S704 - just escaped
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return printable(value) if not value.isprintable() and "\n" not in value else value
-    if isinstance(value, Mapping):
-        return {printable(str(key)): _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -6,12 +6,29 @@
   const DASHES = ["none", "5 3", "2 2", "8 3 2 3"];
   const GREY = "var(--series-6)";
   const LINE = 12; // pixels between two labels
+  const WIDE = 70; // and how wide one is taken to be
+  const MOST_LABELS = 40; // that a figure of points can hold; beyond, pointing at one shows its name
+
+  // Moves names of points that lie close together down or up, so that none covers another.
+  function apart(options) {
+    return Plot.initializer(options, (data, facets, { x, y }, { x: across, y: down }) => {
+      const [xs, ys] = [Array.from(x.value, across), Array.from(y.value, down)];
+      const order = d3.sort(d3.range(xs.length), (each) => ys[each]);
+      order.forEach((each, place) => {
+        for (const other of order.slice(0, place)) {
+          if (Math.abs(xs[other] - xs[each]) < WIDE && Math.abs(ys[other] - ys[each]) < LINE) ys[each] = ys[other] + LINE;
+        }
+      });
+      return { data, facets, channels: { x: { value: xs }, y: { value: ys } } };
+    });
+  }
 
   // A method looks the same in every figure of a page.
   function looks(labels) {
     const sorted = [...new Set(labels)].sort();
     const place = new Map(sorted.map((label, index) => [label, index]));
     return {
+      place: (label) => place.get(label),
       color: (label) => COLORS[place.get(label) % COLORS.length] ?? GREY,
       dash: (label) => DASHES[Math.floor(place.get(label) / COLORS.length) % DASHES.length],
     };
@@ -66,8 +83,8 @@
       marks: [
         ...extra,
         Plot.ruleX(points.filter((each) => each.interval), { x, y1: (each) => each.interval[0], y2: (each) => each.interval[1], stroke: color, strokeOpacity: 0.55 }),
-        Plot.dot(points, { x, y: "score", fill: color, symbol: (each) => SHAPES[Math.abs(each.label.length) % SHAPES.length], r: 4.5 }),
-        Plot.text(points, { x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: "currentColor", fontSize: 11 }),
+        Plot.dot(points, { x, y: "score", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
+        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: "currentColor", fontSize: 11 }))]),
         Plot.tip(points, Plot.pointer({ x, y: "score", title: text, fill: "var(--card)", stroke: "var(--line)" })),
       ],
       symbol: { type: "identity" }, color: { type: "identity" },
@@ -76,7 +93,8 @@
 
   const draw = {
     pareto(figure, canvas, controls, page) {
-      fill(controls.x, COSTS.filter(([key]) => page.rows.some((row) => row[key] !== null && row.score !== null)));
+      const known = COSTS.filter(([key]) => page.rows.some((row) => row[key] !== null && row.score !== null));
+      fill(controls.x, [...known.slice(1), ...known.slice(0, 1)]); // at one budget all have about as many parameters
       const x = controls.x.value;
       const points = page.rows.filter((row) => row.score !== null && row[x] !== null);
       if (!points.length) return null;
@@ -228,9 +246,10 @@
     }).observe(canvas);
   }
 
-  leaderboard.drawTrial = (curves) => {
+  leaderboard.drawTrial = (curves, first) => {
     draw.trial = (figure, canvas, controls) => {
-      fill(controls.metric, Object.keys(curves).map((key) => [key, key]));
+      const names = Object.keys(curves).sort((a, b) => first.includes(b) - first.includes(a) || a.localeCompare(b, "en"));
+      fill(controls.metric, names.map((key) => [key, key]));
       const metric = controls.metric.value;
       const points = curves[metric].map(([step, value]) => [step, value, value, value]);
       return lines(canvas, [{ label: metric, points, stopped: [] }], metric, looks([metric]));

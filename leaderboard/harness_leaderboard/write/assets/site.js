@@ -3,6 +3,11 @@
 const leaderboard = {
   up: document.body.dataset.up,
 
+  // Text without control and direction characters: a record must not turn words around or forge lines.
+  printable(text) {
+    return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (sign) => (sign === "\n" ? sign : " "));
+  },
+
   // An element with attributes and children; strings become text and never markup.
   element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
@@ -10,7 +15,9 @@ const leaderboard = {
       if (value === true) made.setAttribute(key, "");
       else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
     }
-    made.append(...children.filter((each) => each !== null && each !== undefined));
+    for (const child of children) {
+      if (child !== null && child !== undefined) made.append(typeof child === "string" ? leaderboard.printable(child) : child);
+    }
     return made;
   },
 

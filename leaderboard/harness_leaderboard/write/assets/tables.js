@@ -50,7 +50,8 @@
     const fits = (input, row) => {
       const key = input.dataset.filter;
       if (!key || !input.value) return true;
-      const text = row.cells[keys.indexOf(key)].textContent.trim();
+      const cell = row.cells[keys.indexOf(key)];
+      const text = (cell.querySelector(".below") ?? cell).textContent.trim();
       if (key === "seeds") return Number(text) >= Number(input.value);
       return key === "methods" ? text.split(", ").includes(input.value) : text === input.value;
     };

@@ -48,14 +48,15 @@
     parts.push(element("h2", {}, "The command that makes it again"), element("pre", { tabindex: "0" }, trial.command), copy(trial.command),
       element("p", { class: "quiet" }, "With the same versions, data and base model it has the same id. A finished trial is not trained twice: give a new --results."),
       element("h2", {}, "Results"),
-      table("Final metrics", ["Metric", "Value", "Why none"], Object.entries(trial.metrics).map(([key, value]) => [key, text(value), trial.reasons[key] ?? ""])),
+      ...(Object.keys(trial.metrics).length ? [table("Final metrics", ["Metric", "Value", "Why none"],
+        Object.entries(trial.metrics).map(([key, value]) => [key, text(value), trial.reasons[key] ?? ""]))] : []),
       pairs("Parameters", trial.counts), pairs("Cost", trial.cost),
       element("h2", {}, "Specification"), pairs("Everything that decides the result", flat(trial.spec)),
       element("h2", {}, "Environment"), pairs("What it ran on", flat(shared[trial.environment])));
     document.getElementById("trial").replaceChildren(...parts);
     const curves = document.getElementById("trial-curves");
     curves.hidden = Object.keys(trial.curves).length === 0;
-    if (!curves.hidden) leaderboard.drawTrial(trial.curves);
+    if (!curves.hidden) leaderboard.drawTrial(trial.curves, [trial.metric, "train/loss"]);
   }
 
   async function show() {
