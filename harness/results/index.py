@@ -8,13 +8,17 @@ another command that holds it), the same is done in memory, and the next command
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from harness.contract.record import SCHEMA_VERSION, Record, State, loads
 from harness.contract.trial import Trial
@@ -25,7 +29,9 @@ FILE = ".index.sqlite"
 VERSION = f"1.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
 HEAVY = ("items", "history")
 SHARED = ("environment", "metric_details", "paper_recipe", "published")  # equal in most records: kept once
-BATCH = 256  # files read at once: what is held in memory besides the result
+BATCH = 256  # files read at once by a process: what is held in memory besides the result
+PROCESSES = min(4, os.cpu_count() or 1)
+MANY = 2000  # new files, from which on it pays to start processes
 WAIT_SECONDS = 20.0  # for another command that writes the index
 
 log = logging.getLogger(__name__)
@@ -49,6 +55,7 @@ class Index:
         self.store = store
         self.problems: dict[str, str] = {}
         self._connection = self._open()
+        self._pool: ProcessPoolExecutor | None = None
 
     def close(self) -> None:
         """Close the database. Heavy fields cannot be read afterwards."""
@@ -64,6 +71,9 @@ class Index:
             self._connection.close()
             self._connection = _connect(":memory:")
             self._update(found)
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         shared = {
             number: json.loads(content)
             for number, content in self._connection.execute("SELECT number, content FROM shared")
@@ -129,28 +139,34 @@ class Index:
         with connection:
             connection.executemany("DELETE FROM files WHERE name = ?", gone)
             connection.executemany("DELETE FROM heavy WHERE name = ?", gone)
-        for start in range(0, len(new), BATCH):
-            names = new[start : start + BATCH]
-            paths = {f"{self.store.path.rstrip('/')}/{name}": name for name in names}
-            contents = self.store.filesystem.cat(list(paths), on_error="return")
+        for start in range(0, len(new), BATCH * PROCESSES):
+            names = new[start : start + BATCH * PROCESSES]
             with connection:
-                for path, name in paths.items():
-                    self._insert(name, found[name], contents[path])
+                for name, packed in zip(names, self._packed(names, len(new)), strict=True):
+                    self._insert(name, found[name], packed)
 
-    def _insert(self, name: str, stamp: str, content: bytes | Exception) -> None:
-        try:
-            record = _read(name, content)
-        except RecordError as error:
-            row = (name, stamp, str(error), "")
-            self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
-            return
-        body = {key: value for key, value in record.to_json().items() if key not in ("trial_id", "digest")}
-        for field in HEAVY:
-            packed = zlib.compress(json.dumps(body.pop(field), separators=(",", ":")).encode(), 1)
-            self._connection.execute("INSERT OR REPLACE INTO heavy VALUES (?, ?, ?)", (name, field, packed))
-        for field in SHARED:
-            body[field] = self._share(json.dumps(body[field], sort_keys=True))
-        row = (name, stamp, "", json.dumps(body, separators=(",", ":")))
+    def _packed(self, names: Sequence[str], count: int) -> Iterable[Packed]:
+        """Return what the index keeps of some files; where there are many in all, several processes read them."""
+        folder = self.store.local
+        if folder is None:
+            paths = [f"{self.store.path.rstrip('/')}/{name}" for name in names]
+            contents = self.store.filesystem.cat(paths, on_error="return")
+            return [_pack(name, contents[path]) for name, path in zip(names, paths, strict=True)]
+        files = [folder / name for name in names]
+        if count < MANY:
+            return map(_pack_file, files)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(PROCESSES, get_context("spawn"))
+        return self._pool.map(_pack_file, files, chunksize=32)
+
+    def _insert(self, name: str, stamp: str, packed: Packed) -> None:
+        body = dict(packed.light)
+        for field, content in packed.heavy.items():
+            self._connection.execute("INSERT OR REPLACE INTO heavy VALUES (?, ?, ?)", (name, field, content))
+        for field, text in packed.shared.items():
+            body[field] = self._share(text)
+        light = json.dumps(body, separators=(",", ":")) if body else ""
+        row = (name, stamp, packed.problem, light)
         self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
 
     def _share(self, content: str) -> int:
@@ -236,6 +252,41 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+class Packed(NamedTuple):
+    """What the index keeps of one file.
+
+    Attributes:
+        problem: Why it is no record; empty: it is one.
+        light: Its light fields.
+        heavy: Its heavy fields, packed.
+        shared: As text, fields that are equal in most records.
+    """
+
+    problem: str
+    light: dict[str, Any]
+    heavy: dict[str, bytes]
+    shared: dict[str, str]
+
+
+def _pack_file(path: Path) -> Packed:
+    try:
+        content: bytes | Exception = path.read_bytes()
+    except OSError as error:
+        content = error
+    return _pack(path.name, content)
+
+
+def _pack(name: str, content: bytes | Exception) -> Packed:
+    try:
+        record = _read(name, content)
+    except RecordError as error:
+        return Packed(str(error), {}, {}, {})
+    body = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    body |= {"trial": record.trial.to_json(), "state": record.state.value}
+    heavy = {field: zlib.compress(json.dumps(body.pop(field), separators=(",", ":")).encode(), 1) for field in HEAVY}
+    return Packed("", body, heavy, {field: json.dumps(body.pop(field), sort_keys=True) for field in SHARED})
 
 
 def _read(name: str, content: bytes | Exception) -> Record:

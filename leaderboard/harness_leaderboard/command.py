@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -59,6 +62,7 @@ def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open
     from harness_leaderboard.write.terminal import document
 
     loaded = load(roots)
+    gc.freeze()  # records live to the end: nothing need look through them again
     view = view_of(loaded, output)
     page = write_site(view, output)
     click.echo(document(view.boards, view.families))
@@ -67,6 +71,61 @@ def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open
     click.echo(f"{view.record_count} records -> {page}", err=True)
     if open_:
         webbrowser.open(page.resolve().as_uri())
+
+
+@leaderboard.command()
+@results_option
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
+def serve(roots: Sequence[str], port: int, open_: bool) -> None:
+    """Show the pages on this machine while a sweep runs: they are renewed as records come."""
+    from harness.errors import UsageError
+    from harness_leaderboard.live import LOOPBACK, Site, renewing, server
+    from harness_leaderboard.load import load
+    from harness_leaderboard.write.html import write_site
+
+    with TemporaryDirectory(prefix="leaderboard-") as name:
+        folder = Path(name)
+
+        def build() -> tuple[int, Sequence[str]]:
+            view = view_of(load(roots), None)
+            write_site(view, folder, live=True)
+            return view.record_count, [text for board in view.boards for text in board.failures]
+
+        site = Site(roots, folder, build)
+        site.renew()
+        try:
+            listening = server(site, port)
+        except OSError as error:
+            raise UsageError(f"--port {port}: {error}; give another, or 0 for a free one") from error
+        stop = Event()
+        thread = renewing(site, stop)
+        address = f"http://{LOOPBACK}:{listening.server_port}/"
+        click.echo(f"{address}  (Ctrl-C ends it)", err=True)
+        if open_:
+            webbrowser.open(address)
+        try:
+            listening.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("ended", err=True)
+        finally:
+            stop.set()
+            listening.server_close()
+            thread.join()
+
+
+@leaderboard.command()
+@click.argument("old", type=Root())
+@click.argument("new", type=Root())
+def diff(old: str, new: str) -> None:
+    """Say what changed from one result root to another: scores, ranks, what came and what went."""
+    from harness_leaderboard.boards.build import build_boards
+    from harness_leaderboard.load import load
+    from harness_leaderboard.view.changes import changes
+    from harness_leaderboard.write.terminal import table
+
+    before, after = (build_boards(load([root]).records) for root in (old, new))
+    click.echo(table(changes(before, after)))
 
 
 def view_of(loaded: Loaded, output: Path | None) -> SiteView:

@@ -54,7 +54,7 @@ def point(board: Board, row: Row) -> dict[str, Any]:
         "interval": ends(row.interval),
         "rank": list(row.rank) if row.rank else None,
         "parameters": row.first.trial.adapter_parameters,
-        "seconds": short(costs["step_seconds_solo"]),
+        "milliseconds": None if (step := costs["step_seconds_solo"]) is None else short(1000 * step),
         "bytes": costs["peak_memory_bytes"],
         "rate": row.first.trial.learning_rate,
         "seeds": {str(seed): short(score) for seed, score in row.seed_scores.items()},

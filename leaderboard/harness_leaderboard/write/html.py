@@ -73,7 +73,10 @@ class _Writer:
         self._write("leaderboard.csv", csv.lines(view.boards))
         self._write("leaderboard.tex", latex.document(view.boards))
         self._render(
-            "index.html", "index.html.j2", (*TABLES, *(("live.js",) if self.live else ())), filters=self._filters()
+            "index.html",
+            "index.html.j2",
+            (*TABLES, *((*FIGURES, "live.js") if self.live else ())),
+            filters=self._filters(),
         )
         self._remove_what_is_gone()
 

@@ -38,6 +38,13 @@ def board(view: BoardView) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
+def table(grid: Grid) -> str:
+    """Return any table with its caption."""
+    return (
+        "\n".join([printable(grid.caption), "", _grid(grid)]) if grid.rows else f"{printable(grid.caption)}: nothing."
+    )
+
+
 def _family(view: FamilyView) -> str:
     return "\n".join([printable(view.title), printable(view.sentence), "", _grid(view.grid)])
 

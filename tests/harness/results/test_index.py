@@ -6,6 +6,7 @@ import pytest
 
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
+from harness.results import index as index_module
 from harness.results.index import FILE, Index
 from harness.results.store import Store
 
@@ -35,8 +36,8 @@ def store(tmp_path):
 def reading(store, monkeypatch):
     """Return the index's records, and how many files were read for them."""
     seen = []
-    cat = store.filesystem.cat
-    monkeypatch.setattr(store.filesystem, "cat", lambda paths, **more: seen.extend(paths) or cat(paths, **more))
+    read = index_module._pack_file
+    monkeypatch.setattr(index_module, "_pack_file", lambda path: seen.append(path) or read(path))
     index = Index(store)
     records = index.records()
     monkeypatch.undo()
@@ -118,3 +119,13 @@ def _refusing(connect):
         return connect(path, **more)
 
     return opened
+
+
+def test_many_new_files_are_read_by_several_processes_alike(store, monkeypatch):
+    wanted = [(each.trial_id, dict(each.items), list(each.history)) for each in Index(store).records()]
+    (store.local / FILE).unlink()
+    (store.local / "foreign.json").write_text("{}")
+    monkeypatch.setattr("harness.results.index.MANY", 2)
+    index = Index(store)
+    assert [(each.trial_id, dict(each.items), list(each.history)) for each in index.records()] == wanted
+    assert len(index.problems) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -29,7 +30,7 @@ STARTED, FINISHED = 1_767_323_045_000, 1_767_323_065_000  # 2026-01-02T03:04:05Z
 def empty_database(tmp_path_factory):
     """Creating the tables takes a second, so once for the file."""
     folder = tmp_path_factory.mktemp("template")
-    tracker.Tracker(f"sqlite:///{folder}/mlflow.db", None)
+    tracker.Tracker(folder)
     return folder / "mlflow.db"
 
 
@@ -169,15 +170,90 @@ def test_more_points_parameters_and_tags_than_one_request_may_hold(root, hook):
     assert run.data.tags["reason/metric_149"] == "none"
 
 
-def test_record_and_adapter_are_artifacts_beside_the_results(root, hook):
+def test_the_record_is_an_artifact_and_the_adapter_stays_where_it_is(root, hook):
     name = Store(str(root)).write_artifact(f"adapters/{trial().id}.safetensors", WEIGHTS)
     what = record(root, artifacts={"adapter": name})
     replay(hook, what)
     _, [run] = runs(database(root))
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert folder.is_relative_to(root / "mlartifacts")
-    assert (folder / f"{trial().id}.safetensors").read_bytes() == WEIGHTS
     assert Record.from_json(json.loads((folder / f"{trial().id}.json").read_text())) == what
+    assert Path(run.data.tags["artifact/adapter"]).read_bytes() == WEIGHTS
+    assert not list((root / "mlartifacts").rglob("*.safetensors"))  # no second copy
+
+
+def test_a_sweeps_run_has_its_parameters_command_and_a_table_of_its_trials(root, hook):
+    environment = {**record(root).environment, "command": "harness run --task toy"}
+    both = [record(root, trial(seed=seed), environment=environment) for seed in (10, 9)]
+    replay(hook, *both)
+    hook.harness_sweep_finished()
+    [parent], _ = runs(database(root))
+    assert parent.data.params["seed"] == "9, 10"
+    assert parent.data.params["method"] == "lora"
+    assert parent.data.tags["command"] == "harness run --task toy"
+    assert "harness run --task toy" in parent.data.tags["mlflow.note.content"]
+    folder = Path(parent.info.artifact_uri.removeprefix("file://"))
+    table = json.loads((folder / "summary.json").read_text())
+    lines = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+    assert [(line["seed"], line["state"], line["metric"], line["score"]) for line in lines] == [
+        ("9", "complete", "accuracy", 0.75),
+        ("10", "complete", "accuracy", 0.75),
+    ]
+    # A later command of the same sweep adds to it: MLflow's parameters are final, its tags and the table are not.
+    replay(hook, record(root, trial(seed=11), environment=environment))
+    hook.harness_sweep_finished()
+    [parent], _ = runs(database(root))
+    assert parent.data.tags["seed"] == "9, 10, 11"
+    assert len(json.loads((folder / "summary.json").read_text())["data"]) == 3
+
+
+def test_a_trials_run_has_its_data_hardware_and_system_metrics(root, hook):
+    environment = {**record(root).environment, "hardware": {"device": "Test CPU", "memory_gib": 8}}
+    cost = {"peak_memory_bytes": 512_000_000, "step_seconds_solo": 0.0125}
+    replay(hook, record(root, trial(data="hub/set@abc"), environment=environment, cost=cost))
+    _, [run] = runs(database(root))
+    [data] = run.inputs.dataset_inputs
+    assert data.dataset.name == "toy"
+    assert "hub/set@abc" in data.dataset.source
+    assert (run.data.tags["hardware/device"], run.data.tags["hardware/memory_gib"]) == ("Test CPU", "8")
+    assert run.data.metrics["system/peak_memory_megabytes"] == pytest.approx(512)
+    assert run.data.metrics["system/step_milliseconds"] == pytest.approx(12.5)
+
+
+def test_an_experiment_opens_as_runs_and_not_as_traces(root, hook):
+    mlflow = client(database(root))
+    mlflow.create_experiment("harness/older")  # by a version that did not say so
+    replay(hook, record(root), record(root, trial(task="older")))
+    for name in ("harness/toy", "harness/older"):
+        assert mlflow.get_experiment_by_name(name).tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "a # b", "50%25 off", "two words"])
+def test_whatever_the_folder_is_called_the_database_lies_in_it_and_nothing_beside_it(tmp_path, hook, monkeypatch, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / name
+    root.mkdir()
+    replay(hook, record(root))
+    hook.harness_sweep_finished()
+    assert (root / "mlflow.db").exists()
+    assert (root / "mlartifacts").exists()
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.slow
+def test_two_commands_may_create_one_database_at_the_same_time(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from harness_plugins.trackers.mlflow.tracker import Tracker; "
+        "Tracker(Path(sys.argv[1]))"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert [each.communicate(timeout=250)[1] for each in started if each.wait(250) != 0] == []
 
 
 def test_replaying_twice_changes_nothing(root, hook, monkeypatch):
@@ -246,19 +322,18 @@ def test_remote_results_need_a_tracking_uri(hook, monkeypatch):
         hook.harness_trial_started(trial=trial(), environment={"results_root": "memory://results", "sweep": "s"})
 
 
-def test_adapter_is_fetched_from_remote_results(root, hook, tmp_path, monkeypatch):
+def test_the_adapter_of_remote_results_is_named_by_its_url(root, hook, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database(root))
     monkeypatch.chdir(tmp_path)
     store = Store(f"memory://mlflow-{tmp_path.name}")
     name = store.write_artifact("adapters/x.safetensors", WEIGHTS)
     replay(hook, record(store.root, artifacts={"adapter": name}))
     _, [run] = runs(database(root))
-    local = client(database(root)).download_artifacts(run.info.run_id, "x.safetensors", str(tmp_path))
-    assert Path(local).read_bytes() == WEIGHTS
+    assert run.data.tags["artifact/adapter"] == f"{store.root}/adapters/x.safetensors"
 
 
 def test_running_trials_are_shown_and_not_written_twice(root, hook, monkeypatch):
-    monkeypatch.setattr(tracker, "LIVE_FRACTION", 1e9)
+    monkeypatch.setattr("harness_plugins.trackers.mlflow.tracker.LIVE_FRACTION", 1e9)
     what, other = record(root), record(root, trial(seed=4))
     for each in (what, other):
         hook.harness_trial_started(trial=each.trial, environment=each.environment)
@@ -289,7 +364,7 @@ def test_running_trials_are_shown_and_not_written_twice(root, hook, monkeypatch)
 
 
 def test_a_run_left_by_a_crash_is_replaced(root, hook, monkeypatch):
-    monkeypatch.setattr(tracker, "LIVE_FRACTION", 1e9)
+    monkeypatch.setattr("harness_plugins.trackers.mlflow.tracker.LIVE_FRACTION", 1e9)
     what = record(root)
     hook.harness_trial_started(trial=what.trial, environment=what.environment)
     tracker._tracker(what.environment).result()
@@ -327,11 +402,13 @@ def test_showing_running_trials_stays_within_its_share_of_the_time(root, hook, m
     monkeypatch.setattr(tracker, "_running", {})
 
 
-def test_a_failure_is_raised_and_the_next_replay_mends_it(root, hook):
-    what = record(root, artifacts={"adapter": "adapters/lost.safetensors"})
-    with pytest.raises(FileNotFoundError, match="lost"):
-        replay(hook, what)
-    Store(str(root)).write_artifact("adapters/lost.safetensors", WEIGHTS)
+def test_a_failure_is_raised_and_the_next_replay_mends_it(root, hook, monkeypatch):
+    what = record(root)
+    opened = tracker._tracker(what.environment).result()
+    with monkeypatch.context() as patch:
+        patch.setattr(opened.client, "log_text", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            replay(hook, what)
     replay(hook, what)
     _, [run] = runs(database(root))
     assert run.info.status == "FINISHED"

@@ -70,7 +70,7 @@
     return found;
   }
 
-  const COSTS = [["parameters", "Trained adapter parameters"], ["seconds", "Seconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
+  const COSTS = [["parameters", "Trained adapter parameters"], ["milliseconds", "Milliseconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
   const SHAPES = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
 
   function scatter(canvas, title, points, x, xTitle, yTitle, look, extra = []) {
@@ -224,12 +224,7 @@
       const made = draw[name](figure, canvas, controls, page);
       figure.hidden = made === null;
       if (made !== null) {
-        made.setAttribute("role", "img"); // one picture with one name; its parts have none
-        for (const part of made.querySelectorAll("[aria-label], [aria-description]")) {
-          part.removeAttribute("aria-label");
-          part.removeAttribute("aria-description");
-        }
-        canvas.replaceChildren(made);
+        canvas.replaceChildren(named(made));
       }
     };
     figure.addEventListener("change", redraw);
@@ -244,6 +239,23 @@
         redraw();
       }
     }).observe(canvas);
+  }
+
+  // Curves of one metric as an element, for pages that make their figures themselves.
+  leaderboard.curvesOf = (curves, title) => {
+    const found = Object.entries(curves).map(([label, points]) => ({ label, points: points.map(([step, value]) => [step, value, value, value]), stopped: [] }));
+    const made = lines({ clientWidth: Math.min(900, document.getElementById("main").clientWidth - 40) }, found, title, looks(Object.keys(curves)));
+    return named(made);
+  };
+
+  // A figure is one picture with one name; its parts have none.
+  function named(made) {
+    made.setAttribute("role", "img");
+    for (const part of made.querySelectorAll("[aria-label], [aria-description]")) {
+      part.removeAttribute("aria-label");
+      part.removeAttribute("aria-description");
+    }
+    return made;
   }
 
   leaderboard.drawTrial = (curves, first) => {

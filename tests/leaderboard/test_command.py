@@ -1,0 +1,130 @@
+"""``harness leaderboard``, ``serve`` and ``diff``, as a user runs them."""
+
+import http.client
+import json
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from harness.contract.record import State
+from harness_leaderboard.command import leaderboard, view_of
+from harness_leaderboard.live import Site, server
+from harness_leaderboard.load import load
+from harness_leaderboard.write.html import write_site
+from harness_plugins.trackers import live
+
+
+def write(folder, records):
+    folder.mkdir(exist_ok=True)
+    for record in records:
+        (folder / f"{record.trial_id}.json").write_text(record.dumps())
+    return str(folder)
+
+
+def run(*words, **more):
+    return CliRunner().invoke(leaderboard, list(words), catch_exceptions=False, **more)
+
+
+def test_several_roots_make_one_site_and_a_foreign_file_is_named(tmp_path, make_record):
+    first = write(tmp_path / "a", [make_record("lora", seed) for seed in (0, 1)])
+    second = write(tmp_path / "b", [make_record("mora", seed) for seed in (0, 1)])
+    (tmp_path / "b" / "package.json").write_text("{}")
+    done = run("--results", first, "--results", second, "-o", str(tmp_path / "site"))
+    assert done.exit_code == 0
+    assert "passed over" in done.output
+    assert "package.json" in done.output
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert "lora, mora" in page
+    assert "package.json: not a record" in page
+
+
+def test_the_environments_root_may_hold_spaces_and_colons(tmp_path, make_record):
+    root = write(tmp_path / "my results:x", [make_record()])
+    done = run("-o", str(tmp_path / "site"), env={"HARNESS_RESULTS": root})
+    assert (done.exit_code, "1 records" in done.output) == (0, True)
+
+
+def test_a_trials_page_links_to_its_record(tmp_path, make_record):
+    record = make_record()
+    root = write(tmp_path / "results", [record])
+    run("--results", root, "-o", str(tmp_path / "deep" / "site"))
+    (shard,) = (tmp_path / "deep" / "site" / "data" / "trials").iterdir()
+    (trial,) = json.loads(shard.read_text().partition("(")[2].rpartition(")")[0])["trials"].values()
+    assert (tmp_path / "deep" / "site" / trial["record"] / f"{record.trial_id}.json").exists()
+
+
+def test_diff_says_what_came_what_went_and_what_changed(tmp_path, make_record):
+    same = [make_record("lora", seed, 0.5) for seed in (0, 1)]
+    old = write(tmp_path / "old", [*same, make_record("mora", 0, 0.4), make_record("dora", 0, 0.6)])
+    new = write(tmp_path / "new", [*same, make_record("mora", 0, 0.45), make_record("vera", 0, 0.7)])
+    lines = run("diff", old, new).output.splitlines()
+    found = {line.split()[8]: line for line in lines if line.startswith("uuid")}
+    assert set(found) == {"mora", "dora", "vera"}
+    assert "another result of the same trial" in found["mora"]
+    assert "+0.05" in found["mora"]
+    assert "gone" in found["dora"]
+    assert "new" in found["vera"]
+    assert "nothing" in run("diff", old, old).output
+
+
+@pytest.fixture
+def served(tmp_path, make_record):
+    """A site that is served, its result root, and a function that asks it."""
+    root = write(tmp_path / "results", [make_record("lora", 0)])
+    folder = tmp_path / "site"
+
+    def build():
+        view = view_of(load([root]), None)
+        write_site(view, folder, live=True)
+        return view.record_count, [text for board in view.boards for text in board.failures]
+
+    site = Site([root], folder, build)
+    assert site.renew()
+    listening = server(site, 0)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(path, host=None):
+        connection = http.client.HTTPConnection("127.0.0.1", listening.server_port, timeout=20)
+        connection.request("GET", path, headers={"Host": host or f"localhost:{listening.server_port}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    yield site, tmp_path / "results", ask
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
+
+
+def test_what_is_served_is_renewed_as_records_come(served, make_record):
+    site, root, ask = served
+    assert not site.renew()
+    assert ask("/index.html")[0] == 200
+    write(root, [make_record("mora", 0, state=State.FAILED)])
+    assert site.renew()
+    news = json.loads(ask("/live.json")[1])
+    assert (news["version"], news["records"], news["failure_count"]) == (2, 2, 1)
+    assert "mora" in news["failures"][0]
+
+
+def test_a_name_of_somebody_elses_gets_nothing_and_no_folder_is_listed(served):
+    _, _, ask = served
+    assert ask("/index.html", host="evil.example:80")[0] == 403
+    assert ask("/live.json", host="evil.example")[0] == 403
+    assert ask("/boards/")[0] == 404
+    assert ask("/../../etc/passwd")[0] == 404
+
+
+def test_what_trains_right_now_is_shown_and_gone_when_the_sweep_ends(served, make_record):
+    _, root, ask = served
+    trial = make_record("dora", 3).trial
+    live.harness_trial_started(trial, {"results_root": str(root)})
+    live._roots[str(root)] = 0.0  # a second has gone by
+    live.harness_trial_progress(trial, 20, {"train/loss": float("nan")})
+    (running,) = json.loads(ask("/live.json")[1])["running"]
+    assert (running["label"], running["step"], running["steps"]) == (trial.label, 20, 500)
+    assert running["points"] == {"train/loss": [[20, None]]}
+    live.harness_sweep_finished()
+    assert json.loads(ask("/live.json")[1])["running"] == []
+    assert list((root / "live").iterdir()) == []
