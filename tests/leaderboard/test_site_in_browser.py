@@ -3,9 +3,17 @@
 import json
 import re
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
+
+from harness.contract.record import State
+from harness_leaderboard.command import view_of
+from harness_leaderboard.live import Site, server
+from harness_leaderboard.load import load
+from harness_leaderboard.write.html import write_site
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -280,3 +288,49 @@ def test_the_first_paint_comes_within_a_second(visit):
     page = visit("board")
     paint = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
     assert paint < 1000
+
+
+def test_an_open_page_says_how_far_a_sweep_is(browser, make_record, tmp_path):
+    folder, records = tmp_path / "results", [make_record("lora", 0), make_record("mora", 0, state=State.FAILED)]
+    folder.mkdir()
+
+    def write():
+        for record in records:
+            (folder / f"{record.trial_id}.json").write_text(record.dumps())
+
+    def build():
+        view = view_of(load([str(folder)]), None)
+        write_site(view, tmp_path / "site", live=True)
+        return view.record_count, [text for board in view.boards for text in board.failures]
+
+    write()
+    site = Site([str(folder)], tmp_path / "site", build)
+    site.renew()
+    trial = make_record("dora", 1).trial
+    (folder / "live").mkdir()
+    points = {"train/loss": [[10, 2.0], [20, 1.5]]}
+    running = {"label": trial.label, "step": 20, "steps": 500, "points": points}
+    (folder / "live" / "here-1.json").write_text(json.dumps({"at": time.time(), "running": [running]}))
+    listening = server(site, 0)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    page = browser.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    try:
+        page.goto(f"http://127.0.0.1:{listening.server_port}/")
+        page.get_by_text("2 records, 1 of them did not finish; 1 trials training now.").wait_for()
+        assert "20 of 500" in page.locator("#progress").inner_text()
+        assert page.locator("#progress svg[role=img]").count() == 1
+        records.append(make_record("dora", 0))
+        write()
+        site.renew()
+        page.locator("#progress-newer").wait_for()
+        page.locator("#progress-newer").click()
+        page.locator("#overview .below", has_text="dora").wait_for()
+        assert problems == []
+    finally:
+        page.close()
+        listening.shutdown()
+        listening.server_close()
+        thread.join()

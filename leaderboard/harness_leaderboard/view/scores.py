@@ -66,7 +66,9 @@ def score_decimals(board: Board) -> int:
 
 def interval_text(interval: Interval | None, decimals: int) -> str:
     """Return an interval, or that there is none."""
-    return MISSING if interval is None else f"[{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
+    if interval is None:
+        return MISSING
+    return f"[{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]".replace("-", "−")
 
 
 def scope_text(board: Board) -> str:
@@ -146,7 +148,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
             text=row.label,
             sort=row.label,
             link=f"methods/{slug_of(row.method)}.html",
-            below=" ".join(filter(None, (_letters_text(row), _layers_text(row)))),
+            below="; ".join(filter(None, (_letters_text(row), _layers_text(row)))),
         ),
         "score": _number(row.score, lambda value: f"{value:.{decimals}f}"),
         "new_items": _interval_cell(
