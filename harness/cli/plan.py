@@ -32,11 +32,16 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
     registry = build_registry(block)
     suite, data_dir = build_suite_from_options(registry, options)
     precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
-    cells, trials, states = plan_sweep(suite, registry, data_dir, precision, Store(options["results"]))
+    store = Store(options["results"])
+    cells, trials, states = plan_sweep(suite, registry, data_dir, precision, store)
     if as_json:
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return
     click.echo(plan_table(cells, trials, states, registry))
+    reports = [cell.trial(rate, seed, "report") for cell in cells for rate in cell.rates for seed in cell.seeds]
+    complete = [record for each in trials if states[each.id] == "complete" and (record := store.read(each.id))]
+    for text in registry.hook.harness_forecast(trials=reports, records=complete):
+        click.echo(text)
 
 
 def plan_table(

@@ -95,6 +95,16 @@ def harness_sweep_finished() -> None:
 
 
 @hookspec
+def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:  # type: ignore[empty-body]
+    """Return text for the end of ``harness plan``: what the planned trials will be able to tell.
+
+    Args:
+        trials: Those that will report, finished or not; where rates are searched, at any rate.
+        records: Of those of the plan's trials that are complete.
+    """
+
+
+@hookspec
 def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
     """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command."""
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness import Record, hookimpl
+from harness import Record, Trial, hookimpl
+
+
+@hookimpl
+def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
+    """Return how large a difference the planned trials will be able to tell."""
+    from harness_leaderboard.forecast import forecast
+
+    return forecast(trials, records)
 
 
 @hookimpl

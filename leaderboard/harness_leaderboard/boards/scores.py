@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.contract.record import Record, State
 from harness_leaderboard.boards.model import Row, is_finished
-from harness_leaderboard.statistics.error import Array
+from harness_leaderboard.statistics.error import Array, Places
 from harness_leaderboard.statistics.scores import Scores, Search
 
 
@@ -30,11 +30,13 @@ def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
     for record in everything:
         if record.trial.purpose == "tune":
             searched[record.trial.cell].append(record)
+    items = _items(rows, seeds)
     return Scores(
         methods=tuple(row.label for row in rows),
         seeds=tuple(seeds),
         totals=totals,
-        items=_items(rows, seeds),
+        items=items,
+        groups=None if items is None else _groups(rows, items.shape[2]),
         higher_is_better=rows[0].first.higher_is_better,
         diverged=tuple(row.states.get(State.DIVERGED, 0) for row in rows),
         searches=tuple(_search(searched.get(row.first.trial.cell, ()), row) for row in rows),
@@ -70,6 +72,20 @@ def _items(rows: Sequence[Row], seeds: Sequence[int]) -> Array | None:
     for (place, seed), items in places.items():
         result[place, seed] = items
     return result
+
+
+def _groups(rows: Sequence[Row], count: int) -> Places | None:
+    """Return which items belong together, where every record that says so says the same."""
+    found = {
+        tuple(groups)
+        for row in rows
+        for record in row.records
+        if is_finished(record) and (groups := record.item_groups.get(record.main_metric))
+    }
+    if len(found) != 1:
+        return None
+    numbers = np.asarray(found.pop(), dtype=np.int64)
+    return numbers if len(numbers) == count else None
 
 
 def _of_record(record: Record) -> Array | None:

@@ -45,9 +45,10 @@ def selection(search: Search, noise: float, higher_is_better: bool) -> Selection
     errors = noise / np.sqrt(seeds[scored])
     drawn = curve + errors * np.random.default_rng(SEED).standard_normal((DRAWS, len(curve)))
     found = drawn.argmax(1)
+    unsure = (len(curve) - 1) / max(len(curve) - 3, 1)  # the mean of what may be behind a variance of so few rates
     chosen = int(np.flatnonzero(scored).tolist().index(search.chosen)) if scored[search.chosen] else int(curve.argmax())
     return Selection(
-        variance=float(np.var(curve[found])),
+        variance=float(np.var(curve[found])) * unsure,
         again=float((found == chosen).mean()),
         flatness=int((curve >= curve.max() - 2 * np.sqrt(2) * errors).sum()),
     )

@@ -26,6 +26,15 @@ def test_plan_prints_a_table_or_json_and_writes_nothing(command, tmp_path):
     assert "6 trials, 6 to do (more follow" in tuned.out
 
 
+def test_hook_harness_forecast(command, tmp_path):
+    arguments = ["plan", *SMALL, "--results", tmp_path / "none", "--seeds"]
+    few = command(*arguments, "3", "--methods", "lora,mora,dora").out.splitlines()[-1]
+    assert few.startswith("uuid: 3 seeds of 3 methods will tell differences of about ")
+    assert few.endswith("if the score is a share of right answers among 256 items and seeds vary by 2 points.")
+    alone = command(*arguments, "1", "--methods", "lora,mora,full").out
+    assert "uuid: 1 seed of 2 methods can tell nothing apart; run two methods or more, with two seeds or more." in alone
+
+
 @pytest.mark.parametrize(
     ("asked", "left"),
     [

@@ -1,0 +1,48 @@
+"""From records to the arrays of the statistics, and that nothing is lost on the way."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness_leaderboard.boards.build import build_boards
+from harness_leaderboard.statistics import analyse
+
+SIMULATION = Path(__file__).parents[3] / "benchmarks" / "simulation"
+
+
+@pytest.fixture
+def worlds(monkeypatch):
+    monkeypatch.syspath_prepend(str(SIMULATION))
+    import worlds
+
+    yield worlds
+    sys.modules.pop("worlds", None)
+
+
+@pytest.mark.parametrize("document", [1, 8])
+def test_simulated_boards_say_the_same_through_records_and_as_arrays(make_record, worlds, document):
+    world = worlds.World(methods=4, seeds=3, items=64, gap=0.3, document=document)
+    scores = worlds.draw(world, np.random.default_rng(3)).scores
+    records = [
+        make_record(
+            method=method,
+            seed=seed,
+            score=float(scores.totals[place, seed]),
+            items=scores.items[place, seed].tolist(),
+            item_groups={} if scores.groups is None else {"accuracy": scores.groups.tolist()},
+        )
+        for place, method in enumerate(scores.methods)
+        for seed in scores.seeds
+    ]
+    (board,) = build_boards(records)
+    direct = analyse(scores)
+    ranks = {row.label: (row.estimate.best_rank, row.estimate.worst_rank) for row in board.rows}
+    assert ranks == {each.method: (each.best_rank, each.worst_rank) for each in direct.estimates}
+    through = {
+        frozenset((each.first, each.second)): each.adjusted_p_value for each in board.analysis.differences.values()
+    }
+    for each in direct.differences.values():
+        assert through[frozenset((each.first, each.second))] == pytest.approx(each.adjusted_p_value)
+        assert each.items == 64 // document
