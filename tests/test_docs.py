@@ -204,6 +204,7 @@ def make_example_call() -> dict[str, dict[str, Any]]:
         "trial": trial,
         "record": record,
         "records": [record],
+        "trials": [trial],
         "environment": {"sweep": "first"},
         "step": 1,
         "metrics": {"train/loss": 2.0},
