@@ -222,6 +222,19 @@ def test_the_example_method_passes_the_kit(monkeypatch):
     assert set(states.values()) == {"passed"}, states
 
 
+@pytest.mark.parametrize("block", of_language("python", "docs/method-examples.md"), ids=lambda block: block.place)
+def test_the_other_kinds_of_methods_pass_the_kit(block, monkeypatch):
+    module: Any = ModuleType("harness_example")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(block.text, block.place, "exec"), vars(module))
+    own = [thing for thing in vars(module).values() if inspect.isclass(thing) and thing.__module__ == module.__name__]
+    (method,) = [thing for thing in own if issubclass(thing, Method)]
+    states: dict[str, str] = {}
+    check_method(method, lambda result: states.update({result.check: result.state}))
+    assert "passed" in states.values()
+    assert "failed" not in states.values(), states
+
+
 def test_the_check_command_proves_a_method(capsys):
     assert cli.app(["check", "lora"], standalone_mode=False) == 0
     assert "check_trainable_count_matches_formula" in capsys.readouterr().out
