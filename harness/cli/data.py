@@ -29,7 +29,7 @@ def data() -> None:
 def data_check(block: tuple[str, ...], tasks: str | None, scale: str, data_dir: Path | None, as_json: bool) -> int:
     """Say which tables the tasks read, which are there, and what to do about the others. Downloads nothing."""
     from harness.data.check import check_data, findings_json, findings_table
-    from harness.planning.plan import split_names
+    from harness.planning.choices import split_names
     from harness.planning.registry import build_registry
     from harness.planning.request import expand_tasks
 

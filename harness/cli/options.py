@@ -71,7 +71,7 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> tuple[Suite, Path | None]:
     """Return the suite that the command line asks for, and the folder of its local tables."""
-    from harness.planning.plan import split_names
+    from harness.planning.choices import split_names
     from harness.planning.request import OwnRequest, build_request
 
     given: dict[str, Any] = {

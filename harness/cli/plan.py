@@ -13,8 +13,8 @@ from harness.cli.options import build_suite_from_options, suite_options
 
 if TYPE_CHECKING:
     from harness.contract.trial import Trial
-    from harness.planning.plan import Cell
     from harness.planning.registry import Registry
+    from harness.planning.search import Cell
 
 
 @click.command()
@@ -63,6 +63,10 @@ def plan_table(
     from harness.results.wording import layers_text, settings_text
 
     defaults = {name: asdict(registry.method(name).Config()) for name in {trial.method for trial in trials}}
+    smallest: dict[str, int] = {}
+    for trial in trials:
+        if trial.budget_parameters is not None and not trial.is_matched:
+            smallest[trial.task] = min(trial.adapter_parameters, smallest.get(trial.task, trial.adapter_parameters))
     rows = []
     for trial in trials:
         asked = trial.budget_parameters
@@ -70,7 +74,12 @@ def plan_table(
         settings = "; ".join(
             filter(None, (settings_text(trial.config, defaults[trial.method]), layers_text(trial.layer_settings)))
         )
-        deviation = "reference" if asked is None else f"{(trial.adapter_parameters - asked) / asked:+.2%}"
+        if asked is None:
+            deviation = "reference"
+        elif trial.is_matched:
+            deviation = f"{(trial.adapter_parameters - asked) / asked:+.2%}"
+        else:
+            deviation = f"{trial.adapter_parameters / smallest[trial.task]:.2f} x smallest"
         rows.append(
             [trial.task, trial.method, f"{trial.adapter_parameters:,}", deviation, steps, f"{trial.learning_rate:g}",
              trial.seed, trial.purpose, trial.id, states[trial.id], settings]
@@ -81,8 +90,10 @@ def plan_table(
     again = f", {other} that did not finish (tried again when something changed, or by `harness run --retry`)"
     budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
     where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
-    more = " (more follow once the learning rates are chosen)" if any(c.tune for c in cells) else ""
+    more = " (more follow once the search has chosen)" if any(c.searches for c in cells) else ""
     count = f"{len(trials)} trials, {todo} to do{again if other else ''}{more}"
     table = tabulate(rows, heads, disable_numparse=True)
+    if smallest:
+        count += "\nBudget own: every method has the size that its own settings give; this is no matched comparison."
     notes = dict.fromkeys(note for cell in cells for note in cell.notes)
     return "\n".join([where, table, count, *notes])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.contract.task import Task
 
 FORMAT = 2  # of the trial's JSON; a change gives every trial a new id
+OWN = "own"  # the budget of a comparison that matches nothing: every method at the size its own settings give
 # In format 1 these settings said 0 for what is now said in a word.
 ZERO_MEANT: Mapping[str, str] = {
     **dict.fromkeys(("alpha", "target_r", "niter", "merge_every", "reset_every", "warmup", "restart_warmup"), "auto"),
@@ -43,7 +44,8 @@ class Trial:
         layer_settings: Settings that differ on single layers, ``{layer: {field: value}}``.
         targets: Name patterns of the adapted layers; empty: all linear layers but the output head.
         budget: As the user wrote it, e.g. ``"lora:r=8"``; empty for a reference method.
-        budget_parameters: Trainable adapter parameters asked for; ``None`` for a reference method.
+        budget_parameters: Trainable adapter parameters asked for; ``None`` for a reference method. Where the budget is
+            ``own``, those of the method's own settings.
         adapter_parameters: Trainable adapter parameters reached.
         learning_rate: Peak learning rate of the adapter.
         seed: Seeds data order, initialisation and dropout.
@@ -51,6 +53,8 @@ class Trial:
         purpose: ``report`` (its score is shown) or ``tune`` (it only chooses a learning rate).
         data: Identity of the data: hub id and revision, or content hash.
         plugins: ``{"method": "distribution==version", "task": ...}``.
+        searched: Settings of which these were, or are to be, chosen on validation, as the suite wrote them
+            (``melora:n=2|4|8``); empty: they were given.
         format: Version of this JSON.
     """
 
@@ -72,6 +76,7 @@ class Trial:
     purpose: str = "report"
     data: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
+    searched: str = ""
     format: int = FORMAT
 
     @cached_property
@@ -84,6 +89,20 @@ class Trial:
         """16 hexadecimal digits that identify what is compared: all but the learning rate, seed and purpose."""
         own = ("learning_rate", "seed", "purpose")
         return _digest({name: value for name, value in self._fields().items() if name not in own})
+
+    @cached_property
+    def search(self) -> str:
+        """16 hexadecimal digits that identify what one choice on validation is made among."""
+        if not self.searched:
+            return self.cell
+        own = ("learning_rate", "seed", "purpose", "config", "layer_settings", "adapter_parameters")
+        asked = () if self.is_matched else ("budget_parameters",)
+        return _digest({name: value for name, value in self._fields().items() if name not in (*own, *asked)})
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the method's size was made to match a budget."""
+        return self.budget not in ("", OWN)
 
     @property
     def label(self) -> str:
@@ -122,7 +141,8 @@ class Trial:
         return result
 
     def _fields(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        names = [name for name in self.__dataclass_fields__ if name != "searched" or self.searched]
+        return {name: getattr(self, name) for name in names}  # trials from before there were searches keep their ids
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trial:

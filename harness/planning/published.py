@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from harness.contract.method import Method
+from harness.contract.method import Method, TrialContext
 from harness.contract.task import Task
-from harness.contract.trial import Trial
+from harness.contract.trial import OWN, Trial
 from harness.errors import ConfigError, UsageError
-from harness.planning.budget import parse_settings_but_knob
+from harness.planning.choices import read_choices
 from harness.planning.plan import resolve_recipe, trial_context
 from harness.planning.registry import Registry
 from harness.planning.suite import Suite
@@ -34,26 +34,29 @@ class Quote:
     Attributes:
         task: The task.
         method: The method.
-        config: Its settings; the budget decides the knob.
+        configs: Its settings, of which the paper may have chosen one; a budget decides the knob.
         entry: As the suite writes it.
     """
 
     task: type[Task]
     method: type[Method]
-    config: Any
+    configs: Sequence[Any]
     entry: Mapping[str, Any]
 
     def is_of(self, trial: Trial) -> bool:
         """Return whether a trial has the number's task, method, settings and budget."""
         if (trial.task, trial.method, trial.budget) != (self.task.name, self.method.name, self.entry["budget"]):
             return False
+        context = trial_context(self.task, trial.build_recipe(self.task()))
+        return any(self._is_with(config, trial, context) for config in self.configs)
+
+    def _is_with(self, config: Any, trial: Trial, context: TrialContext) -> bool:
         knob = self.method.traits.budget_knob
         try:
-            config = replace(self.config, **{knob: trial.config[knob]}) if knob else self.config
+            config = replace(config, **{knob: trial.config[knob]}) if knob and trial.is_matched else config
         except ConfigError:  # the trial has other settings, with which its knob goes
             return False
-        resolved = self.method.resolve(config, trial_context(self.task, trial.build_recipe(self.task())))
-        return bool(_as_json(asdict(resolved)) == _as_json(trial.settings))
+        return bool(_as_json(asdict(self.method.resolve(config, context))) == _as_json(trial.settings))
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _quote(task_name: str, entry: Mapping[str, Any], registry: Registry) -> Quot
     if entry["unit"] != (unit := task.metrics[entry["metric"]].unit):
         raise UsageError(f"{where}: unit={entry['unit']!r}, but the metric's is {unit!r}; write the value in it")
     method = registry.method(name)
-    return Quote(task, method, parse_settings_but_knob(settings, method), entry)
+    return Quote(task, method, read_choices(settings, method, entry["budget"] == OWN), entry)
 
 
 def _as_json(config: Mapping[str, Any]) -> Any:

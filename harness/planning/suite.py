@@ -1,16 +1,21 @@
 """A suite: the TOML file, or the command-line flags, that say what to cross with what.
 
 title = "..."
-methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields
+methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields;
+                                  # "melora:n=2|4|8" chooses one of the values on validation
 tasks = ["uuid"]
 scale = "smoke"                   # each task's default: smoke
 model = "nano"                    # each task's default when absent
-budgets = ["lora:r=8"]
+budgets = ["lora:r=8"]            # "own": nothing is matched, every method has the size of its own settings
 seeds = [0, 1, 2]
 learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
 tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
 targets = []                      # name patterns of the adapted layers
 precision = "auto"
+[rates]                           # by method as written above; one of several is chosen on validation, and no other
+"mora:operator=rotation" = [1e-4, 3e-4]
+[precisions]                      # by method as written above
+full = "bfloat16"
 [recipe]                          # overrides of the tasks' recipes at every scale
 steps = 200
 [recipe.paper]                    # at this scale only, where nothing is said of every scale
@@ -49,6 +54,8 @@ class Suite:
     tune: int = 0
     targets: tuple[str, ...] = ()
     precision: str = "auto"
+    rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    precisions: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +82,12 @@ class Suite:
             raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision={self.precision!r} is not known; give auto, float32 or bfloat16")
+        for name, rates in self.rates.items():
+            if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < math.inf for rate in rates):
+                raise UsageError(f"rates: {name}={list(rates)} must be different numbers > 0, at least one")
+        for name, precision in self.precisions.items():
+            if precision not in ("float32", "bfloat16"):
+                raise UsageError(f"precisions: {name}={precision!r} is not known; give float32 or bfloat16")
 
 
 def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
@@ -87,7 +100,16 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"suite {path}: {error}") from error
-    return build_suite({**data, **(overrides or {})}, f"suite {path}")
+    where, overrides = f"suite {path}", overrides or {}
+    build_suite(data, where)  # the file itself must be right, whatever is overridden
+    if {"learning_rates", "tune"} & set(overrides):  # said of every method
+        data.pop("rates", None)
+    if "precision" in overrides:
+        data.pop("precisions", None)
+    merged = {**data, **overrides}
+    for name in ("rates", "precisions"):  # of methods that are not asked for now
+        merged[name] = {key: value for key, value in data.get(name, {}).items() if key in merged.get("methods", ())}
+    return build_suite(merged, where)
 
 
 def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
@@ -97,10 +119,17 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
     values: dict[str, Any] = {name: _typed(name, value, where) for name, value in data.items()}
+    for name in ("rates", "precisions"):
+        if strange := sorted(set(values.get(name, ())) - set(values.get("methods", ()))):
+            raise UsageError(
+                f"{where}: {name}: {strange[0]!r} is not among the methods; write it as it is written there"
+            )
     return Suite(**values)
 
 
-_TYPES: Mapping[str, type] = {"tolerance": float, "tune": int, "recipe": dict, "published": dict}  # others: text
+_TYPES: Mapping[str, type] = {  # others: text
+    "tolerance": float, "tune": int, "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
+}  # fmt: skip
 _ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}
 
 
@@ -118,4 +147,6 @@ def _typed(name: str, value: Any, where: str) -> Any:
     if not is_a(value, kind):
         words = {str: "a text", float: "a number", int: "a whole number", dict: "a table"}
         raise UsageError(f"{where}: {name}={value!r} is not {words[kind]}")
+    if name == "rates":
+        return {key: _typed("learning_rates", rates, f"{where}: rates: {key}") for key, rates in value.items()}
     return kind(value)

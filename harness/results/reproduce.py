@@ -41,11 +41,11 @@ def command(trial: Trial, knob: str | None = "") -> str:
 
 
 def _method(trial: Trial, knob: str | None) -> str:
-    given: Mapping[str, Any] = {} if knob == "" and trial.budget else trial.config
+    given: Mapping[str, Any] = {} if knob == "" and trial.is_matched else trial.config
     settings = [
         f"{name}={_text(value)}"
         for name, value in sorted(given.items())
-        if value is not None and not (trial.budget and name == knob)
+        if value is not None and not (trial.is_matched and name == knob)
     ]
     return f"{trial.method}:{','.join(settings)}" if settings else trial.method
 

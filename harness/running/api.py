@@ -147,7 +147,7 @@ def _suite(
 
 
 def _names(value: Names) -> list[str]:
-    from harness.planning.plan import split_names
+    from harness.planning.choices import split_names
 
     return split_names(value) if isinstance(value, str) else list(value)
 

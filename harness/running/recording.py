@@ -200,8 +200,8 @@ def _resolved(lane: Lane) -> dict[str, dict[str, Any]]:
 
 
 def _deviation_fraction(trial: Trial) -> float | None:
-    """Return how far a trial's adapter is from its budget; ``None`` for a reference method."""
-    if trial.budget_parameters is None:
+    """Return how far a trial's adapter is from its budget; ``None`` where nothing is matched."""
+    if trial.budget_parameters is None or not trial.is_matched:
         return None
     return (trial.adapter_parameters - trial.budget_parameters) / trial.budget_parameters
 

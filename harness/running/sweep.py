@@ -16,10 +16,11 @@ import torch
 
 from harness.contract.record import Record
 from harness.contract.trial import Trial
-from harness.planning.plan import Cell, pending, plan_cells, wanted
+from harness.planning.plan import plan_cells
 from harness.planning.published import read_published
 from harness.planning.registry import Registry
 from harness.planning.retry import Retry
+from harness.planning.search import Cell, pending, wanted
 from harness.planning.suite import Suite
 from harness.results.catalogue import write_catalogue
 from harness.results.store import Store

@@ -14,8 +14,9 @@ import torch
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.engine.shared import Shared
-from harness.planning.plan import pending, plan_cells
+from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
+from harness.planning.search import pending
 from harness.planning.suite import build_suite
 from harness.results.store import Store
 from harness.running.pieces import Pieces

@@ -15,9 +15,12 @@ import transformers
 
 import harness_benchmarks.suites
 from harness.contract.task import ModelKind
-from harness.planning.plan import plan_cells, resolve_methods, resolve_recipe, wanted
+from harness.contract.trial import OWN
+from harness.planning.choices import resolve_methods
+from harness.planning.plan import plan_cells, resolve_recipe
 from harness.planning.published import read_published
 from harness.planning.registry import build_registry
+from harness.planning.search import wanted
 from harness.planning.suite import read_suite
 
 FILES = sorted(Path(harness_benchmarks.suites.__file__).parent.glob("*.toml"))
@@ -76,7 +79,7 @@ def check_cells(cells, suite):
     budgets = {(cell.template.task, cell.template.budget) for cell in cells if cell.template.budget}
     assert budgets == {(task, budget) for task in suite.tasks for budget in suite.budgets}
     methods = {cell.template.method for cell in cells}
-    assert methods == {kind.name for kind, _ in resolve_methods(suite.methods, registry())}
+    assert methods == {each.method.name for each in resolve_methods(suite.methods, registry(), OWN in suite.budgets)}
     for cell in cells:
         trials = wanted(cell, lambda trial: None)
         assert len(trials) == (suite.tune or len(suite.seeds) * max(1, len(suite.learning_rates)))
@@ -168,8 +171,9 @@ def test_layers_ranks_and_recipe_are_the_papers(name):
 def settings_of(name):
     """Return a suite's settings by method, the solved rank left out."""
     found: dict[str, list[dict]] = {}
-    for method, config in resolve_methods(read_suite(registry().suite(name)).methods, registry()):
-        found.setdefault(method.name, []).append(asdict(config))
+    suite = read_suite(registry().suite(name))
+    for each in resolve_methods(suite.methods, registry(), OWN in suite.budgets):
+        found.setdefault(each.method.name, []).extend(map(asdict, each.configs))
     return found
 
 

@@ -53,9 +53,9 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     rows = build_rows(reports, records, is_reference=False)
     reference_reports = [each for each in reference_records if each.trial.purpose == "report"]
     references, _ = _judged(build_rows(reference_reports, reference_records, is_reference=True), (), reference_records)
-    differing = [
-        name for name in COMPARABLE_FIELDS if len({canonical(getattr(each.trial, name)) for each in reports}) > 1
-    ]
+    matched = all(each.trial.is_matched for each in reports)  # else sizes differ by intention, and a note says so
+    same = COMPARABLE_FIELDS if matched else [name for name in COMPARABLE_FIELDS if name != "budget_parameters"]
+    differing = [name for name in same if len({canonical(getattr(each.trial, name)) for each in reports}) > 1]
     units = sorted({str(each.metric_details.get(each.main_metric, {}).get("unit", "")) for each in reports})
     reasons = [*differing, *(["the metric's unit"] if len(units) > 1 else [])]
     ranked, analysis = _judged(rows, reasons, records)
@@ -64,7 +64,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     details: dict[str, Mapping[str, Any]] = {}
     for each in everything:
         details.update(each.metric_details)
-    chosen = {(each.trial.method, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"}
+    chosen = {(each.trial.cell, each.trial.learning_rate) for each in everything if each.trial.purpose == "report"}
     by_method = sorted(
         everything,
         key=lambda each: (each.trial.method, each.trial.learning_rate, each.trial.seed, each.trial_id),
@@ -150,5 +150,5 @@ def _tuning_trial(record: Record, chosen: set[tuple[str, float]]) -> TuningTrial
         state=record.state,
         train_seconds=None if seconds is None else float(seconds),
         trial_id=record.trial_id,
-        is_chosen=(record.trial.method, record.trial.learning_rate) in chosen,
+        is_chosen=(record.trial.cell, record.trial.learning_rate) in chosen,
     )

@@ -41,6 +41,13 @@ def board_notes(
         for each in reports:
             values[canonical(getattr(each.trial, name))].append(each.trial.method)
         notes.append(f"Not one comparison: the trials differ in {name}: {_who(values)}. Nothing here is ranked.")
+    sizes = {row.label: row.first.trial.adapter_parameters for row in rows if not row.first.trial.is_matched}
+    if sizes and (least := min(sizes.values())):
+        listed = ", ".join(f"{label} {size / least:.2f}" for label, size in sizes.items())
+        notes.append(
+            "No matched comparison: every method has the size that its own settings give. Trained adapter parameters, "
+            f"as multiples of the smallest ({least:,}): {listed}."
+        )
     references = [each for each in everything if is_reference(each) and each.trial.purpose == "report"]
     for name in ("recipe", "model_revision", "data", "precision"):
         usual = {canonical(getattr(each.trial, name)) for each in reports}

@@ -17,12 +17,12 @@ def build_rows(reports: Sequence[Record], everything: Sequence[Record], is_refer
     variants: dict[str, dict[tuple[str, float], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in reports:
         variants[record.trial.method][record.trial.cell, record.trial.learning_rate].append(record)
-    tune_trials = Counter(each.trial.cell for each in everything if each.trial.purpose == "tune")
+    tune_trials = Counter(each.trial.search for each in everything if each.trial.purpose == "tune")
     rows = []
     for method in sorted(variants):
         groups = [variants[method][key] for key in sorted(variants[method])]
         for group, name in zip(groups, _variant_names(groups), strict=True):
-            rows.append(_row(group, name, is_reference, tune_trials[group[0].trial.cell]))
+            rows.append(_row(group, name, is_reference, tune_trials[group[0].trial.search]))
     return rows
 
 
@@ -62,6 +62,8 @@ def _summary(finished: Sequence[Record], name: str, values: Sequence[float | int
 
 
 def _budget_deviation(record: Record) -> float | None:
+    if not record.trial.is_matched:
+        return None
     recorded = record.counts.get("budget_deviation_fraction")
     if recorded is not None:
         return float(recorded)

@@ -166,7 +166,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
         ),
         "parameters": Cell(text=f"{trial.adapter_parameters:,}", sort=trial.adapter_parameters),
         "deviation": Cell(
-            text=MISSING, note="reference, outside the budget" if row.is_reference else "no budget recorded"
+            text=MISSING, note="reference, outside the budget" if row.is_reference else "no budget to match"
         )
         if deviation is None
         else Cell(text=percent_text(deviation, signed=True), sort=deviation),
@@ -299,7 +299,12 @@ def summary_sentences(board: Board) -> list[str]:
         off = [abs(row.budget_deviation_fraction) for row in board.rows if row.budget_deviation_fraction is not None]
         reached = (f", reached within {percent_text(max(off))}" if max(off) else ", reached exactly") if off else ""
         count = len({row.method for row in board.rows})
-        sentences.append(f"{many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
+        if board.rows[0].first.trial.is_matched:
+            sentences.append(f"{many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
+        else:
+            sentences.append(
+                f"{many(count, 'method')}, each at the size of its own settings: no comparison at a matched budget."
+            )
     else:
         sentences.append("Only reference methods, outside any budget: nothing is ranked.")
     direction = "higher" if board.higher_is_better else "lower"

@@ -19,8 +19,9 @@ from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness.engine.layers import linear_layers, select_layers, trained_modules
 from harness.engine.shared import Shared
-from harness.planning.plan import pending, plan_cells
+from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
+from harness.planning.search import pending
 from harness.planning.suite import build_suite
 from harness.results.store import Store
 from harness.running.recording import Recording

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from harness.engine.shared import MOST_DATA, Shared
-from harness.planning.plan import pending, plan_cells
+from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
+from harness.planning.search import pending
 from harness.planning.suite import build_suite
 
 torch.set_num_threads(1)

@@ -7,8 +7,10 @@ import pytest
 from harness.contract.method import Purpose
 from harness.contract.record import Record, State
 from harness.errors import UsageError
-from harness.planning.plan import MOST_EXTENSIONS, TUNE_SEED, pending, plan_cells, resolve_methods, split_names, wanted
+from harness.planning.choices import resolve_methods, split_names
+from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
+from harness.planning.search import MOST_EXTENSIONS, TUNE_SEED, pending, wanted
 from harness.planning.suite import build_suite
 
 REGISTRY = build_registry()
@@ -105,7 +107,7 @@ def test_rates_without_a_search_are_the_recipes_times_the_methods_factor():
 
 def test_methods_are_chosen_by_name_group_settings_and_exclusion():
     def names(*given):
-        return [(method.name, config) for method, config in resolve_methods(given, REGISTRY)]
+        return [(each.method.name, *each.configs) for each in resolve_methods(given, REGISTRY)]
 
     default = {name for name, method in REGISTRY.methods.items() if method.traits.in_all}
     assert {name for name, _ in names("all")} == default

@@ -11,8 +11,9 @@ from harness.contract.record import Record, State
 from harness.contract.task import Evaluation
 from harness.engine.shared import Shared
 from harness.errors import TrialDivergedError
-from harness.planning.plan import pending, plan_cells
+from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
+from harness.planning.search import pending
 from harness.planning.suite import build_suite
 from harness.results.store import Store
 from harness.running.recording import Recording, lost

@@ -391,3 +391,41 @@ def test_a_curve_holds_no_score_of_the_test_data(make_record):
         assert history(row.first)["accuracy"] == [(250, 0.3)]
     tune = make_record(score=0.5, history=old, trial={"purpose": "tune"})  # its final score is of the validation split
     assert history(tune)["accuracy"] == [(250, 0.3), (500, 0.5)]
+
+
+# --- what matches no budget, and what was searched ------------------------------------------------------------------
+
+
+def own(make_record, method, seed, score, parameters):
+    size = {"budget": "own", "budget_parameters": parameters, "adapter_parameters": parameters}
+    return make_record(method, seed, score, trial=size)
+
+
+def test_a_board_of_sizes_of_their_own_says_that_it_matches_nothing_and_ranks_all_the_same(make_record):
+    board = only(
+        [own(make_record, "lora", seed, 0.5 + seed / 100, 1_000) for seed in range(3)]
+        + [own(make_record, "dora", seed, 0.9 + seed / 100, 1_250) for seed in range(3)]
+    )
+    assert board.is_ranked
+    assert {row.budget_deviation_fraction for row in board.rows} == {None}
+    (note,) = [each for each in board.notes if "No matched comparison" in each]
+    assert "multiples of the smallest (1,000): dora 1.25, lora 1.00" in note
+    assert "no comparison at a matched budget" in summary_sentences(board)[0]
+
+
+def test_the_effort_of_a_search_is_every_setting_that_was_tried(make_record):
+    def searched(n, purpose, seed, score):
+        return make_record(
+            "melora", seed, score, trial={"config": {"n": n}, "purpose": purpose, "searched": "melora:n=2|4"}
+        )
+
+    board = only(
+        [
+            searched(2, "tune", 99, 0.3),
+            searched(4, "tune", 99, 0.6),
+            searched(4, "report", 0, 0.6),
+            make_record("lora", 0, 0.5),
+        ]
+    )
+    assert {label: row.tune_trials for label, row in rows(board).items()} == {"melora": 2, "lora": 0}
+    assert [each.is_chosen for each in board.tuning].count(True) == 1
