@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -14,10 +15,14 @@ def base() -> None:
 
 
 @base.command("list")
-def base_list() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def base_list(as_json: bool) -> None:
     """List the shipped base models."""
     from harness.bases import shipped_bases
 
+    if as_json:
+        click.echo(json.dumps({name: str(path) for name, path in shipped_bases().items()}, indent=1))
+        return
     for name, path in shipped_bases().items():
         click.echo(f"{name}  {path}")
 

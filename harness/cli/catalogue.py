@@ -71,14 +71,27 @@ def _shorten(path: str) -> str:
 
 @click.command()
 @click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def describe(block: tuple[str, ...], name: str) -> None:
+def describe(block: tuple[str, ...], name: str, as_json: bool) -> None:
     """Describe a method or a task: settings with meaning and range, formula, citation. Of a family, list its tasks."""
     from harness.planning.registry import build_registry, unknown_name
     from harness.planning.request import family
 
     registry = build_registry(block)
-    if name in registry.methods:
+    if as_json and (name in registry.methods or name in registry.tasks):
+        from harness.results import catalogue
+
+        is_method = name in registry.methods
+        found = (
+            catalogue.describe_method(registry.method(name))
+            if is_method
+            else catalogue.describe_task(registry.task(name))
+        )
+        click.echo(json.dumps(found, indent=1))
+    elif as_json and (members := family(name, registry)):
+        click.echo(json.dumps(members, indent=1))
+    elif name in registry.methods:
         click.echo(describe_method(registry, name))
     elif name in registry.tasks:
         click.echo(describe_task(registry, name))

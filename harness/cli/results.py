@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,21 +48,25 @@ def results() -> None:
 
 @results.command("list")
 @results_option
-def results_list(results: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def results_list(results: str, as_json: bool) -> None:
     """Show one line per record."""
-    from harness.results.frame import render_list
+    from harness.results.frame import frame, render_list
 
-    click.echo(render_list(open_results(results).records()))
+    records = open_results(results).records()
+    click.echo(frame(records).to_json(orient="records", date_format="iso") if as_json else render_list(records))
 
 
 @results.command("show")
 @click.argument("trial_id")
 @results_option
-def results_show(trial_id: str, results: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def results_show(trial_id: str, results: str, as_json: bool) -> None:
     """Show one record; the first characters of the id are enough."""
     from harness.results.frame import render_show
 
-    click.echo(render_show(read_record(results, trial_id)[1]))
+    record = read_record(results, trial_id)[1]
+    click.echo(json.dumps(record.to_json(), indent=1) if as_json else render_show(record))
 
 
 @results.command("export")
