@@ -130,14 +130,17 @@ def diff(old: str, new: str) -> None:
 
 def view_of(loaded: Loaded, output: Path | None) -> SiteView:
     """Return what there is to show of some records, with links to those that a site in ``output`` can reach."""
+    from harness_leaderboard.boards.across import build_across
     from harness_leaderboard.boards.build import build_boards
     from harness_leaderboard.view.site import site_view
 
     prefixes = {root: "" if output is None else _link(root, output) for root in set(loaded.roots.values())}
     links = {trial_id: prefixes[root] for trial_id, root in loaded.roots.items() if prefixes[root]}
+    boards = build_boards(loaded.records)
     return site_view(
         loaded.records,
-        build_boards(loaded.records),
+        boards,
+        build_across(boards, loaded.records),
         catalogue=loaded.catalogue,
         passed_over=loaded.passed_over,
         links=links,

@@ -8,8 +8,10 @@ from typing import Any
 
 from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
+from harness_leaderboard.boards.across import Across
 from harness_leaderboard.boards.model import Board
 from harness_leaderboard.boards.notes import setting_text
+from harness_leaderboard.view.across import across_grid
 from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.figures import point
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
@@ -140,7 +142,11 @@ def _settings_grid(settings: Iterable[Mapping[str, Any]]) -> Grid:
 
 
 def task_pages(
-    boards: Sequence[Board], views: Sequence[BoardView], records: Sequence[Record], catalogue: Catalogue
+    boards: Sequence[Board],
+    views: Sequence[BoardView],
+    across: Sequence[Across],
+    records: Sequence[Record],
+    catalogue: Catalogue,
 ) -> list[PageView]:
     """Return a page for each task that there is a board of."""
     data: dict[str, set[str]] = defaultdict(set)
@@ -150,11 +156,24 @@ def task_pages(
     found: dict[str, list[tuple[Board, BoardView]]] = defaultdict(list)
     for board, view in zip(boards, views, strict=True):
         found[board.task].append((board, view))
-    return [_task_page(name, found[name], data[name], catalogue["tasks"].get(name, {})) for name in names]
+    return [
+        _task_page(
+            name,
+            found[name],
+            [each for each in across if each.task == name],
+            data[name],
+            catalogue["tasks"].get(name, {}),
+        )
+        for name in names
+    ]
 
 
 def _task_page(
-    name: str, boards: Sequence[tuple[Board, BoardView]], data: Iterable[str], about: Mapping[str, Any]
+    name: str,
+    boards: Sequence[tuple[Board, BoardView]],
+    across: Sequence[Across],
+    data: Iterable[str],
+    about: Mapping[str, Any],
 ) -> PageView:
     rows = [
         (
@@ -166,7 +185,11 @@ def _task_page(
         for _, view in boards
     ]
     lines: list[tuple[Cell, ...]]
-    grids = [("Boards", (table(f"Boards of {name}", ("Board", "May be best", "Methods", "Seeds"), rows),))]
+    grids: list[tuple[str, tuple[Grid, ...]]] = [
+        ("Boards", (table(f"Boards of {name}", ("Board", "May be best", "Methods", "Seeds"), rows),))
+    ]
+    if across:
+        grids.append(("Tested across budgets", tuple(map(across_grid, across))))
     if sources := [each for each in about.get("sources", ()) if each.get("hub_id") or each.get("folder")]:
         lines = [
             (

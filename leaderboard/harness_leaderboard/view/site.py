@@ -8,6 +8,7 @@ from typing import Any
 from harness import __version__
 from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
+from harness_leaderboard.boards.across import Across
 from harness_leaderboard.boards.family import build_families
 from harness_leaderboard.boards.model import Board
 from harness_leaderboard.boards.notes import distinct_values
@@ -21,6 +22,7 @@ from harness_leaderboard.view.trials import trial_shards
 def site_view(
     records: Sequence[Record],
     boards: Sequence[Board],
+    across: Sequence[Across] = (),
     *,
     catalogue: Catalogue | None = None,
     passed_over: Mapping[str, str] | None = None,
@@ -31,6 +33,7 @@ def site_view(
     Args:
         records: All of them, in order of trial id.
         boards: Built from them.
+        across: The same across budgets.
         catalogue: What methods and tasks say about themselves.
         passed_over: Files among the records that are none, and why.
         links: Where each trial's record is, as seen from the site; a trial that is not here is not linked.
@@ -48,7 +51,7 @@ def site_view(
         families=tuple(family_view(each) for each in build_families(boards)),
         standings=standings(boards),
         methods=tuple(method_pages(boards, views, known)),
-        tasks=tuple(task_pages(boards, views, records, known)),
+        tasks=tuple(task_pages(boards, views, across, records, known)),
         trials=trial_shards(records, known, links or {}, files),
         record_count=len(records),
         passed_over=tuple(f"{path}: {why}" for path, why in sorted((passed_over or {}).items())),

@@ -78,7 +78,7 @@
     const text = (each) => `${each.label}${each.budget ? `\nbudget ${each.budget}` : ""}\n${xTitle}: ${each[x].toLocaleString("en")}\n${yTitle}: ${each.score}`;
     const color = (each) => (each.reference ? GREY : look.color(each.label));
     return Plot.plot(base(canvas, `${title}: ${yTitle} against ${xTitle}`, {
-      marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: 5, tickFormat: "~s" },
+      marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: "~s" },
       y: { label: yTitle, grid: true, inset: 12 },
       marks: [
         ...extra,
@@ -119,7 +119,7 @@
       const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, x: each.at(-1).rate, y: each.at(-1).score }));
       const [low, high] = d3.extent(points, (each) => each.score);
       return Plot.plot(base(canvas, `Score against learning rate of the search: ${page.metric}`, {
-        marginRight: 110, x: { label: "Learning rate", type: "log", ticks: 5, tickFormat: ".0e" }, y: { label: `${page.metric}, validation`, grid: true }, color: { type: "identity" },
+        marginRight: 110, x: { label: "Learning rate", type: "log", ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: ".0e" }, y: { label: `${page.metric}, validation`, grid: true }, color: { type: "identity" },
         marks: [
           Plot.line(points, { x: "rate", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.6 }),
           Plot.dot(points, { x: "rate", y: "score", stroke: (each) => look.color(each.label), fill: (each) => (each.chosen ? look.color(each.label) : "var(--card)"), r: 4 }),
@@ -167,7 +167,7 @@
     const last = d3.max(all, (each) => each.step);
     const ends = found.filter((each) => each.points.length).map((each) => ({ label: each.label, x: last, y: each.points.at(-1)[1] }));
     return Plot.plot(base(canvas, `${title} by optimizer step`, {
-      marginRight: 120, x: { label: "Optimizer step", ticks: 6 }, y: { label: title, grid: true }, color: { type: "identity" },
+      marginRight: 120, x: { label: "Optimizer step", ticks: Math.max(2, Math.round(canvas.clientWidth / 110)) }, y: { label: title, grid: true }, color: { type: "identity" },
       marks: [
         Plot.areaY(points, { x: "step", y1: "low", y2: "high", z: "label", fill: (each) => look.color(each.label), fillOpacity: 0.12 }),
         Plot.line(points, { x: "step", y: "mean", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.7 }),
