@@ -233,9 +233,10 @@ def loading_code(trained: TrainedTrial, folder: Path, form: str) -> str:
     return "\n".join(
         [
             "from peft import PeftModel",
-            f"from transformers import AutoTokenizer, {kind}",
+            f"from transformers import AutoConfig, AutoTokenizer, {kind}",
             "",
-            f"base = {kind}.from_pretrained({base!r}{head})",
+            f"config = AutoConfig.from_pretrained({base!r}{head})",
+            f"base = {kind}.from_pretrained({base!r}, config=config)",
             f"model = PeftModel.from_pretrained(base, {there!r}).eval()",
             f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
         ]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from harness.bases import resolve
 from harness.results.store import Store
 
 
@@ -79,3 +80,30 @@ def test_a_request_that_cannot_be_is_refused_before_anything_trains(command, rev
 def test_what_is_about_data_needs_data(command):
     told = command("plan", "--task", "uuid", "--columns", "text=body")
     assert (told.code, "--columns is about --data" in told.err) == (2, True)
+
+
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_the_best_adapter_is_exported_with_code_that_loads_it(command, tmp_path, method):
+    """An encoder whose config does not know every dropout of a head: the code must load it all the same."""
+    import torch
+    import transformers
+
+    base = tmp_path / "bert"
+    config = transformers.BertConfig(
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(base)
+    transformers.AutoTokenizer.from_pretrained(resolve("nano")).save_pretrained(base)
+    data, root = tmp_path / "mine.csv", tmp_path / "results"
+    data.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
+    run = ["run", "--data", data, "--model", base, "--methods", method, "--budget", "lora:r=1", "--steps", 2]
+    more = ["--seeds", 1, "--workers", 1, "--device", "cpu", "--no-mlflow", "--results", root, "--tolerance", 0.5]
+    assert command(*run, *more).code == 0
+    told = command("export", "best", "--results", root, "--format", "auto", "-o", tmp_path / "out")
+    assert told.code == 0, told.err
+    names: dict[str, object] = {}
+    exec(told.out, names)
+    model, tokenizer = names["model"], names["tokenizer"]
+    assert model.config.id2label == {0: "a", 1: "b"}
+    with torch.no_grad():
+        assert model(**tokenizer("text", return_tensors="pt", return_token_type_ids=False)).logits.shape == (1, 2)
