@@ -60,9 +60,13 @@ def run(
     from harness.planning.registry import build_registry
     from harness.results.store import Store
     from harness.running.progress import Display
+    from harness.running.schedule import Terminated
     from harness.running.sweep import How, run_sweep
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's "stop" is a Ctrl-C
+    def leave(*_: object) -> None:
+        raise Terminated  # a cluster's "stop" is a Ctrl-C with time to save
+
+    signal.signal(signal.SIGTERM, leave)
     if no_mlflow:
         block = (*block, "trackers:mlflow")
     registry = build_registry(block)

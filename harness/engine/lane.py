@@ -57,6 +57,7 @@ class Lane:
         compiled: Whether it trained in a compiled model.
         rows_at_once: Examples per forward pass: the recipe's, or fewer where memory ran out.
         recomputes: Whether activations are computed again in the backward pass because memory ran out.
+        pending: Losses of its last updates, at which nobody has looked yet, (N,); only of one that goes on.
     """
 
     base: Base
@@ -86,6 +87,7 @@ class Lane:
     pack_lanes: int = 1
     compiled: bool = False
     recomputes: bool = False
+    pending: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
         self._order: Iterator[list[Row]] = self._from_the_start()
@@ -122,6 +124,10 @@ class Lane:
         """Train on the rows of the next update again and again: for timing steps of one form."""
         self._order = repeat(self.rows())
         self.holds_rows = True
+
+    def skip(self, updates: int) -> None:
+        """Leave out the rows of the first updates: an earlier try has trained on them."""
+        self._order, self._rows = islice(self._from_the_start(), updates, None), None
 
     def advance(self) -> None:
         """Count an update."""

@@ -37,14 +37,26 @@ class Watch(Protocol):
         """Take a lane that trained to its end, or stopped with ``lane.error``."""
 
 
-def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False) -> None:
+class Saver(Protocol):
+    """Whoever wants to keep lanes that are not at their end yet."""
+
+    def is_due(self) -> bool:
+        """Return whether ``save`` is wanted now; asked after every update."""
+
+    def save(self, lanes: Sequence[Lane]) -> None:
+        """Keep lanes that are between two updates. May end the training, by raising no ``Exception``."""
+
+
+def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False, saver: Saver | None = None) -> None:
     """Train lanes together to their ends. Out of memory, they go on from the same step with less of it (``_less``)."""
     alone = [lane for lane in lanes if len(lanes) > 1 and not lane.packs()]
-    waiting = [[lane for lane in lanes if lane not in alone], *([lane] for lane in alone)]
-    waiting = [group for group in waiting if group]
+    together: dict[int, list[Lane]] = {}  # lanes that go on are at different steps, and only equals can be packed
+    for lane in (each for each in lanes if each not in alone):
+        together.setdefault(lane.done, []).append(lane)
+    waiting = [*together.values(), *([lane] for lane in alone)]
     while waiting:
         group = waiting.pop()
-        error = _try_together(base, group, watch, compiled)
+        error = _try_together(base, group, watch, compiled, saver)
         if error is None:
             continue
         # Only here, where no frame of what failed is left, is its memory free.
@@ -61,10 +73,12 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = Fals
             watch.finished(lane)
 
 
-def _try_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool) -> torch.OutOfMemoryError | None:
+def _try_together(
+    base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool, saver: Saver | None
+) -> torch.OutOfMemoryError | None:
     """Train lanes together; return the error where memory ran out, without the frames that hold on to memory."""
     try:
-        _train_together(base, lanes, watch, compiled)
+        _train_together(base, lanes, watch, compiled, saver)
     except torch.OutOfMemoryError as error:
         let_go(error)
         return error
@@ -96,9 +110,12 @@ def _less(base: Base, lanes: Sequence[Lane]) -> list[list[Lane]]:
     return []
 
 
-def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool) -> None:
+def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool, saver: Saver | None) -> None:
     pack: Pack | None = Pack(base, lanes, compiled)
-    since: list[Tensor] = []  # losses since the last look, still on the device
+    # Losses since the last look, still on the device; of lanes that go on, some were saved.
+    since = [*torch.stack([lane.pending for lane in pack.lanes], 1)] if pack else []
+    for lane in lanes:
+        lane.pending = torch.zeros(0)
     start = time.perf_counter()
     while pack is not None:
         since.append(pack.step())
@@ -106,6 +123,8 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
         at_evaluation = lane.done in lane.recipe.evaluate_at
         ends = [each for each in pack.lanes if each.done == each.steps]
         if not (ends or at_evaluation or lane.done % _interval(lane.steps) == 0):
+            if saver is not None and saver.is_due():
+                start = _save(saver, pack, since, start)
             continue
         losses = torch.stack(since).double().cpu()  # the one place that waits for the device
         alive = [each for each in pack.lanes if each.error is None]
@@ -148,6 +167,23 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
         if gone and (ends or not ((pack.compiled or base.device.type == "cuda") and few)):
             pack = pack.without([each for each in pack.lanes if each.error is not None or each in gone])
         since, start = [], time.perf_counter()
+        if saver is not None and pack is not None and saver.is_due():
+            start = _save(saver, pack, since, start)
+
+
+def _save(saver: Saver, pack: Pack, since: Sequence[Tensor], start: float) -> float:
+    """Let a pack's lanes be saved, their time up to now counted. Return the time from which to count on."""
+    alive = [lane for lane in pack.lanes if lane.error is None]
+    for number, lane in enumerate(pack.lanes):
+        lane.pending = torch.stack([each[number] for each in since]) if since else torch.zeros(0)
+    seconds = (time.perf_counter() - start) / max(1, len(alive))
+    for lane in alive:
+        lane.train_seconds += seconds
+        lane.pack_lanes, lane.compiled = max(lane.pack_lanes, len(alive)), pack.compiled
+    saver.save(alive)
+    for lane in pack.lanes:
+        lane.pending = torch.zeros(0)
+    return time.perf_counter()
 
 
 def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:

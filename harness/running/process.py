@@ -87,6 +87,11 @@ class WorkerProcess:
         """End the process at once, with whatever it started."""
         kill(self.process)
 
+    def stop(self) -> None:
+        """Ask the worker to save what it trains and to leave."""
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+
     def why(self) -> str:
         """Return how the process ended and the last lines it printed."""
         code = self.process.wait()

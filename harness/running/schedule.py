@@ -28,6 +28,7 @@ from harness.planning.registry import Registry
 from harness.planning.retry import Retry
 from harness.results.claims import Claims
 from harness.results.store import Store
+from harness.running.checkpoints import forget
 from harness.running.kernel import MemoryKills
 from harness.running.pieces import Pieces
 from harness.running.process import Event, WorkerProcess, launch
@@ -38,7 +39,13 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between looks at what others are training
 MOST_LOOKS = 50  # trials at a look
 START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
+ANSWER_SECONDS = 2.0  # that workers have to save what they train after Ctrl-C
+LEAVE_SECONDS = 20.0  # and when a machine is about to go
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to leave, as a machine does that is about to go: there is time to save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,9 @@ class Scheduler:
                 self._handle(self._next_event())
                 self._enforce_limits()
         except BaseException as error:
-            self._stop("the run was stopped" if isinstance(error, KeyboardInterrupt) else str(error))
+            stopped = isinstance(error, KeyboardInterrupt)
+            seconds = LEAVE_SECONDS if isinstance(error, Terminated) else ANSWER_SECONDS
+            self._stop("the run was stopped" if stopped else str(error), seconds)
             raise
 
     def close(self) -> None:
@@ -275,6 +284,8 @@ class Scheduler:
             raise HarnessError(
                 f"the record of {record.trial.label} cannot be written to {self.store.root}: {error}. {MAKE_ROOM}"
             ) from error
+        if record.state.is_final or record.state is State.FAILED:  # a failed one may owe it to its state
+            forget(self.store, record.trial_id)
         self.claims.release(record.trial_id)
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
@@ -319,20 +330,31 @@ class Scheduler:
                     why = f"ran longer than {limit:g} seconds"
                     self._keep(self._ended(worker, trial, State.TIMED_OUT, "TimedOut", why))
 
-    def _stop(self, why: str) -> None:
-        """End every worker. What they had already sent is kept; trials that were running get a record that says so."""
+    def _stop(self, why: str, seconds: float) -> None:
+        """End every worker. What they had already sent is kept; trials that were running get a record that says so.
+
+        Args:
+            why: For these records.
+            seconds: That the workers have to save what they train.
+        """
         for worker in self._workers.values():
-            worker.kill()
-        for worker in list(self._workers.values()):
-            while worker.number in self._workers:
-                sender, event = self._events.get()
-                if event is not None and event["event"] == "record":
-                    self._handle((sender, event))
-                elif event is None and self._workers.get(sender.number) is sender:
-                    del self._workers[sender.number]
-                    for trial in sender.jobs.values():
-                        if trial.id in sender.started:
-                            self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
+            worker.stop() if worker.started else worker.kill()
+        end: float | None = time.monotonic() + seconds
+        while self._workers:
+            try:
+                sender, event = self._events.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                for worker in self._workers.values():
+                    worker.kill()
+                end = None  # each of them says that it is gone
+                continue
+            if event is not None and event["event"] == "record":
+                self._handle((sender, event))
+            elif event is None and self._workers.get(sender.number) is sender:
+                del self._workers[sender.number]
+                for trial in sender.jobs.values():
+                    if trial.id in sender.started:
+                        self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
         self._pieces.clear()
         self._elsewhere.clear()
 

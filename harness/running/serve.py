@@ -11,9 +11,12 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,9 +26,12 @@ from harness.contract.trial import Trial
 from harness.engine.shared import Shared
 from harness.planning.registry import Registry, build_registry
 from harness.results.store import Store
-from harness.running.environment import describe_environment
+from harness.running.checkpoints import Checkpoints, Stopped
+from harness.running.environment import conditions, describe_environment
 from harness.running.recording import Recording
 from harness.running.worker import Emit, Worker
+
+SAVE_SECONDS = 10.0  # that a worker whose scheduler is gone has to save what it trains
 
 
 def main() -> None:
@@ -47,7 +53,8 @@ def main() -> None:
         torch.set_num_threads(setup["threads"])
 
     def emit(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event, allow_nan=False), file=events, flush=True)
+        with suppress(BrokenPipeError):  # the scheduler is gone; the end of standard input says so, too
+            print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
     registry = build_registry(setup["block"])
     logging.basicConfig(handlers=[logging.StreamHandler(), _TellingHandler(emit, registry)])
@@ -55,12 +62,16 @@ def main() -> None:
     data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
     shared = Shared(device, data_dir, setup["allow_code_execution"], setup["recomputes"])
     environment = {**setup["environment"], **describe_environment(device)}
-    recording = Recording(Store(setup["results"]), environment)
-    worker = Worker(registry, shared, recording, emit, setup["compiled"])
+    store = Store(setup["results"])
+    recording = Recording(store, environment)
+    checkpoints = Checkpoints(store, conditions([setup["device"]], threads=setup["threads"]))
+    signal.signal(signal.SIGTERM, checkpoints.stop)
+    worker = Worker(registry, shared, recording, emit, setup["compiled"], checkpoints)
     emit({"event": "idle", "environment": environment})
-    for job in _jobs():
-        worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
-        emit({"event": "idle"})
+    with suppress(Stopped):
+        for job in _jobs(checkpoints):
+            worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
+            emit({"event": "idle"})
 
 
 def _protocol_stream() -> TextIO:
@@ -70,18 +81,21 @@ def _protocol_stream() -> TextIO:
     return stream
 
 
-def _jobs() -> Iterator[Mapping[str, Any]]:
-    """Yield jobs. When the scheduler is gone, however it ended, end at once, whatever is being trained."""
+def _jobs(checkpoints: Checkpoints) -> Iterator[Mapping[str, Any]]:
+    """Yield jobs. When the scheduler is gone, however it ended, save what is being trained and end."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
+        checkpoints.stop()
+        lines.put("")
+        time.sleep(SAVE_SECONDS)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    while True:
-        yield json.loads(lines.get())
+    while line := lines.get():
+        yield json.loads(line)
 
 
 class _TellingHandler(logging.Handler):

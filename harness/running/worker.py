@@ -23,6 +23,7 @@ from harness.engine.shared import Shared
 from harness.engine.training import train
 from harness.errors import TrialError
 from harness.planning.registry import Registry
+from harness.running.checkpoints import Checkpoints
 from harness.running.recording import Recording, now, only_finite
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ class Worker:
         recording: Makes the records.
         emit: Sends an event to the scheduler.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
+        checkpoints: Keeps trials that are being trained; ``None``: nobody does.
     """
 
     def __init__(
-        self, registry: Registry, shared: Shared, recording: Recording, emit: Emit, compiled: str = "off"
-    ) -> None:
+        self, registry: Registry, shared: Shared, recording: Recording, emit: Emit, compiled: str = "off",
+        checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         self.registry, self.shared, self.recording = registry, shared, recording
-        self.emit, self.compiled = emit, compiled
+        self.emit, self.compiled, self.checkpoints = emit, compiled, checkpoints
 
     def run(self, trials: Sequence[Trial], pack: int) -> None:
         """Train trials that may share a base, and emit a record for each.
@@ -75,6 +78,8 @@ class Worker:
                 events.failed(trial, error)
                 continue
             lane.prepare_seconds = time.perf_counter() - begin
+            if self.checkpoints is not None:
+                self.checkpoints.restore(lane)
             lanes.append(lane)
         if not lanes:
             return
@@ -86,7 +91,9 @@ class Worker:
     def _again_alone(self, lanes: Sequence[Lane], events: _Events) -> list[Trial]:
         """Train lanes together; return the trials to run again alone, which shows whose fault a pack's failure was."""
         try:
-            train(lanes[0].base, lanes, events, self._pays_to_compile(lanes))
+            if self.checkpoints is not None:
+                self.checkpoints.begin()
+            train(lanes[0].base, lanes, events, self._pays_to_compile(lanes), self.checkpoints)
         except Exception as error:
             unfinished = [lane for lane in lanes if lane.trial.id not in events.done]
             lanes[0].base.clear()

@@ -249,3 +249,42 @@ def test_two_commands_on_one_root_share_the_sweep_and_train_nothing_twice(troubl
     assert len([each for each in told if each["hook"] == "started"]) == 6, "each trial was trained by one of them"
     assert said[0][0].splitlines()[-1] == said[1][0].splitlines()[-1], "and both show all of them"
     assert {path.name for path in (tmp_path / "results" / "claims").iterdir()} <= {"lock"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_that_was_stopped_goes_on_where_it_was_and_ends_the_same(trouble, process, tmp_path, how):
+    long = ["--task", "uuid", "--steps", "40", "--set", "pairs=2", "--set", "batch_size=2", "--methods", "slow"]
+    quick = ["run", "--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *long]
+    log = tmp_path / "log"
+    undisturbed = process(*quick, "--results", tmp_path / "undisturbed")
+    trouble.setenv("TROUBLE_SECONDS", "0.2")
+    trouble.setenv("TROUBLE_LOG", str(log))
+    stopped = process(*quick, "--results", tmp_path / "stopped")
+    trouble.delenv("TROUBLE_LOG")
+    trouble.delenv("TROUBLE_SECONDS")
+    end = time.monotonic() + 120
+    while '"step": 6' not in (log.read_text() if log.exists() else "") and time.monotonic() < end:
+        time.sleep(0.05)
+    stopped.send_signal(how)
+    begin = time.monotonic()
+    stopped.communicate(timeout=60)
+    assert time.monotonic() - begin < 30
+    checkpoint = tmp_path / "stopped" / "checkpoints"
+    while not list(checkpoint.glob("*.safetensors")) and time.monotonic() < end:
+        time.sleep(0.05)  # the worker of a killed command is on its own
+    trouble.setenv("TROUBLE_LOG", str(tmp_path / "again"))
+    again = process(*quick, "--results", tmp_path / "stopped")
+    trouble.delenv("TROUBLE_LOG")
+    for each in (undisturbed, again):
+        said = each.communicate(timeout=240)
+        assert each.returncode == 0, said
+    told = [json.loads(line) for line in (tmp_path / "again").read_text().splitlines()]
+    steps = [each["step"] for each in told if each["hook"] == "progress"]
+    assert steps == list(range(steps[0], 41))
+    assert steps[0] > 6, "what was done is not done again"
+    (ours,) = Store(str(tmp_path / "stopped")).records()
+    (theirs,) = Store(str(tmp_path / "undisturbed")).records()
+    assert ours.history == theirs.history, "every loss, to the last bit"
+    assert (ours.metrics, ours.items, ours.trial_id) == (theirs.metrics, theirs.items, theirs.trial_id)
+    assert [each["state"] for each in ours.attempts] == (["interrupted"] if how == signal.SIGTERM else [])
+    assert list(checkpoint.iterdir()) == []
