@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness import __version__
-from harness.cli import analyse, base, catalogue, check, data, export, new, plan, results, run, track
+from harness.cli import analyse, base, catalogue, check, data, export, new, plan, results, run, track, verify
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.errors import HarnessError, PluginLoadError
 
@@ -84,6 +84,7 @@ def broken(point: EntryPoint, error: Exception) -> click.Command:
     commands=[
         run.run, plan.plan, catalogue.list_, catalogue.describe, check.check,
         results.results, export.export, analyse.analyse, track.track, new.new, data.data, base.base,
+        verify.verify,
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip

@@ -1,0 +1,89 @@
+"""``harness verify``: whether records are what was written, follow from their items, and come out again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.options import data_dir_option, resolve_devices
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.contract.record import Record
+
+NOT_VERIFIED = 1
+
+
+@click.command()
+@click.argument("where", metavar="RECORD|ROOT", default="results")
+@click.option("--retrain", is_flag=True, help="Train the trial again here, and say whether it gives the same score.")
+@click.option("--device", default="auto", show_default=True, help="For --retrain: auto, cpu, cuda or cuda:N.")
+@click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
+@data_dir_option
+@click.pass_obj
+def verify(
+    block: tuple[str, ...], /, where: str, retrain: bool, device: str, allow_code_execution: bool,
+    data_dir: Path | None,
+) -> int:  # fmt: skip
+    """Check the digests of records, recompute their metrics from their items, and train one again on request."""
+    from harness.results.store import RECORD_NAME, Store
+    from harness.results.verify import compare
+    from harness.results.verify import verify as findings
+
+    root, _, name = where.rstrip("/").rpartition("/")
+    match = RECORD_NAME.fullmatch(name)
+    store = Store((root or ".") if match else where)
+    ids = [match[1]] if match else sorted(store.ids())
+    if not ids:
+        raise UsageError(f"no records in {where!r}; name a result root, or one record's .json file in it")
+    if retrain and len(ids) != 1:
+        raise UsageError(f"--retrain trains one trial, and {where!r} holds {len(ids)}; name its .json file")
+    bad = 0
+    for finding in findings(store, ids):
+        bad += finding.is_bad
+        click.echo("\n    ".join([f"{finding.trial_id}  {finding.verdict}", *finding.notes]))
+    click.echo(f"{len(ids)} records, {bad} not to be believed", err=True)
+    if retrain and not bad:
+        record = store.read(ids[0])
+        assert record is not None
+        same, said = compare(record, train_again(record, block, device, data_dir, allow_code_execution))
+        click.echo(f"{ids[0]}  {'reproduced' if same else 'not reproduced'}\n    {said}")
+        bad += not same
+    return NOT_VERIFIED if bad else 0
+
+
+def train_again(
+    record: Record, block: tuple[str, ...], device: str, data_dir: Path | None, allow_code_execution: bool
+) -> Record:
+    """Return the record of a record's trial, trained here and now in a folder that is gone afterwards."""
+    import torch
+
+    from harness.planning.registry import build_registry
+    from harness.results.store import Store
+    from harness.running.environment import describe_environment
+    from harness.running.schedule import Scheduler, Settings
+
+    def watch(*_: Any) -> None:
+        return
+
+    registry = build_registry((*block, "trackers:mlflow"))
+    devices, threads = resolve_devices(device, 1)
+    with tempfile.TemporaryDirectory(prefix="harness-verify-") as folder:
+        store = Store(folder)
+        store.prepare()
+        settings = Settings(
+            devices=devices, threads=threads, pack=1, data_dir=data_dir, block=(*block, "trackers:mlflow"),
+            allow_code_execution=allow_code_execution,
+            environment={**describe_environment(torch.device("cpu")), "results_root": folder, "sweep": "verify"},
+        )  # fmt: skip
+        scheduler = Scheduler(registry, store, settings, watch)
+        try:
+            scheduler.run([record.trial])
+        finally:
+            scheduler.close()
+        again = store.read(record.trial_id)
+    assert again is not None
+    return again

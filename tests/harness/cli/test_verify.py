@@ -1,0 +1,55 @@
+"""``harness verify``: digests, recomputed numbers, and a trial trained again."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.results.store import Store
+
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def root(trouble, process, tmp_path_factory):
+    root = tmp_path_factory.mktemp("verify") / "results"
+    quick = ["--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", "--methods", "quick"]
+    run = process("run", *quick, *SMALL, "--results", root)
+    assert run.wait(timeout=240) == 0
+    return root
+
+
+def test_a_root_is_verified(root, command):
+    done = command("verify", str(root))
+    assert done.code == 0
+    assert "  sound\n" in done.out
+    assert "recomputed from" in done.out
+    assert "1 records, 0 not to be believed" in done.err
+
+
+def test_a_trial_is_trained_again_and_comes_out_the_same(root, command):
+    (record,) = Store(str(root)).records()
+    done = command("verify", str(root / f"{record.trial_id}.json"), "--retrain", "--device", "cpu")
+    assert "  reproduced\n" in done.out
+    assert "again, to the last digit" in done.out
+    assert done.code == 0
+
+
+def test_an_edited_record_is_named_and_not_trained(root, command, tmp_path):
+    (record,) = Store(str(root)).records()
+    path = tmp_path / f"{record.trial_id}.json"
+    path.write_text(record.dumps().replace('"higher_is_better": true', '"higher_is_better": false', 1))
+    done = command("verify", str(path), "--retrain")
+    assert done.code == 1
+    assert f"{record.trial_id}  edited" in done.out
+    assert "reproduced" not in done.out
+
+
+def test_mistakes_are_named(root, command, tmp_path):
+    assert "no records in" in command("verify", str(tmp_path)).err
+    (record,) = Store(str(root)).records()
+    Store(str(tmp_path)).write(record)
+    other = tmp_path / "0123456789abcdef.json"
+    other.write_text("{}")
+    done = command("verify", str(tmp_path), "--retrain")
+    assert done.code == 2
+    assert "--retrain trains one trial" in done.err
