@@ -102,11 +102,13 @@ def app(context: click.Context, block: tuple[str, ...], verbose: bool) -> None:
     harness leaderboard                       render the results as a page
     harness list methods                      see what there is
     """  # noqa: D301  click wants the character itself, before lines to be kept
+    from harness.running.redaction import Redacting
+
     handler = logging.StreamHandler()
+    handler.setFormatter(Redacting("%(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_Once())
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
         handlers=[handler],
     )
     context.obj = block
@@ -139,7 +141,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except HarnessError as error:
-        click.echo(f"harness: {error}", err=True)
+        from harness.running.redaction import redact
+
+        click.echo(redact(f"harness: {error}"), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("harness: interrupted; finished trials are kept, run the same command to go on", err=True)

@@ -132,6 +132,8 @@ def _parse(text: str, path: Path, place: str) -> Any:
             f"data: {path} cannot be read as json: {place}: {error.msg} at character {error.pos + 1}, "
             f"after {text[max(0, error.pos - 30) : error.pos]!r}; write one JSON object a line"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, a nest
+        raise DataError(f"data: {path}, {place}: {error}; write values that a table can hold") from error
 
 
 def _object(value: Any, path: Path, place: str) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from harness.errors import ConfigError, DataError, HarnessError, UsageError
 # Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
 IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 # float64 is for comparisons in which rounding must not decide; users choose among the others.
+NO_CODE = {"trust_remote_code": False}  # said outright: otherwise transformers asks, and takes a yes from anywhere
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -58,6 +59,12 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
         weights = sorted(each for each in folder.iterdir() if each.suffix in IDENTIFYING)
         if not any(each.name == "config.json" for each in weights):
             raise DataError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
+        endings = {each.suffix for each in weights}
+        if ".bin" in endings and ".safetensors" not in endings:
+            raise DataError(
+                f"model folder {name!r} has its weights in pickles (.bin), and loading a pickle runs whatever it says; "
+                "save it as safetensors: save_pretrained(folder, safe_serialization=True)"
+            )
         for each in weights:
             digest.update(each.name.encode() + hashlib.sha256(each.read_bytes()).digest())
         return ModelChoice(name, digest.hexdigest()[:16])
@@ -81,7 +88,7 @@ def load_tokenizer(choice: ModelChoice, task: Task, recipe: Any) -> Any:
 
     name = task.tokenizer_name(recipe) if task.model_kind is ModelKind.FROM_SCRATCH else choice.name
     with _explaining(f"the tokenizer of model {name!r} cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_revision(choice, name))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), **NO_CODE, **_revision(choice, name))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -102,7 +109,9 @@ def _load_config(choice: ModelChoice, task: Task, recipe: Any) -> Any:
         return task.model_config(recipe)
     arguments = dict(task.model_arguments(recipe))
     with _explaining(f"the configuration of model {choice.name!r} cannot be read"):
-        return AutoConfig.from_pretrained(resolve(choice.name), **arguments, **_revision(choice, choice.name))
+        return AutoConfig.from_pretrained(
+            resolve(choice.name), **arguments, **NO_CODE, **_revision(choice, choice.name)
+        )
 
 
 def _auto_class(task: Task) -> Any:
@@ -129,7 +138,7 @@ def build_on_meta(choice: ModelChoice, task: Task, recipe: Any) -> nn.Module:
     with _explaining(f"task {task.name!r}: no {wanted.__name__} can be made of model {choice.name!r}", ConfigError):
         config.use_cache = False
         with torch.device("meta"):
-            model: nn.Module = wanted.from_config(config)
+            model: nn.Module = wanted.from_config(config, **NO_CODE)
     return model
 
 
@@ -161,7 +170,7 @@ def load_model(
     torch.manual_seed(0)
     try:
         if task.model_kind is ModelKind.FROM_SCRATCH:
-            model = _auto_class(task).from_config(task.model_config(recipe)).to(dtype)
+            model = _auto_class(task).from_config(task.model_config(recipe), **NO_CODE).to(dtype)
             fresh = [name for name, _ in model.named_parameters()]
         else:
             model, report = _auto_class(task).from_pretrained(
@@ -169,6 +178,8 @@ def load_model(
                 config=_load_config(choice, task, recipe),
                 dtype=dtype,
                 output_loading_info=True,
+                use_safetensors=True,  # other weights are pickles, and loading a pickle runs what it says
+                **NO_CODE,
                 **_revision(choice, choice.name),
             )
             fresh = sorted(report["missing_keys"])

@@ -45,6 +45,9 @@ class Solution:
         return (self.parameters - budget) / budget
 
 
+LONGEST_BUDGET = 300  # characters: so every number in it is one that can be computed with
+
+
 def parse_settings(text: str, method: type[Method]) -> Any:
     """Return a method's config from ``name=value,name=value``.
 
@@ -153,6 +156,8 @@ def budget_parameters(
         PluginLoadError: The formula of the method that it names fails.
     """
     text = text.strip()
+    if len(text) > LONGEST_BUDGET:
+        raise BudgetError(f"--budget {text[:60]!r}... is longer than any budget; write lora:r=8, 0.5% or 300k")
     if match := re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*%", text):
         count = round(float(match[1]) / 100 * base_parameters)
     elif match := re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([kKmMbB]?)", text):

@@ -27,6 +27,7 @@ import pluggy
 from harness.contract import hookspecs
 from harness.errors import PluginLoadError, UsageError
 from harness.planning.identity import identify
+from harness.planning.patience import in_time
 
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
@@ -168,7 +169,8 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                 continue
             advice = f"Fix or uninstall it, or go on without it: --block {name} (or HARNESS_BLOCK={name})."
             try:
-                module = load()
+                with in_time():
+                    module = load()
                 file = str(getattr(module, "__file__", "?"))
                 origin = Origin(name, distribution, version, file, module.__name__, point.dist)
                 if manager.has_plugin(name):
@@ -179,9 +181,9 @@ def build_registry(block: Collection[str] = ()) -> Registry:
                 _check_marked(module)
                 manager.register(module, name)
                 _check_known(manager, module)
-            except PluginLoadError:
+            except (PluginLoadError, KeyboardInterrupt):
                 raise
-            except (Exception, SystemExit) as error:  # a module that exits must not end the harness without a word
+            except BaseException as error:  # a module that exits must not end the harness without a word
                 raise PluginLoadError(
                     f"plugin {name!r} ({how}, {point.value}) does not load: {type(error).__name__}: {error}. {advice}"
                 ) from error
@@ -197,8 +199,11 @@ def build_registry(block: Collection[str] = ()) -> Registry:
 def _modules(point: metadata.EntryPoint, how: str) -> Iterator[tuple[str, Callable[[], ModuleType]]]:
     """Yield (plugin name, loader) for the module an entry point names, or for each module of the package it names."""
     try:
-        target = point.load()
-    except (Exception, SystemExit) as error:
+        with in_time():
+            target = point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginLoadError(
             f"{how} ({point.value}) does not load: {type(error).__name__}: {error}. "
             f"Fix or uninstall it, or go on without it: --block {point.name} (or HARNESS_BLOCK={point.name})."
@@ -357,13 +362,16 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
         for implementation in sorted(implementations, key=lambda each: str(each.plugin_name)):
             origin = origins[implementation.plugin_name]
             try:
-                things = implementation.function()
+                with in_time():
+                    things = implementation.function()
                 if not isinstance(things, Iterable):
                     raise TypeError(
                         f"{implementation.function.__name__}() returns {things!r}; return a list of {several}"
                     )
                 things = list(things)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise PluginLoadError(
                     f"plugin {origin.plugin!r} ({origin.pin}, {origin.file}) fails to register its {several}: "
                     f"{type(error).__name__}: {error}. Go on without it: --block {origin.plugin}."

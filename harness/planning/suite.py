@@ -36,6 +36,8 @@ from typing import Any
 
 from harness.errors import UsageError
 
+LARGEST_SEED = 2**32 - 1  # so that every number drawn from it fits into 64 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -70,8 +72,10 @@ class Suite:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise UsageError(f"{name}={list(values)} names one twice; give each once")
-        if any(seed < 0 for seed in self.seeds):
-            raise UsageError(f"seeds={list(self.seeds)} must be >= 0")
+        if strange := [seed for seed in self.seeds if not 0 <= seed <= LARGEST_SEED]:
+            raise UsageError(
+                f"seeds: {_shorten(strange[0])} is not allowed; give whole numbers from 0 to {LARGEST_SEED}"
+            )
         if any(not 0 < rate < math.inf for rate in self.learning_rates):
             raise UsageError(f"learning_rates={list(self.learning_rates)} must be numbers > 0")
         if self.tune and self.learning_rates:
@@ -98,7 +102,7 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not TOML, not text, a number of too many digits, a nest
         raise UsageError(f"suite {path}: {error}") from error
     where, overrides = f"suite {path}", overrides or {}
     build_suite(data, where)  # the file itself must be right, whatever is overridden
@@ -133,6 +137,15 @@ _TYPES: Mapping[str, type] = {  # others: text
 _ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}
 
 
+def _shorten(value: Any) -> str:
+    """Return a value for a message, however long it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, a nest
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _typed(name: str, value: Any, where: str) -> Any:
     """Return a value as its field's type: lists as tuples, whole numbers as floats where those are meant."""
 
@@ -141,12 +154,21 @@ def _typed(name: str, value: Any, where: str) -> Any:
 
     if (kind := _ITEMS.get(name)) is not None:
         if isinstance(value, list | tuple) and all(is_a(each, kind) for each in value):
-            return tuple(map(kind, value))
-        raise UsageError(f"{where}: {name}={value!r} is not a list of {'numbers' if kind is not str else 'texts'}")
+            return tuple(_convert(name, each, kind, where) for each in value)
+        raise UsageError(
+            f"{where}: {name}={_shorten(value)} is not a list of {'numbers' if kind is not str else 'texts'}"
+        )
     kind = _TYPES.get(name, str)
     if not is_a(value, kind):
         words = {str: "a text", float: "a number", int: "a whole number", dict: "a table"}
-        raise UsageError(f"{where}: {name}={value!r} is not {words[kind]}")
+        raise UsageError(f"{where}: {name}={_shorten(value)} is not {words[kind]}")
     if name == "rates":
         return {key: _typed("learning_rates", rates, f"{where}: rates: {key}") for key, rates in value.items()}
-    return kind(value)
+    return _convert(name, value, kind, where)
+
+
+def _convert(name: str, value: Any, kind: type, where: str) -> Any:
+    try:
+        return kind(value)
+    except OverflowError:  # a whole number beyond every float
+        raise UsageError(f"{where}: {name}={_shorten(value)} is too large") from None

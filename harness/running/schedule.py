@@ -33,6 +33,7 @@ from harness.running.kernel import MemoryKills
 from harness.running.pieces import Pieces
 from harness.running.process import Event, WorkerProcess, launch
 from harness.running.recording import lost
+from harness.running.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +273,9 @@ class Scheduler:
         record = replace(record, published=published.beside(trial), paper_recipe=published.recipes.get(trial.task, {}))
         if not record.state.is_final:
             record = replace(record, error={**(record.error or {}), "conditions": self.settings.retry.conditions})
+        record = replace(
+            record, **{name: redact(getattr(record, name)) for name in ("environment", "error", "reasons")}
+        )
         try:
             record = self.store.write(record)
         except RecordError:

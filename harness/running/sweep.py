@@ -27,6 +27,7 @@ from harness.results.store import Store
 from harness.running.devices import parse_pack, resolve_devices, resolve_precision
 from harness.running.environment import conditions, describe_environment
 from harness.running.progress import Display
+from harness.running.redaction import redact
 from harness.running.schedule import Observers, Scheduler, Settings
 
 
@@ -122,12 +123,14 @@ def run_sweep(
         published=read_published(suite, registry),
         data_dir=data_dir,
         block=block,
-        environment={
-            **describe_environment(torch.device("cpu")),
-            **(environment or {}),
-            "results_root": store.root,
-            "sweep": suite.title or " ".join(suite.tasks),
-        },
+        environment=redact(
+            {
+                **describe_environment(torch.device("cpu")),
+                **(environment or {}),
+                "results_root": store.root,
+                "sweep": suite.title or " ".join(suite.tasks),
+            }
+        ),
     )
     scheduler = Scheduler(registry, store, settings, display, launched)
     known: dict[str, Record] = {}

@@ -149,7 +149,7 @@ def compare(folder: Path, model: Any, sha256: str, train_seconds: float, measure
         return BuildReport(folder, sha256, train_seconds, measured, None, None, None)
     from transformers import AutoModelForCausalLM
 
-    shipped: Any = AutoModelForCausalLM.from_pretrained(shipped_folder)
+    shipped: Any = AutoModelForCausalLM.from_pretrained(shipped_folder, trust_remote_code=False)
     shipped = shipped.float().eval()
     theirs = shipped.state_dict()
     gaps = torch.cat([(weight - theirs[name]).abs().flatten() for name, weight in model.state_dict().items()])

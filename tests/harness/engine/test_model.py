@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 
 import pytest
@@ -11,7 +13,7 @@ import transformers
 from harness.bases import resolve
 from harness.contract.task import ModelKind, Task
 from harness.engine.layers import linear_layers
-from harness.engine.model import choose_model, load_model
+from harness.engine.model import ModelChoice, build_on_meta, choose_model, load_model, load_tokenizer
 from harness.errors import DataError
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=300)
@@ -98,3 +100,52 @@ def test_a_linear_layer_that_computes_something_else_gets_no_adapter():
 
     model = torch.nn.ModuleDict({"plain": torch.nn.Linear(3, 4), "router": Router(3, 4), "renamed": Renamed(3, 5)})
     assert linear_layers(model, ()) == {"plain": (3, 4), "renamed": (3, 5)}
+
+
+EVIL = """
+from pathlib import Path
+from transformers import PretrainedConfig
+
+Path({canary!r}).touch()
+
+
+class EvilConfig(PretrainedConfig):
+    model_type = "evil"
+"""
+
+
+@pytest.mark.parametrize("answer", ["y\n", "yes\n" * 100])
+def test_a_model_folder_s_own_code_never_runs_whatever_standard_input_says(tmp_path, monkeypatch, answer):
+    folder, canary = tmp_path / "model", tmp_path / "it ran"
+    shutil.copytree(resolve("nano"), folder)
+    (folder / "evil.py").write_text(EVIL.format(canary=str(canary)))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.T", None]}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": names}))
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    task, choice = Task(), ModelChoice(str(folder), "0")
+    for load in (
+        lambda: build_on_meta(choice, task, None),
+        lambda: load_tokenizer(choice, task, None),
+        lambda: load_model(choice, task, None, "float32", torch.device("cpu")),
+    ):
+        with pytest.raises(DataError, match="contains custom code"):
+            load()
+    assert not canary.exists()
+
+
+def test_weights_in_pickles_are_refused_before_they_are_loaded(tmp_path):
+    folder, canary = tmp_path / "model", tmp_path / "it ran"
+    shutil.copytree(resolve("nano"), folder)
+    (folder / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"pickles \(\.bin\).*save_pretrained"):
+        choose_model(str(folder), None, Task(), None)
+    with pytest.raises((OSError, DataError)):
+        load_model(ModelChoice(str(folder), "0"), Task(), None, "float32", torch.device("cpu"))
+    assert not canary.exists()

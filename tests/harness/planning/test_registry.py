@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
@@ -10,6 +12,8 @@ from textwrap import dedent
 import pytest
 
 from harness.errors import PluginLoadError, UsageError
+from harness.planning import registry as registry_module
+from harness.planning.patience import in_time
 from harness.planning.registry import build_registry
 
 HOOK = "from harness import hookimpl\n@hookimpl\n"
@@ -314,3 +318,36 @@ def test_two_plugins_of_one_name_are_refused_naming_both_files(distribute):
 def test_an_unknown_name_gets_near_misses(kind, name, said):
     with pytest.raises(UsageError, match=said):
         getattr(build_registry(), kind)(name)
+
+
+@pytest.mark.parametrize("when", ["at import", "when asked"])
+def test_a_plugin_that_raises_something_unusual_is_named(distribute, when):
+    odd = "class Odd(BaseException):\n    pass\n"
+    asked = f"{HOOK}def harness_register_methods():\n    raise Odd('no method')\n"
+    distribute("mine = stranger_odd", stranger_odd=odd + ("raise Odd('no method')\n" if when == "at import" else asked))
+    with pytest.raises(PluginLoadError, match=r"(?s)mine.*Odd: no method.*--block mine"):
+        build_registry()
+
+
+@pytest.mark.parametrize("when", ["at import", "when asked"])
+def test_a_plugin_that_hangs_is_named_and_ended(distribute, when, monkeypatch):
+    monkeypatch.setattr(registry_module, "in_time", lambda: in_time(0.5))
+    hang = "    while True:\n        try: time.sleep(60)\n        except Exception: pass\n"
+    asked = f"import time\n{HOOK}def harness_register_methods():\n{hang}"
+    distribute("mine = stranger_slow", stranger_slow=f"import time\nif True:\n{hang}" if when == "at import" else asked)
+    with pytest.raises(PluginLoadError, match=r"(?s)mine.*TookTooLong: it did not come back within 0.5 seconds"):
+        build_registry(block=["peft-harness"])
+
+
+def test_somebody_else_s_alarm_still_rings():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    old = signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with in_time(30):
+            pass
+        time.sleep(0.5)
+        assert rung == [True]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *old)

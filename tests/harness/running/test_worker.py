@@ -94,10 +94,10 @@ def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, mon
     module = "harness.running.worker.train"
     from harness.engine.training import train
 
-    def fails_together(base, lanes, watch, compiled):
+    def fails_together(base, lanes, watch, compiled, saver):
         if len(lanes) > 1:
             raise RuntimeError("no two of these go together")
-        train(base, lanes, watch, compiled)
+        train(base, lanes, watch, compiled, saver)
 
     monkeypatch.setattr(module, fails_together)
     records = run(tmp_path, seeds=[0, 1])
