@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import data_dir_option, resolve_devices
+from harness.cli.options import data_dir_option
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def train_again(
 
     from harness.planning.registry import build_registry
     from harness.results.store import Store
+    from harness.running.devices import resolve_devices
     from harness.running.environment import describe_environment
     from harness.running.schedule import Scheduler, Settings
 
