@@ -119,6 +119,22 @@ def test_lanes_at_different_steps_come_to_their_ends(kit, recorder, tmp_path):
     assert (late.done, fresh.done) == (12, 12)
 
 
+def test_saving_changes_nothing_for_who_goes_on_at_once(kit, recorder, tmp_path):
+    class EveryStep:
+        def is_due(self):
+            return True
+
+        def save(self, lanes):
+            assert all(save_lane(lane, STAMP) for lane in lanes)
+
+    base = kit.make_base(precision="float32")
+    one, other = kit.make_lane(base, "lora", steps=300), kit.make_lane(base, "lora", steps=300)
+    finish(base, [one], recorder())
+    finish(base, [other], recorder(), EveryStep())
+    assert_same(one, other)
+    assert len(other.pending) == 0, "else they would count twice after running out of memory"
+
+
 def test_what_another_version_or_trial_saved_is_not_used(kit, tmp_path):
     base = kit.make_base()
     lane = kit.make_lane(base, "lora")
