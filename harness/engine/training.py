@@ -50,9 +50,9 @@ class Saver(Protocol):
 def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False, saver: Saver | None = None) -> None:
     """Train lanes together to their ends. Out of memory, they go on from the same step with less of it (``_less``)."""
     alone = [lane for lane in lanes if len(lanes) > 1 and not lane.packs()]
-    together: dict[int, list[Lane]] = {}  # lanes that go on are at different steps, and only equals can be packed
+    together: dict[tuple[int, ...], list[Lane]] = {}  # of lanes that go on, only equals can be packed
     for lane in (each for each in lanes if each not in alone):
-        together.setdefault(lane.done, []).append(lane)
+        together.setdefault((lane.done, lane.rows_at_once, lane.recomputes), []).append(lane)
     waiting = [*together.values(), *([lane] for lane in alone)]
     while waiting:
         group = waiting.pop()
