@@ -71,7 +71,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"tasks": ["uuid", "uuid"]}, "names one twice"),
         ({"learning_rates": [1e-3, 0.001]}, "names one twice"),
         ({"learning_rates": [1, 1.0]}, "names one twice"),
-        ({"seeds": [-1]}, "must be >= 0"),
+        ({"seeds": [-1]}, "whole numbers from 0 to"),
         ({"learning_rates": [0.0]}, "must be numbers > 0"),
         ({"learning_rates": [float("nan")]}, "must be numbers > 0"),
         ({"learning_rates": [float("inf")]}, "must be numbers > 0"),
