@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from harness.planning.registry import Registry
     from harness.planning.suite import Suite
 
+USUAL_SEEDS = (0, 1, 2)  # the fewest that make an interval worth having
+
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
     help="Folder of local tables.",
@@ -50,7 +52,7 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
                help="lora:r=8, 0.5% or 300k.  [default: lora:r=8]"),
         option("--tolerance", type=float, metavar="FRACTION",
                help="Largest deviation from the budget.  [default: 0.01]"),
-        option("--seeds", metavar="N|LIST", help="A number of seeds, or a list like 0,1,2.  [default: 1]"),
+        option("--seeds", metavar="N|LIST", help="A number of seeds, or a list like 0,1,2.  [default: 3]"),
         option("--learning-rates", "--lr", metavar="LIST",
                help="The same rates for every method, instead of the recipe's."),
         option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
@@ -89,6 +91,8 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         given["budgets"] = list(options["budgets"])
     if options["seeds"]:
         given["seeds"] = parse_seeds(options["seeds"])
+    elif not options["suite_name"]:
+        given["seeds"] = list(USUAL_SEEDS)
     if options["learning_rates"]:
         given["learning_rates"] = [parse_number(each) for each in split_names(options["learning_rates"])]
     if options["targets"]:

@@ -15,6 +15,8 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from harness.bases import resolve
+
 TEXTS = [f"In {1900 + n} the {n}th company sold {7 * n} ships, and {n % 9} of them sank." for n in range(400)]
 COMMONSENSE = {
     "boolq": ("true", "false"),
@@ -34,12 +36,40 @@ def tables(tmp_path_factory):
     root = tmp_path_factory.mktemp("tables")
     made = (glue(), corpora(), domain_questions(), commonsense(), math(), instructeval())
     for name, rows in ChainMap(*made).items():
-        path = root / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(root / f"{name}.jsonl", rows)
     (root / "wikitext/wikitext-2-raw").mkdir(parents=True)
     (root / "wikitext/wikitext-2-raw/wiki.test.raw").write_text("".join(f" {text} \n" for text in TEXTS[:20]))
     return root
+
+
+@pytest.fixture(scope="session")
+def nano():
+    """The shipped base model and its tokenizer."""
+    folder = resolve("nano")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+class Oracle:
+    """A model that writes a given text, whatever it is asked."""
+
+    generation_config = None
+
+    def __init__(self, tokenizer, answer):
+        self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def generate(self, input_ids, **_):
+        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
+
+
+def write(path, rows):
+    """Write a local table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def glue():
@@ -102,51 +132,66 @@ def domain_questions():
     }
 
 
-def commonsense():
-    def row(name, split, n):
-        answer = COMMONSENSE[name][n % 2]
-        return {
-            "instruction": f"{name} {split} {n}?",
-            "input": "",
-            "output": f"the correct answer is {answer}",
-            "answer": answer,
-        }
-
+def commonsense_row(name, split, n):
+    answer = COMMONSENSE[name][n % 2]
     return {
-        f"commonsense/{name}/{split}": [row(name, split, n) for n in range(count)]
+        "instruction": f"{name} {split} {n}?",
+        "input": "",
+        "output": f"the correct answer is {answer}",
+        "answer": answer,
+    }
+
+
+def commonsense():
+    return {
+        f"commonsense/{name}/{split}": [commonsense_row(name, split, n) for n in range(count)]
         for name in COMMONSENSE
         for split, count in {"train": 30, "test": 3}.items()
     }
 
 
-def math():
-    def sums(first, count):
-        return [
-            {"question": f"What is {n} plus 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
-            for n in range(first, first + count)
-        ]
+def sums(first, count):
+    return [
+        {"question": f"What is {n} plus 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
+        for n in range(first, first + count)
+    ]
 
+
+def problems(count):
+    return [{"problem": f"Solve $x={n}$.", "solution": rf"So $\boxed{{{n}}}$."} for n in range(count)]
+
+
+def math():
     return {
         "math/gsm8k/train": sums(0, 90),
         "math/gsm8k/test": sums(100, 4),
-        "math/math/test": [{"problem": f"Solve $x={n}$.", "solution": rf"So $\boxed{{{n}}}$."} for n in range(4)],
+        "math/math/test": problems(4),
     }
 
 
-def instructeval():
-    mmlu = {
-        split: [
-            {"question": f"{split} {subject} {n}?", "subject": subject, "choices": list("pqrs"), "answer": n % 4}
-            for subject in ("abstract_algebra", "virology")
-            for n in range(5)
-        ]
-        for split in ("dev", "val", "test")
-    }
-    bbh = [
+def alpaca(count):
+    return [
+        {"instruction": f"Say {n}.", "input": "loudly" if n % 2 else "", "output": f"It is {n}."} for n in range(count)
+    ]
+
+
+def mmlu(split, count):
+    return [
+        {"question": f"{split} {subject} {n}?", "subject": subject, "choices": list("pqrs"), "answer": n % 4}
+        for subject in ("abstract_algebra", "virology")
+        for n in range(count)
+    ]
+
+
+def bbh():
+    return [
         {"task": task, "idx": n, "input": f"{task} {n} is", "target": "True" if n % 2 else "(A)"}
         for task in ("navigate", "snarks")
         for n in range(6)
     ]
+
+
+def instructeval():
     drop = [
         {"idx": n, "passage": f"There were {n}.", "question": "How many?", "answer": f"{n}", "ref_answers": [f"{n}"]}
         for n in range(10)
@@ -158,14 +203,32 @@ def instructeval():
         "test": "def check(f):\n    assert f(1) == 2\n",
     }
     return {
-        "instructeval/alpaca/train": [
-            {"instruction": f"Say {n}.", "input": "loudly" if n % 2 else "", "output": f"It is {n}."} for n in range(30)
-        ],
-        **{f"instructeval/mmlu/{split}": rows for split, rows in mmlu.items()},
-        "instructeval/bbh/test": bbh,
+        "instructeval/alpaca/train": alpaca(30),
+        **{f"instructeval/mmlu/{split}": mmlu(split, 5) for split in ("dev", "val", "test")},
+        "instructeval/bbh/test": bbh(),
         "instructeval/drop/validation": drop,
         "instructeval/humaneval/test": [humaneval],
     }
+
+
+class Made:
+    """What tests of single tasks make their own tables of, handed over as one fixture: test folders are no packages."""
+
+    Oracle = Oracle
+    commonsense_answers = COMMONSENSE
+    write = staticmethod(write)
+    commonsense_row = staticmethod(commonsense_row)
+    sums = staticmethod(sums)
+    problems = staticmethod(problems)
+    alpaca = staticmethod(alpaca)
+    mmlu = staticmethod(mmlu)
+    bbh = staticmethod(bbh)
+
+
+@pytest.fixture(scope="session")
+def made():
+    """Return the makers of rows and tables, and a model that knows the answer."""
+    return Made
 
 
 @pytest.fixture(scope="session")

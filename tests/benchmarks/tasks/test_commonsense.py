@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext, UsageError
-from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness_benchmarks.forgetting import METRICS
 from harness_benchmarks.tasks import commonsense
@@ -16,45 +13,15 @@ from harness_benchmarks.tasks.commonsense import SETS, CommonsenseTask, extract_
 
 torch.set_num_threads(1)
 
-ANSWERS = {
-    "boolq": ("true", "false"),
-    "piqa": ("solution1", "solution2"),
-    "social_i_qa": ("answer1", "answer3"),
-    "hellaswag": ("ending1", "ending4"),
-    "winogrande": ("option1", "option2"),
-    "ARC-Easy": ("answer1", "answer4"),
-    "ARC-Challenge": ("answer2", "answer3"),
-    "openbookqa": ("answer2", "answer4"),
-}
-
-
-@pytest.fixture(scope="module")
-def nano():
-    folder = resolve("nano")
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
 
 @pytest.fixture
-def data_dir(tmp_path):
-    for name, answers in ANSWERS.items():
+def data_dir(tmp_path, made):
+    for name in SETS:
         for split, count in (("train", 8), ("test", 3)):
-            rows = [
-                {
-                    "instruction": f"{name} {split} {n}?",
-                    "input": "",
-                    "output": f"the correct answer is {answers[n % 2]}",
-                    "answer": answers[n % 2],
-                }
-                for n in range(count)
-            ]
+            rows = [made.commonsense_row(name, split, n) for n in range(count)]
             if split == "train":
                 rows.append({**rows[0], "instruction": f"{name} test 0?"})  # a test question among the training rows
-            write(tmp_path / f"commonsense/{name}/{split}.jsonl", rows)
+            made.write(tmp_path / f"commonsense/{name}/{split}.jsonl", rows)
     return tmp_path
 
 
@@ -62,21 +29,6 @@ def context(nano, data_dir, **changes):
     sizes = {"sets": "all", "train_sets": "all", "held_out": 2, "limit": 0, "max_new_tokens": 6}
     recipe = replace(CommonsenseTask.recipes["smoke"], **{**sizes, **changes})
     return TaskContext(tokenizer=nano[1], recipe=recipe, seed=0, data_dir=data_dir)
-
-
-class Oracle:
-    """A model that writes a given text, whatever it is asked."""
-
-    generation_config = None
-
-    def __init__(self, tokenizer, answer):
-        self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
-
-    def parameters(self):
-        return iter([torch.zeros(1)])
-
-    def generate(self, input_ids, **_):
-        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
 
 
 def test_no_question_is_in_two_splits(nano, data_dir):
@@ -93,10 +45,10 @@ def test_no_question_is_in_two_splits(nano, data_dir):
     assert not [question for question in scored if any(question in each for each in train)]
 
 
-def test_the_loss_is_on_the_answer_only(nano, data_dir):
+def test_the_loss_is_on_the_answer_only(nano, data_dir, made):
     example = CommonsenseTask().load(context(nano, data_dir, sets="piqa", train_sets="piqa")).train[0]
     response = nano[1].decode([label for label in example.labels if label != IGNORE])
-    assert response in {f"the correct answer is {answer}<|eos|>" for answer in ANSWERS["piqa"]}
+    assert response in {f"the correct answer is {answer}<|eos|>" for answer in made.commonsense_answers["piqa"]}
 
 
 def test_an_untrained_model_is_scored_on_every_set(nano, data_dir):
@@ -125,17 +77,17 @@ def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
     assert "test split only" in validation.reasons["forgetting"]
 
 
-def test_right_answers_score_and_sets_count_the_same(nano, data_dir):
-    write(data_dir / "commonsense/boolq/test.jsonl", [{"instruction": "b?", "input": "", "answer": "true"}])
+def test_right_answers_score_and_sets_count_the_same(nano, data_dir, made):
+    made.write(data_dir / "commonsense/boolq/test.jsonl", [{"instruction": "b?", "input": "", "answer": "true"}])
     task, where = CommonsenseTask(), context(nano, data_dir, sets="boolq+piqa")
     split = task.load(where).splits["test"]
-    found = task.evaluate(Oracle(nano[1], "the correct answer is true"), where, split)
+    found = task.evaluate(made.Oracle(nano[1], "the correct answer is true"), where, split)
     assert found.metrics["boolq"] == 1.0
     assert found.metrics["piqa"] == 0.0
     assert found.metrics["average"] == 0.5  # not 1 of 4 questions
     assert found.metrics["hellaswag"] is None
     assert "boolq, piqa" in found.reasons["hellaswag"]
-    found = task.evaluate(Oracle(nano[1], "the correct answer is solution1"), where, split)
+    found = task.evaluate(made.Oracle(nano[1], "the correct answer is solution1"), where, split)
     assert found.items["piqa"] == [1.0, 0.0, 1.0]
 
 
@@ -155,12 +107,12 @@ def test_unknown_sets_are_refused(nano, data_dir):
             CommonsenseTask().load(context(nano, data_dir, sets=given))
 
 
-def test_the_identity_covers_the_tables_in_use_only(nano, data_dir):
+def test_the_identity_covers_the_tables_in_use_only(nano, data_dir, made):
     task, where = CommonsenseTask(), context(nano, data_dir, sets="boolq", train_sets="piqa")
     before = identify_tables(task.tables(where.recipe), data_dir)
-    write(data_dir / "commonsense/piqa/test.jsonl", [{"instruction": "other"}])
+    made.write(data_dir / "commonsense/piqa/test.jsonl", [{"instruction": "other"}])
     assert identify_tables(task.tables(where.recipe), data_dir) == before
-    write(data_dir / "commonsense/piqa/train.jsonl", [{"instruction": "other"}])
+    made.write(data_dir / "commonsense/piqa/train.jsonl", [{"instruction": "other"}])
     assert identify_tables(task.tables(where.recipe), data_dir) != before
 
 

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext, UsageError
-from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalTask, conversation
@@ -23,40 +20,13 @@ pytest.importorskip("lm_eval")
 confined = pytest.mark.skipif(bool(refusal()), reason=refusal() or "confined")
 
 
-@pytest.fixture(scope="module")
-def nano():
-    folder = resolve("nano")
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def mmlu(split, count):
-    return [
-        {"question": f"{split} {subject} {n}?", "subject": subject, "choices": list("pqrs"), "answer": n % 4}
-        for subject in ("abstract_algebra", "virology")
-        for n in range(count)
-    ]
-
-
 @pytest.fixture
-def data_dir(tmp_path):
+def data_dir(tmp_path, made):
     root = tmp_path / "instructeval"
-    rows = [
-        {"instruction": f"Say {n}.", "input": "loudly" if n % 2 else "", "output": f"It is {n}."} for n in range(20)
-    ]
-    write(root / "alpaca/train.jsonl", rows)
+    made.write(root / "alpaca/train.jsonl", made.alpaca(20))
     for split, count in (("dev", 5), ("val", 3), ("test", 4)):
-        write(root / f"mmlu/{split}.jsonl", mmlu(split, count))
-    rows = [
-        {"task": task, "idx": n, "input": f"{task} {n} is", "target": "True" if n % 2 else "(A)"}
-        for task in ("navigate", "snarks")
-        for n in range(6)
-    ]
-    write(root / "bbh/test.jsonl", rows)
+        made.write(root / f"mmlu/{split}.jsonl", made.mmlu(split, count))
+    made.write(root / "bbh/test.jsonl", made.bbh())
     rows = [
         {
             "idx": n,
@@ -67,7 +37,7 @@ def data_dir(tmp_path):
         }
         for n in range(10)
     ]
-    write(root / "drop/validation.jsonl", [*rows, {**rows[0], "ref_answers": ["zero", "none"]}])
+    made.write(root / "drop/validation.jsonl", [*rows, {**rows[0], "ref_answers": ["zero", "none"]}])
     rows = [
         {
             "task_id": f"HumanEval/{n}",
@@ -77,7 +47,7 @@ def data_dir(tmp_path):
         }
         for n in range(3)
     ]
-    write(root / "humaneval/test.jsonl", rows)
+    made.write(root / "humaneval/test.jsonl", rows)
     return tmp_path
 
 
@@ -112,7 +82,7 @@ def test_held_out_responses_are_not_trained_on(nano, data_dir):
     assert not held_out & seen(data.train)
 
 
-def test_a_mixture_of_conversations_can_be_the_training_set(nano, data_dir):
+def test_a_mixture_of_conversations_can_be_the_training_set(nano, data_dir, made):
     def talk(n):
         said = [
             ("system", "Be brief."),
@@ -123,7 +93,7 @@ def test_a_mixture_of_conversations_can_be_the_training_set(nano, data_dir):
         ]
         return {"dataset": "mixed", "messages": [{"role": role, "content": content} for role, content in said]}
 
-    write(data_dir / "instructeval/tulu-v2/train.jsonl", [talk(n) for n in range(6)])
+    made.write(data_dir / "instructeval/tulu-v2/train.jsonl", [talk(n) for n in range(6)])
     where = context(nano, data_dir, training_set="tulu-v2")
     data = InstructEvalTask().load(where)
     assert len(data.train) == 2

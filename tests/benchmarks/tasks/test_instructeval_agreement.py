@@ -127,7 +127,7 @@ def both(tmp_path_factory):
     write_tables(data / "instructeval")
     sizes = [each for name, value in SIZES.items() for each in ("--set", f"{name}={value}")]
     run(
-        "harness", "run", "--methods", "lora", "--task", "instructeval", "--lr", "1e-2", *sizes,
+        "harness", "run", "--methods", "lora", "--task", "instructeval", "--seeds", "1", "--lr", "1e-2", *sizes,
         "--data-dir", data, "--results", results, "--device", "cpu", "--workers", "2", "--no-mlflow",
         "--allow-code-execution",
     )  # fmt: skip

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import IGNORE, DataError, TaskContext
-from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness_benchmarks.tasks.math import MathTask, extract_answer, last_boxed, normalise, same_expression, same_number
 
@@ -48,29 +45,13 @@ OURS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def nano():
-    folder = resolve("nano")
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
-def data_dir(tmp_path):
-    def gsm(first, count):
-        return [
-            {"question": f"What is {n} plus 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
-            for n in range(first, first + count)
-        ]
-
-    write(tmp_path / "math/gsm8k/train.jsonl", gsm(0, 30))
-    write(tmp_path / "math/gsm8k/test.jsonl", [*gsm(100, 5), gsm(3, 1)[0]])  # one test question is in train, too
-    problems = [{"problem": f"Solve $x={n}$.", "solution": rf"So $\boxed{{{n}}}$."} for n in range(4)]
-    write(tmp_path / "math/math/test.jsonl", problems)
+def data_dir(tmp_path, made):
+    made.write(tmp_path / "math/gsm8k/train.jsonl", made.sums(0, 30))
+    made.write(
+        tmp_path / "math/gsm8k/test.jsonl", [*made.sums(100, 5), made.sums(3, 1)[0]]
+    )  # one test question is in train, too
+    made.write(tmp_path / "math/math/test.jsonl", made.problems(4))
     rows = [
         {
             "query": f"Rephrased: one more than {n}?",
@@ -79,7 +60,7 @@ def data_dir(tmp_path):
         }
         for n in range(30)
     ]
-    write(tmp_path / "math/metamath/train.jsonl", rows)
+    made.write(tmp_path / "math/metamath/train.jsonl", rows)
     return tmp_path
 
 
@@ -168,28 +149,13 @@ def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):
     assert set(validation.items) == {"gsm8k"}
 
 
-class Oracle:
-    """A model that writes a given text, whatever it is asked."""
-
-    generation_config = None
-
-    def __init__(self, tokenizer, answer):
-        self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
-
-    def parameters(self):
-        return iter([torch.zeros(1)])
-
-    def generate(self, input_ids, **_):
-        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
-
-
-def test_a_right_final_answer_scores(nano, data_dir):
+def test_a_right_final_answer_scores(nano, data_dir, made):
     where = context(nano, data_dir)
     task = MathTask()
     split = task.load(where).splits["test"]
-    found = task.evaluate(Oracle(nano[1], "Some steps.\nThe answer is: 102"), where, split)
+    found = task.evaluate(made.Oracle(nano[1], "Some steps.\nThe answer is: 102"), where, split)
     assert found.items["gsm8k"] == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # 100 + 1, 101 + 1, ...
-    found = task.evaluate(Oracle(nano[1], r"Clearly $\boxed{2}$."), where, split)
+    found = task.evaluate(made.Oracle(nano[1], r"Clearly $\boxed{2}$."), where, split)
     assert found.items["math"] == [0.0, 0.0, 1.0, 0.0]
 
 
@@ -209,7 +175,7 @@ def test_missing_tables_are_named(nano, data_dir):
             call(context(nano, data_dir))
 
 
-def test_the_identity_covers_the_training_set_in_use(nano, data_dir):
+def test_the_identity_covers_the_training_set_in_use(nano, data_dir, made):
     task, where = MathTask(), context(nano, data_dir)
     before = identify_tables(task.tables(where.recipe), data_dir)
     with (data_dir / "math/metamath/train.jsonl").open("a") as file:
@@ -217,7 +183,7 @@ def test_the_identity_covers_the_training_set_in_use(nano, data_dir):
     assert identify_tables(task.tables(where.recipe), data_dir) == before
     metamath = replace(where.recipe, training_set="metamath")
     first = identify_tables(task.tables(metamath), data_dir)
-    write(data_dir / "math/metamath/train.jsonl", [{"query": "?", "original_question": "?", "response": "!"}])
+    made.write(data_dir / "math/metamath/train.jsonl", [{"query": "?", "original_question": "?", "response": "!"}])
     assert identify_tables(task.tables(metamath), data_dir) != first
 
 

@@ -20,6 +20,8 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     arguments = [
         "run",
+        "--seeds",
+        "1",
         "--methods",
         "lora,full",
         "--task",

@@ -10,7 +10,7 @@ from harness.cli.options import parse_seeds
 from harness.planning.registry import build_registry
 from harness.planning.request import expand_tasks
 
-SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2", "--seeds", "1"]
 
 
 def test_a_family_name_stands_for_its_tasks():
@@ -62,8 +62,8 @@ def test_seeds_are_a_number_or_a_list():
         (["--set", "clip_norm=x", *SMALL], "clip_norm='x' cannot be read; give a number"),
         (["--set", "clip_norm=-1", *SMALL], "clip_norm=-1.0 is not allowed; give a float >= 0"),
         (["--set", "schedule=jagged", *SMALL], "give one of 'constant', 'linear', 'cosine'"),
-        (["--seeds", "many", *SMALL], "--seeds 'many': give a number of seeds (5) or a list"),
-        (["--seeds", "0", *SMALL], "seeds is empty"),
+        ([*SMALL, "--seeds", "many"], "--seeds 'many': give a number of seeds (5) or a list"),
+        ([*SMALL, "--seeds", "0"], "seeds is empty"),
         (["--lr", "fast", *SMALL], "'fast' is not a number"),
         (["--lr", "nan", *SMALL], "must be numbers > 0"),
         (["--tune", "1", *SMALL], "tune=1 must be 0 (off) or at least 2"),
@@ -89,3 +89,11 @@ def test_a_mistake_exits_with_2_and_says_what_to_do(trouble, command, tmp_path, 
     assert "Traceback" not in done.err
     assert time.perf_counter() - start < 20
     assert not list(tmp_path.glob("results/*.json"))
+
+
+def test_where_no_suite_says_how_many_there_are_three_seeds(command, tmp_path):
+    options = ["plan", "--methods", "lora", "--results", tmp_path / "none"]
+    done = command(*options, "--task", "uuid")
+    assert "3 trials, 3 to do" in done.out
+    (tmp_path / "own.toml").write_text('tasks = ["uuid"]\nseeds = [4]')
+    assert "1 trials, 1 to do" in command(*options, "--suite", tmp_path / "own.toml").out

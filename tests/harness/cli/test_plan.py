@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2", "--seeds", "1"]
 
 
 def test_plan_prints_a_table_or_json_and_writes_nothing(command, tmp_path):
@@ -47,7 +47,7 @@ def test_hook_harness_forecast(command, tmp_path):
 )
 def test_evaluations_that_nobody_asked_for_by_hand_give_way_to_fewer_steps(command, tmp_path, asked, left):
     (tmp_path / "late.toml").write_text('tasks = ["uuid"]\n[recipe]\nevaluate_at = [20, 40]')
-    options = ["--task", "uuid", "--methods", "lora", "--results", tmp_path / "none", "--json"]
+    options = ["--task", "uuid", "--methods", "lora", "--results", tmp_path / "none", "--json", "--seeds", "1"]
     done = command("plan", *options, *(each.replace("{tmp}", str(tmp_path)) for each in asked))
     assert (done.code, done.err) == (0, "")
     (trial,) = json.loads(done.out)

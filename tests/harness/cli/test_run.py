@@ -17,7 +17,7 @@ from harness.bases import resolve
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.results.store import Store
 
-SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2", "--seeds", "1"]
 QUICK = ["--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *SMALL]
 
 
