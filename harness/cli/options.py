@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from harness.planning.registry import Registry
     from harness.planning.suite import Suite
 
-USUAL_SEEDS = (0, 1, 2)  # the fewest that make an interval worth having
-
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
     help="Folder of local tables.",
@@ -91,8 +89,6 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         given["budgets"] = list(options["budgets"])
     if options["seeds"]:
         given["seeds"] = parse_seeds(options["seeds"])
-    elif not options["suite_name"]:
-        given["seeds"] = list(USUAL_SEEDS)
     if options["learning_rates"]:
         given["learning_rates"] = [parse_number(each) for each in split_names(options["learning_rates"])]
     if options["targets"]:

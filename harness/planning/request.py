@@ -15,6 +15,8 @@ from harness.planning.own_data import suite_values
 from harness.planning.registry import Registry
 from harness.planning.suite import Suite, build_suite, read_suite
 
+USUAL_SEEDS = (0, 1, 2)  # where no suite says how many: the fewest that make an interval worth having
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnRequest:
@@ -60,7 +62,7 @@ def build_request(
         suite = read_suite(path, given)
         suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
     else:
-        suite = build_suite({**given, "recipe": dict(recipe)})
+        suite = build_suite({"seeds": USUAL_SEEDS, **given, "recipe": dict(recipe)})
     return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry))), data_dir
 
 
