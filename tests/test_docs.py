@@ -248,7 +248,10 @@ def test_the_example_task_runs_as_a_strangers_plugin(tmp_path):
     (site / "harness_backwards.py").write_text(block.text, encoding="utf-8")
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: harness-backwards\nVersion: 0.1.0\n")
     (information / "entry_points.txt").write_text("[harness]\nbackwards = harness_backwards\n")
-    command = "run --methods lora --task backwards --steps 3 --workers 1 --device cpu --no-mlflow --quiet --results out"
+    command = (
+        "run --methods lora --task backwards --steps 3 --seeds 1 --workers 1 --device cpu --no-mlflow --quiet "
+        "--results out"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "harness", *command.split()],
         cwd=tmp_path,
