@@ -253,7 +253,20 @@ def test_two_commands_on_one_root_share_the_sweep_and_train_nothing_twice(troubl
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_trial_that_was_stopped_goes_on_where_it_was_and_ends_the_same(trouble, process, tmp_path, how):
-    long = ["--task", "uuid", "--steps", "40", "--set", "pairs=2", "--set", "batch_size=2", "--methods", "slow"]
+    long = [
+        "--task",
+        "uuid",
+        "--steps",
+        "40",
+        "--set",
+        "pairs=2",
+        "--set",
+        "batch_size=2",
+        "--seeds",
+        "1",
+        "--methods",
+        "slow",
+    ]
     quick = ["run", "--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *long]
     log = tmp_path / "log"
     undisturbed = process(*quick, "--results", tmp_path / "undisturbed")

@@ -6,7 +6,7 @@ import pytest
 
 from harness.results.store import Store
 
-SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
+SMALL = ["--task", "uuid", "--seeds", "1", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 
 
 @pytest.fixture(scope="module")
