@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from workloads import SyntheticTask, Workload, build_model, plain_batches
+from workloads import SyntheticTask, Workload, build_model, labels_of, plain_batches, texts
 
 from harness import Recipe, TaskContext, Trial
 from harness.engine.build import build_lane
@@ -142,8 +142,10 @@ def peft_trainer_seconds(
     from transformers import Trainer, TrainingArguments
 
     model = peft_model(workload, device, dtype, **settings)
-    ids = torch.randint(5, 255, (256, workload.length)).tolist()
-    rows = [{"input_ids": row, "labels": row[0] % 2 if workload.classifies else row} for row in ids]
+    rows = [
+        {"input_ids": row, "labels": row[0] % 2 if workload.classifies else labels_of(workload, row)}
+        for row in texts(workload, 256 if not workload.shortest else 4096, 0)
+    ]
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=workload.batch_size, max_steps=steps, report_to=[], save_strategy="no",
         logging_strategy="no", optim="adamw_torch_fused", bf16=dtype is torch.bfloat16, disable_tqdm=True, use_cpu=device.type == "cpu",
@@ -151,7 +153,18 @@ def peft_trainer_seconds(
     )  # fmt: skip
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {key: torch.tensor([row[key] for row in batch]) for key in batch[0]}
+        width = max(len(row["input_ids"]) for row in batch)
+        gaps = [width - len(row["input_ids"]) for row in batch]
+        columns = {
+            "input_ids": [row["input_ids"] + [0] * gap for row, gap in zip(batch, gaps, strict=True)],
+            "labels": [
+                row["labels"] if workload.classifies else row["labels"] + [-100] * gap
+                for row, gap in zip(batch, gaps, strict=True)
+            ],
+        }
+        if workload.shortest:
+            columns["attention_mask"] = [[1] * (width - gap) + [0] * gap for gap in gaps]
+        return {key: torch.tensor(column) for key, column in columns.items()}
 
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
     begin = time.perf_counter()

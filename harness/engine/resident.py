@@ -15,6 +15,7 @@ from harness.engine.behaviour import check_behaviour, position_limit
 from harness.engine.decomposition import announce
 from harness.engine.layers import find_layers, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
+from harness.engine.norms import fuse_norms
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
 
@@ -57,6 +58,9 @@ class Base:
         self.recomputes = recomputes
         has_kernel = self.device.type == "cuda" and self.dtype is not torch.float32
         self._lays_flat = has_kernel if lays_flat is None else lays_flat
+        if has_kernel:
+            trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
+            fuse_norms(each for each in model.modules() if id(each) not in trained)
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
 
     def _check_calls(self) -> None:

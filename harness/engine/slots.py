@@ -14,6 +14,7 @@ What is not here: batches (``batch``), losses (``losses``), steps (``pack``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -187,18 +188,36 @@ class Reader:
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.modules = [module]
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        exact = kept_float32(module)
-        self._low = {
-            name: t.detach().to(dtype) if t.is_floating_point() and name not in exact else t
-            for name, t in tensors.items()
-        }
-        self._direct = all(low.dtype == tensors[name].dtype for name, low in self._low.items())
+        self._rounded = _rounded(module, dtype, kept_float32(module))
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the module."""
-        module = self.modules[0]
-        return cast(Tensor, module(*inputs) if self._direct else functional_call(module, self._low, inputs))
+        return cast(Tensor, self._rounded(*inputs))
+
+
+def _rounded(module: nn.Module, dtype: torch.dtype, exact: Sequence[str]) -> nn.Module:
+    """Return a module that computes in a dtype with the values of another, and shares what need not be rounded.
+
+    Calling it is several times faster than calling the other with replaced tensors.
+    """
+
+    def low(name: str, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not tensor.is_floating_point() or name in exact:
+            return tensor
+        return tensor.detach().to(dtype)
+
+    other = copy.copy(module)
+    vars(other).update(
+        _parameters={name: low(name, each) for name, each in module._parameters.items()},
+        _buffers={name: low(name, each) for name, each in module._buffers.items()},
+        _modules={
+            name: None
+            if child is None
+            else _rounded(child, dtype, [e[len(name) + 1 :] for e in exact if e.startswith(f"{name}.")])
+            for name, child in module._modules.items()
+        },
+    )
+    return other
 
 
 class Slot(nn.Module):
