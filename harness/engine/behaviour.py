@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.contract.task import ModelKind
-from harness.engine.probe import called
+from harness.engine.probe import differentiable, runs
 from harness.errors import ConfigError
 
 LOOK_AHEAD = 1e-4  # of earlier logits, that a later token may change: rounding
@@ -36,7 +36,7 @@ def check_behaviour(model: nn.Module, kind: ModelKind) -> None:
     name = type(model).__name__
     if kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH):
         change = look_ahead(model)
-        if change > LOOK_AHEAD:
+        if not change <= LOOK_AHEAD:  # nor if it is undefined
             raise ConfigError(
                 f"{name}: a later token changes what is predicted before it, by {change:.2%} here, so every token "
                 "would see its own label and scores would mean nothing; take a causal language model"
@@ -44,19 +44,43 @@ def check_behaviour(model: nn.Module, kind: ModelKind) -> None:
         return
     change = padding_change(model)
     is_half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
-    if change > (PADDING_CHANGE_HALF if is_half else PADDING_CHANGE):
+    if not change <= (PADDING_CHANGE_HALF if is_half else PADDING_CHANGE):
         raise ConfigError(
             f"{name}: padding a text changes what the model computes of it, by {change:.1%} here, so scores would "
             "depend on which texts share a batch; take another encoder"
         )
 
 
+def check_gradients(model: nn.Module, layers: Sequence[str] = ()) -> None:
+    """Refuse a model in which something would be counted that cannot train.
+
+    Args:
+        model: With weights, or a stand-in.
+        layers: Those that adapters may work in.
+
+    Raises:
+        ConfigError: No gradient comes through the model, or through one of the layers.
+    """
+    name = type(model).__name__
+    try:
+        reached = differentiable(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name}: no gradient comes through it ({_in_short(error)}); take another model") from error
+    if silent := [each for each in layers if each not in reached]:
+        raise ConfigError(
+            f"{name}: no gradient comes through layer {silent[0]!r}, so its adapter would count and not train "
+            f"({len(silent)} such layers); leave it out with --targets"
+        )
+
+
 @torch.no_grad()
 def look_ahead(model: nn.Module) -> float:
     """Return how much the last token of a text changes the logits before it, as a fraction of their norm."""
-    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
+    text = some_text(model)
     other = text.clone()
-    other[0, -1] += 1
+    other[0, -1] = FIRST_TOKEN
     before, after = (_logits(model, each)[:, :-1].float() for each in (text, other))
     return float((before - after).norm() / before.norm().clamp_min(1e-12))
 
@@ -65,11 +89,11 @@ def look_ahead(model: nn.Module) -> float:
 def padding_change(model: nn.Module) -> float:
     """Return how much padding behind a text changes its one output, as a fraction of its norm."""
     config = cast(Any, model).config
-    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
-    padding = torch.full_like(text, config.get_text_config().pad_token_id or 0)
+    text = some_text(model)
+    padding = torch.full_like(text, getattr(config.get_text_config(), "pad_token_id", None) or 0)
     mask = torch.cat([torch.ones_like(text), torch.zeros_like(text)], 1)
     alone = _logits(model, text).float()
-    padded = cast(Any, model)(input_ids=torch.cat([text, padding], 1), attention_mask=mask).logits.float()
+    padded = _logits(model, torch.cat([text, padding], 1), mask).float()
     return float((padded - alone).norm() / alone.norm().clamp_min(1e-12))
 
 
@@ -90,7 +114,7 @@ def position_limit(model: nn.Module) -> int | None:
     # Some models take a slice of a table for every block of a text. Those can take a text of several blocks.
     certain = {limit for limit, is_sliced in limits if not is_sliced}
     sliced = {limit for limit, is_sliced in limits if is_sliced} - certain
-    return min(certain | {limit for limit in sliced if called(model, limit + 1) is None}, default=None)
+    return min(certain | {limit for limit in sliced if not runs(model, limit + 1)}, default=None)
 
 
 def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
@@ -123,12 +147,35 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
             return function(*args, **(kwargs or {}))
 
     with Reads():  # type: ignore[no-untyped-call]
-        _logits(model, torch.full((1, count), FIRST_TOKEN, device=_device(model)))
+        text = torch.full((1, count), FIRST_TOKEN, device=_device(model))
+        text[0, -1] = some_text(model)[0, -1]
+        _logits(model, text)
     return found
 
 
-def _logits(model: nn.Module, text: Tensor) -> Tensor:
-    return cast(Tensor, cast(Any, model)(input_ids=text, attention_mask=torch.ones_like(text)).logits)
+def some_text(model: nn.Module) -> Tensor:
+    """Return a text of a few tokens, (1, T), the last of which ends it: some models look for that one."""
+    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
+    end = getattr(cast(Any, model).config.get_text_config(), "eos_token_id", None)
+    if isinstance(end, int):
+        text[0, -1] = end
+    return text
+
+
+def _logits(model: nn.Module, text: Tensor, mask: Tensor | None = None) -> Tensor:
+    mask = torch.ones_like(text) if mask is None else mask
+    try:
+        return cast(Tensor, cast(Any, model)(input_ids=text, attention_mask=mask).logits)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{type(model).__name__}: it computes nothing of a text alone ({_in_short(error)}); take another model"
+        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -10,10 +10,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE_HALF
 from harness.engine.capture import capture
 from harness.engine.evaluation import by_length
 from harness.engine.losses import head_sees
@@ -45,7 +47,11 @@ def generate(
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
     least_tokens = GPU_TOKENS if device.type == "cuda" else 0
-    for rows in by_length([len(prompt) + max_new_tokens for prompt in prompts], batch_size, least_tokens):
+    lengths = [len(prompt) for prompt in prompts]
+    batches = by_length([length + max_new_tokens for length in lengths], batch_size, least_tokens)
+    if len(set(lengths)) > 1 and minds_padding(model, tokenizer):
+        batches = of_one_length(lengths, batch_size)
+    for rows in batches:
         width = max(len(prompts[row]) for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -57,6 +63,37 @@ def generate(
             end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
             results[row] = tokens[:end]
     return results
+
+
+@torch.no_grad()
+def minds_padding(model: Any, tokenizer: Any) -> bool:
+    """Return whether padding before a text changes what the model writes, as it does where a state runs through it."""
+    if model not in _minding:
+        device = next(model.parameters()).device
+        text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + 4, device=device)[None]
+        padding = torch.full_like(text, tokenizer.pad_token_id)
+        ids, mask = torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), torch.ones_like(text)], 1)
+        options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        with _plainly(model):
+            alone, padded = (
+                torch.cat(model.generate(each, attention_mask=shown, pad_token_id=0, **options).logits)
+                for each, shown in ((text, torch.ones_like(text)), (ids, mask))
+            )
+        change = float((padded - alone).float().norm() / alone.float().norm().clamp_min(1e-12))
+        most = PADDING_CHANGE_HALF if alone.dtype is torch.bfloat16 else PADDING_CHANGE
+        _minding[model] = not change <= most  # nor if it is undefined
+    return _minding[model]
+
+
+_minding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what was found, by model
+
+
+def of_one_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield row numbers in batches of equal length, longest first."""
+    for length in sorted(set(lengths), reverse=True):
+        rows = [row for row, each in enumerate(lengths) if each == length]
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
 
 
 def continuations(

@@ -137,6 +137,7 @@ class Lane:
     def collate(self, rows: Sequence[Sequence[Row]], forms: Forms = Forms()) -> list[Batch]:  # noqa: B008 - frozen
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
+        self.base.check_length(max(len(row.ids) for lane in rows for row in lane))
         return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal)
 
     def trained(self) -> dict[str, nn.Module]:

@@ -1,14 +1,14 @@
 """The layers of a base model: which a trial may adapt, in which places they stand, and what is left out, and why.
 
-A layer counts if it *behaves* as a linear one, whatever its class, and if a text reaches it: what is never called
-cannot train. All of this is known without weights, so that a plan counts what will train.
+A layer counts if it *behaves* as a linear one, whatever its class, and if a gradient comes through it: what is never
+called cannot train. All of this is known without weights, so that a plan counts what will train.
 """
 
 from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness.engine.probe import called, strided_values
+from harness.engine.probe import strided_values, trainable
 from harness.errors import UsageError
+
+STACKED = "that are no layers, but many matrices in one tensor"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class Layers:
         places: ``{name: names}`` of the places where the same weight stands, its own name first. A weight that several
             places share has one adapter, which works in all of them.
         left_out: What gets no adapter though it multiplies by a matrix, and why.
+        has_stacked_experts: Whether matrices of many experts stand in one tensor.
     """
 
     shapes: Mapping[str, tuple[int, int]]
     places: Mapping[str, tuple[str, ...]]
     left_out: tuple[LeftOut, ...]
+    has_stacked_experts: bool = False
 
 
 def linear_layers(model: nn.Module, trains: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -79,7 +83,7 @@ def find_layers(model: nn.Module, trains: Sequence[str]) -> Layers:
         is_inside = name.startswith(body) and not any(name == each or name.startswith(f"{each}.") for each in whole)
         return is_inside and module is not head
 
-    reached = called(model) if hasattr(model, "config") else None
+    reached = trainable(model) if hasattr(model, "config") else None
     shapes: dict[str, tuple[int, int]] = {}
     places: dict[str, tuple[str, ...]] = {}
     reasons: dict[str, list[tuple[str, int]]] = {}
@@ -90,22 +94,22 @@ def find_layers(model: nn.Module, trains: Sequence[str]) -> Layers:
             continue
         others = [each for each in owners if each not in linears or not may_be_adapted(each, linears[each])]
         if reached is not None and not reached.intersection(linears):
-            why = "never called"
+            why = "that the output does not depend on by any gradient"
         elif others:
-            why = f"share their weight with {others[0]}, which gets no adapter"
+            why = f"that share their weight with {others[0]}, which gets none"
         elif len({id(getattr(each, "bias", None)) for each in linears.values()}) > 1:
-            why = "share one weight and have biases of their own"
+            why = "that share one weight and have biases of their own"
         else:
             shapes[name], places[name] = cast(tuple[int, int], linear_shape(module)), tuple(linears)
             continue
         reasons.setdefault(why, []).append((name, sum(p.numel() for p in module.parameters())))
-    for name, count in _stacked_matrices(model, reached):
-        reasons.setdefault("matrices of many experts in one tensor, no linear layers", []).append((name, count))
+    for name, count in _stacked_matrices(model):
+        reasons.setdefault(STACKED, []).append((name, count))
     left_out = [
         LeftOut(why, tuple(name for name, _ in found), sum(count for _, count in found))
         for why, found in reasons.items()
     ]
-    return Layers(shapes, places, tuple(left_out))
+    return Layers(shapes, places, tuple(left_out), STACKED in reasons)
 
 
 def _owners(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
@@ -118,14 +122,14 @@ def _owners(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
     yield from found.values()
 
 
-def _stacked_matrices(model: nn.Module, reached: Collection[str] | None) -> Iterator[tuple[str, int]]:
+def _stacked_matrices(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Yield the name and size of every parameter that holds several matrices, such as those of all experts.
 
     The kernels of convolutions are none.
     """
     for name, module in model.named_modules():
         is_convolution = isinstance(module, nn.modules.conv._ConvNd)
-        if is_convolution or (reached is not None and name not in reached):
+        if is_convolution:
             continue
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:

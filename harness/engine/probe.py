@@ -1,6 +1,7 @@
 """What a model does with a text, found without its weights. A plan may not load them, and has to know.
 
-    called     which modules a text reaches: run on the meta device, where tensors have shapes and no values
+    trainable  through which modules a gradient comes: run on the meta device, where tensors have shapes and no values
+    runs       whether a text of some length passes at all, there
     stand_in   a model of the same code and sizes with made-up weights, which take no memory: it computes
 
 What is not here: what is concluded from it (``layers``, ``behaviour``).
@@ -23,30 +24,73 @@ MOST_PARAMETERS = 1_000_000_000  # of a stand-in; of a larger model it has the f
 FIRST_BLOCKS = 2
 
 
-def called(model: nn.Module, tokens: int = TOKENS) -> set[str] | None:
-    """Return the names of the modules that a text reaches, or ``None`` where the model cannot run without values.
+def trainable(model: nn.Module) -> set[str] | None:
+    """Return the names of the modules whose output the logits depend on, differentiably.
 
-    A model's code sometimes asks for a value, e.g. whether any token was sent to an expert. There is none, so the
-    answer is the one that leaves nothing out: true, and all.
+    What is never called has no part in them, nor has what only decides, e.g. which tokens are looked at. ``None``
+    where that cannot be found without weights.
+
+    A model's code sometimes asks for a value, e.g. whether any token was sent to an expert. On the meta device there is
+    none, so the answer is the one that leaves nothing out: true, and all. Where that is not enough, a stand-in runs.
     """
-    model = on_meta(model)
-    found: set[str] = set()
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, each=each: found.update(each)) for module, each in names.items()
-    ]
+    empty = on_meta(model)
     try:
-        with torch.device("meta"), torch.no_grad(), _Answers():  # type: ignore[no-untyped-call]
-            ids = torch.zeros(1, tokens, dtype=torch.long)
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        with torch.device("meta"), _Answers():  # type: ignore[no-untyped-call]
+            return differentiable(empty)
     except Exception:  # noqa: BLE001 - a stranger's code, which may do anything with tensors that hold nothing
+        twin = stand_in(empty)
+    try:
+        return differentiable(twin) if twin is not None and _size(twin) == _size(empty) else None
+    except Exception:  # noqa: BLE001 - as above
         return None
+
+
+def differentiable(model: nn.Module) -> set[str]:
+    """Return the names of the modules whose output the logits of a model depend on, differentiably, by running it."""
+    outputs: list[tuple[nn.Module, Tensor]] = []
+
+    def mark(module: nn.Module, _: object, output: Any) -> Any:
+        """Let the gradient of the module's output be asked for, whether or not anything before it has one."""
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        marked = output + torch.zeros_like(output).requires_grad_()
+        if marked.requires_grad:  # not so where the model's code says that nothing here trains
+            outputs.append((module, marked))
+        return marked
+
+    hooks = [each.register_forward_hook(mark) for each in set(model.modules()) - {model}]
+    try:
+        with torch.enable_grad():
+            logits = _logits(model, TOKENS)
+            gradients = torch.autograd.grad(logits.sum(), [output for _, output in outputs], allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    reached = {module for (module, _), gradient in zip(outputs, gradients, strict=True) if gradient is not None}
+    return {name for name, module in model.named_modules(remove_duplicate=False) if module in reached}
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def runs(model: nn.Module, tokens: int) -> bool:
+    """Return whether a text of so many tokens passes through the model, as far as shapes decide."""
+    model = on_meta(model)
+    try:
+        with torch.device("meta"), torch.no_grad(), _Answers():  # type: ignore[no-untyped-call]
+            _logits(model, tokens)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
+
+
+def _logits(model: nn.Module, tokens: int) -> Tensor:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    end = getattr(cast(Any, model).config.get_text_config(), "eos_token_id", None)
+    if isinstance(end, int) and not ids.is_meta:
+        ids[0, -1] = end  # some classifiers look for it
+    return cast(Tensor, model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -100,6 +144,12 @@ def _selected(tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.new_empty(torch.where(mask, tensor, tensor).numel())
 
 
+def _runs_of_equal(tensor: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return as much as if all elements were equal."""
+    index = torch.empty(1, dtype=torch.long, device="meta")
+    return tensor.new_empty(1), index, index
+
+
 def _grouped(a: Tensor, b: Tensor, *_: object) -> Tensor:
     """Return the form of a product of groups of rows, (N, I) with (E, I, O); its meta kernel wants bfloat16."""
     return a.new_empty(a.shape[0], b.shape[-1])
@@ -112,6 +162,7 @@ ANSWERS: Mapping[Any, Callable[..., Any]] = {
     aten.nonzero.default: _everywhere,
     aten.masked_select.default: _selected,
     aten._grouped_mm.default: _grouped,
+    aten.unique_consecutive.default: _runs_of_equal,
 }
 
 
@@ -123,7 +174,7 @@ def stand_in(model: nn.Module) -> nn.Module | None:
     """
     config = cast(Any, model).config
     try:
-        if sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMETERS:
+        if _size(model) > MOST_PARAMETERS:
             config = _shortened(config)
         twin = _build(type(model), config)
         _fill(twin)

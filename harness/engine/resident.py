@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
-from harness.engine.behaviour import check_behaviour, position_limit
+from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
 from harness.engine.layers import find_layers, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
@@ -46,6 +46,7 @@ class Base:
         self.parameters = count_parameters(model)
         self.is_causal = is_causal(model)
         check_behaviour(model, task.model_kind)
+        check_gradients(model, list(self.layers))
         self.most_tokens = position_limit(model)
         whole = trained_modules(model, task.trains)
         self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
@@ -54,7 +55,6 @@ class Base:
         for name, slot in self.slots.items():
             for place in found.places.get(name, (name,)):
                 set_submodule(model, place, slot)
-        self._check_calls()
         self.recomputes = recomputes
         has_kernel = self.device.type == "cuda" and self.dtype is not torch.float32
         self._lays_flat = has_kernel if lays_flat is None else lays_flat
@@ -62,14 +62,6 @@ class Base:
             trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
             fuse_norms(each for each in model.modules() if id(each) not in trained)
         announce(slot.linear[0].weight for slot in self.linear_slots.values())
-
-    def _check_calls(self) -> None:
-        """Refuse a model that calls other layers here than a plan foresaw: it counted parameters that cannot train."""
-        if silent := [name for name, sizes in self._sizes.items() if not sizes and name in self.linear_slots]:
-            raise ConfigError(
-                f"{type(self.model).__name__}: layer {silent[0]!r} is never called, so its adapter would count and not "
-                f"train ({len(silent)} such layers); leave it out with --targets"
-            )
 
     def check_length(self, tokens: int) -> None:
         """Refuse a text with more tokens than the model has positions; on a GPU reading beyond them ends the process.
@@ -123,7 +115,7 @@ class Base:
             slot.register_forward_pre_hook(lambda _, inputs, sizes=seen[name]: sizes.append(inputs[0].shape[0]))
             for name, slot in self.slots.items()
         ]
-        ids = torch.arange(8, device=self.device)
+        ids = some_text(self.model)[0]
         try:
             with torch.no_grad(), pretrained(self.model):
                 for rows in (2, 4):

@@ -58,6 +58,7 @@ class TrainedTrial:
         chosen = [] if found is None else list(select_layers(found.shapes, trial.targets))
         # Names of the places where each adapted weight stands, by its first name.
         self.places = {name: found.places[name] for name in chosen} if found is not None else {}
+        self.has_stacked_experts = found is not None and found.has_stacked_experts
 
     def updates(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the ``delta_weight`` (O, I) of each adapted layer, one at a time."""

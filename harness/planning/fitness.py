@@ -18,7 +18,7 @@ from torch import nn
 
 from harness.bases import resolve
 from harness.contract.task import ModelKind, Task, TaskContext
-from harness.engine.behaviour import check_behaviour, position_limit
+from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
 from harness.engine.model import ModelChoice, load_tokenizer
 from harness.engine.probe import stand_in
 from harness.errors import ConfigError, HarnessError
@@ -43,14 +43,10 @@ def check_fitness(choice: ModelChoice, task: Task, recipe: Any, skeleton: nn.Mod
         return  # a worker tries it with its weights
     try:
         check_behaviour(model, task.model_kind)
+        check_gradients(model)
         limit = position_limit(model)
     except ConfigError as error:
         raise ConfigError(f"task {task.name!r}, model {choice.name!r}: {error}") from error
-    except Exception as error:
-        raise ConfigError(
-            f"task {task.name!r}, model {choice.name!r}: a {type(model).__name__} cannot compute on a text alone "
-            f"({type(error).__name__}: {' '.join(str(error).split())}); take another model"
-        ) from error
     if limit is not None and limit < recipe.max_length:
         _check_positions(limit, choice, task, recipe, data_dir)
 

@@ -146,14 +146,19 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
         raise UsageError(
             f"task {trial.task!r} starts from random weights, not held by a LoRA checkpoint; use --format merged"
         )
+    _check_peft_adapts(trained)
     _expect_new(folder)
     forms = trained.peft_forms() if rank is None else {}
     said = "as the method computes it" if forms else ""
     settings = dict(next(iter(forms.values())).settings) if forms else {}
     if not forms:
         forms, said = _factorised(trained, rank)
+    # PEFT knows no weight that stands in several places.
+    forms = {place: form for name, form in forms.items() for place in trained.places[name]}
     tensors = {
-        f"base_model.model.{name}.{key}": value for name, form in forms.items() for key, value in form.tensors.items()
+        f"base_model.model.{name}.{key}": value.clone()
+        for name, form in forms.items()
+        for key, value in form.tensors.items()
     }
     ranks = {name: form.rank for name, form in forms.items()}
     alphas = {name: form.alpha for name, form in forms.items()}
@@ -241,6 +246,24 @@ def loading_code(trained: TrainedTrial, folder: Path, form: str) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
         ]
     )
+
+
+# PEFT refuses to adapt these layers of these models: some of their kernels read the weight past the layer.
+STATE_MODELS, STATE_LAYER = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}, "out_proj"
+# In a model whose experts are stacked in one tensor, PEFT takes every layer of such a name for an expert's.
+EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3"}
+
+
+def _check_peft_adapts(trained: TrainedTrial) -> None:
+    kind = trained.model.config.get_text_config().model_type
+    taken = {STATE_LAYER} if {kind, trained.model.config.model_type} & STATE_MODELS else set()
+    if trained.has_stacked_experts:
+        taken |= EXPERT_LAYERS
+    if refused := [name for name in trained.places if name.rpartition(".")[2] in taken]:
+        raise UsageError(
+            f"PEFT cannot adapt {refused[0]} of a {kind} model, which the trial did: it refuses that layer, or takes "
+            "it for one of an expert; use --format merged"
+        )
 
 
 def _card(trial: Trial, summary: str) -> str:

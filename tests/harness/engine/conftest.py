@@ -218,7 +218,9 @@ class Kit:
     """All of the above, handed to tests as one fixture because test folders are not packages."""
 
     packable = PACKABLE
+    registry = REGISTRY
     ToyTask = ToyTask
+    ToyClassification = ToyClassification
     language_model = staticmethod(language_model)
     classifier = staticmethod(classifier)
     make_base = staticmethod(make_base)
