@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.contract.task import ModelKind
-from harness.engine.probe import differentiable, runs
+from harness.engine.probe import differentiable, end_token, runs
 from harness.errors import ConfigError
 
 LOOK_AHEAD = 1e-4  # of earlier logits, that a later token may change: rounding
@@ -156,8 +156,7 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
 def some_text(model: nn.Module) -> Tensor:
     """Return a text of a few tokens, (1, T), the last of which ends it: some models look for that one."""
     text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
-    end = getattr(cast(Any, model).config.get_text_config(), "eos_token_id", None)
-    if isinstance(end, int):
+    if (end := end_token(model)) is not None:
         text[0, -1] = end
     return text
 

@@ -70,6 +70,13 @@ def differentiable(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules(remove_duplicate=False) if module in reached}
 
 
+def end_token(model: nn.Module) -> int | None:
+    """Return the token that ends a text, if the model's configuration names one that it has."""
+    config = cast(Any, model).config.get_text_config()
+    end = getattr(config, "eos_token_id", None)
+    return end if isinstance(end, int) and end < config.vocab_size else None
+
+
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -87,8 +94,7 @@ def runs(model: nn.Module, tokens: int) -> bool:
 
 def _logits(model: nn.Module, tokens: int) -> Tensor:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
-    end = getattr(cast(Any, model).config.get_text_config(), "eos_token_id", None)
-    if isinstance(end, int) and not ids.is_meta:
+    if (end := end_token(model)) is not None and not ids.is_meta:
         ids[0, -1] = end  # some classifiers look for it
     return cast(Tensor, model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
 

@@ -170,7 +170,8 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
     is_language_model = trained.task.model_kind is ModelKind.CAUSAL_LM
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if is_language_model else "SEQ_CLS",
+        # Told of a classifier, PEFT looks for a trained head.
+        "task_type": "CAUSAL_LM" if is_language_model else "SEQ_CLS" if trained.whole else None,
         "base_model_name_or_path": base_model(trial),
         "inference_mode": True,
         "target_modules": list(ranks),

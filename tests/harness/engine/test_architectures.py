@@ -322,7 +322,10 @@ REFUSED: Mapping[ModelKind, Mapping[str, str]] = {
     },
 }  # fmt: skip
 # Families in which something falls short, and what. Strict: one that comes right must leave the list.
-OPEN: Mapping[ModelKind, Mapping[str, str]] = {ModelKind.CAUSAL_LM: {}, ModelKind.CLASSIFICATION: {}}
+OPEN: Mapping[ModelKind, Mapping[str, str]] = {
+    ModelKind.CAUSAL_LM: {"beam": "PEFT takes its layers for those of experts, which it does not have"},
+    ModelKind.CLASSIFICATION: {},
+}
 BY_DEFAULT = {
     ModelKind.CAUSAL_LM: ("bart", "bert", "bloom", "falcon", "gemma3_text", "gpt2", "llama", "mamba", "mixtral", "opt"),
     ModelKind.CLASSIFICATION: ("albert", "deberta-v2", "fnet", "llama", "roberta"),
