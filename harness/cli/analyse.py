@@ -37,8 +37,8 @@ def analyse(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from harness.planning.budget import read_settings
     from harness.planning.registry import build_registry
+    from harness.planning.settings import read_settings
     from harness.results import analysis as room
     from harness.results.store import Store
 

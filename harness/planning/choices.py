@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.contract.method import Method
 from harness.errors import ConfigError, UsageError
-from harness.planning.budget import parse_settings, parse_settings_but_knob
 from harness.planning.registry import Registry
+from harness.planning.settings import parse_settings, parse_settings_but_knob
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,25 @@ def _is_own(top: str, plugin: str) -> bool:
     if not top or top == ENGINE or top in sys.stdlib_module_names:
         return False
     spec = _find(top)
-    places = [*((spec.origin,) if spec and spec.origin else ()), *((spec and spec.submodule_search_locations) or ())]
-    return bool(places) and not any(INSTALLED & set(Path(place).parts) for place in places)
+    if spec is None:
+        return False
+    folders = [Path(place).parent for place in spec.submodule_search_locations or ()]
+    if not folders and spec.origin:
+        folders = [Path(spec.origin).parent]
+    return bool(folders) and not any(_is_installed(top, plugin, folder) for folder in folders)
+
+
+@cache
+def _is_installed(top: str, plugin: str, folder: Path) -> bool:
+    """Return whether another distribution than the plug-in's brought a package to a folder, whatever that is called."""
+    if INSTALLED & set(folder.parts):
+        return True
+
+    def holds(lines: list[str], name: str) -> bool:
+        return any(line.startswith((f"{name}/", f"{name}.py,")) for line in lines)
+
+    records = [path.read_text(encoding="utf-8").splitlines() for path in folder.glob("*.dist-info/RECORD")]
+    return any(holds(lines, top) and not holds(lines, plugin) for lines in records)
 
 
 def _find(name: str) -> ModuleSpec | None:

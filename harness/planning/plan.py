@@ -18,11 +18,12 @@ from harness.data.tables import identify_tables
 from harness.engine.layers import find_layers, select_layers, trained_modules
 from harness.engine.model import ModelChoice, build_on_meta, choose_model, count_parameters, load_tokenizer
 from harness.errors import BudgetError, ConfigError, UsageError
-from harness.planning.budget import budget_parameters, count_on_layers, parse_value, solve
+from harness.planning.budget import budget_parameters, count_on_layers, solve
 from harness.planning.choices import resolve_methods
 from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
+from harness.planning.settings import parse_value
 from harness.planning.suite import Suite
 
 

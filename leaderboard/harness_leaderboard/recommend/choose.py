@@ -1,8 +1,9 @@
 """Which configuration to use: across methods, budgets and rates, the cheapest that cannot be told apart from the best.
 
-The best has the best mean score. Another configuration cannot be told apart from it where the comparison of all pairs
-(``statistics``, corrected for their number) separates the two in neither direction. Among those the smallest budget
-counts as cheapest, then the shortest step, where a quarter more is much the same, then the better score.
+The best has the best mean score. Another configuration cannot be told apart from it where the test of this one pair
+(``statistics``) says nothing at 5 %. That is stricter than a board, which corrects for all its pairs: a board must not
+claim too much, a recommendation must not give too much away. Among those the smallest budget counts as cheapest, then
+the shortest step, where up to a quarter more than the fastest is the same, then the better score.
 
 "Cannot be told apart" is weak evidence where little was measured, so a choice always comes with the interval of what
 it may lose against the best, and with the difference that would have been seen.
@@ -22,6 +23,7 @@ from harness_leaderboard.boards.scores import scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Difference, analyse
 
 MUCH_THE_SAME = 1.25  # ratio of two step times that nobody would choose by
+LEVEL = 0.05  # of the test of one pair
 MOST_TOLD = 3  # larger budgets that a recommendation speaks of
 
 
@@ -92,7 +94,7 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
     analysis = analyse(scores_of(rows, records))
     places = range(len(rows))
     tied = [rows[place] for place in places if place == 0 or _is_tied(analysis.between(0, place))]
-    tied.sort(key=lambda row: _cost(row, sign))
+    tied = by_cost(tied, sign)
     choice = tied[0]
     place = rows.index(choice)
     return Recommendation(
@@ -110,7 +112,7 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
 
 
 def _is_tied(difference: Difference | None) -> bool:
-    return difference is not None and not difference.is_separated
+    return difference is not None and not difference.is_separated and difference.p_value >= LEVEL
 
 
 def _why_not(rows: Sequence[Row]) -> str:
@@ -121,13 +123,18 @@ def _why_not(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _cost(row: Row, sign: int) -> tuple[float, float, float]:
-    """Return what to sort by: size, then the time of a step in steps of a quarter, then the score."""
-    trial = row.first.trial
-    size = trial.budget_parameters or trial.adapter_parameters
-    seconds = row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0
-    grade = math.floor(math.log(seconds, MUCH_THE_SAME)) if seconds > 0 else 0
-    return (float(size), float(grade), -sign * (row.score.value or 0.0))
+def by_cost(rows: Sequence[Row], sign: int) -> list[Row]:
+    """Return rows by size, then by the time of a step in quarters more than the fastest of that size, then by score."""
+    sizes = [row.first.trial.budget_parameters or row.first.trial.adapter_parameters for row in rows]
+    times = [row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0 for row in rows]
+
+    def cost(place: int) -> tuple[int, int, float]:
+        size, seconds = sizes[place], times[place]
+        fastest = min((each for one, each in zip(sizes, times, strict=True) if one == size and each > 0), default=0.0)
+        grade = int(math.log(seconds / fastest, MUCH_THE_SAME)) if seconds > 0 else 0
+        return size, grade, -sign * (rows[place].score.value or 0.0)
+
+    return [rows[place] for place in sorted(range(len(rows)), key=cost)]
 
 
 def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Larger, ...]:

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 
 from harness.contract.method import Method, MethodConfig, MethodTraits, setting
 from harness.errors import BudgetError, ConfigError, PluginLoadError, TrialDivergedError, UsageError
-from harness.planning.budget import (
-    budget_parameters,
-    count_on_layers,
-    parse_settings,
-    parse_settings_but_knob,
-    parse_value,
-    solve,
-)
+from harness.planning.budget import budget_parameters, count_on_layers, solve
 from harness.planning.registry import build_registry
+from harness.planning.settings import parse_settings, parse_settings_but_knob, parse_value
 
 REGISTRY = build_registry()
 SOLVED = [name for name, method in REGISTRY.methods.items() if method.traits.budget_knob]

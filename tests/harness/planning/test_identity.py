@@ -9,6 +9,7 @@ from importlib.metadata import Distribution
 
 import pytest
 
+from harness.planning import identity
 from harness.planning.identity import identify, sources
 
 
@@ -26,6 +27,7 @@ def site(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
+    identity._is_own.cache_clear()  # as in another process
     return tmp_path
 
 
@@ -78,6 +80,15 @@ def test_a_built_distribution_is_its_version_until_it_is_edited_in_place(site):
     assert identify(distribution, "mine") == "mine==1.0"
     (site / "own" / "deep.py").write_text("SCALE = 50\n")
     assert identify(distribution, "mine").startswith("mine==1.0+sha256.")
+
+
+def test_what_was_installed_to_a_folder_of_any_name_is_not_part_of_a_plug_in(site):
+    """As ``pip install --target`` does. Otherwise every library beside it would count, and not everywhere alike."""
+    distribution = install(site, "own/__init__.py", "own/near.py", "own/deep.py", "own/far.py")
+    assert sorted(sources("mine")) == ["mine/mine.py"]
+    (site / "plain.py").write_text("import own.near\nimport mine\n")
+    assert sorted(sources("plain")) == ["mine/mine.py", "plain/plain.py"]
+    assert identify(distribution, "mine").startswith("mine==1.0+sha256."), "whose own file it did not write down"
 
 
 def test_a_distribution_whose_source_is_elsewhere_says_nothing_of_it(site):

@@ -54,6 +54,16 @@ def test_at_one_budget_the_faster_is_recommended_and_a_little_faster_is_not(make
     assert same.choice is same.best
 
 
+@pytest.mark.parametrize("fastest", [0.5, 1.0, 1.2, 1.5])
+def test_how_much_slower_counts_does_not_depend_on_where_the_fastest_lies(fastest, make_graded):
+    def of(name, score, seconds):
+        return make_graded(name, score, SEEDS, **SMALL, cost={"train_seconds": 1.0, "step_seconds_solo": seconds})
+
+    little = one([*of("fastest", 0.8, fastest), *of("better", 0.81, 1.2 * fastest)])
+    assert little.choice.method == "better"
+    assert one([*of("fastest", 0.8, fastest), *of("better", 0.81, 1.3 * fastest)]).choice.method == "fastest"
+
+
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_direction_is_the_metrics(higher_is_better, make_graded):
     changes = {**SMALL, "higher_is_better": higher_is_better}
