@@ -121,11 +121,14 @@ class Pieces:
         return attaches(self.registry.method(trial.method))
 
     def _neighbours(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return alike trials beside each other, so that they are stacked; otherwise in the order given."""
+        """Return alike trials beside each other, so that they are stacked; otherwise in the order given.
+
+        Those that train alone come last: between the others they would break a pack in two.
+        """
         kinds: dict[str, list[Trial]] = {}
         for trial in trials:
             kinds.setdefault(_content(trial, _ALIKE), []).append(trial)
-        return [trial for kind in kinds.values() for trial in kind]
+        return sorted((trial for kind in kinds.values() for trial in kind), key=self._attaches)
 
 
 def _content(trial: Trial, names: Sequence[str]) -> str:

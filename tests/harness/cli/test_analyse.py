@@ -83,7 +83,7 @@ def test_a_base_model(results):
     ("arguments", "said"),
     [
         (["spectrun"], "did you mean spectrum"),
-        (["spectrum"], "name trials"),
+        (["spectrum"], "name some"),
         (["fast-svd"], "name trials, or give --task"),
         (["spectrum:thresold=1", "x"], "thresold"),
         (["spectrum", "nothing"], "0 records"),

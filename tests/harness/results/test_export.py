@@ -259,7 +259,8 @@ def test_the_command_exports_and_says_what(finish, tmp_path, capsys, monkeypatch
     start = ("export", record.trial_id[:6], "--results", store.root, "-o")
     code, said = command(*start, tmp_path / "lora", "--format", "peft", "--rank", 1)
     assert code == 0
-    assert "layers, rank 1; largest part of an update that is missing:" in said.out
+    assert "layers, rank 1; largest part of an update that is missing:" in said.err
+    assert "PeftModel.from_pretrained" in said.out
     assert command(*start, tmp_path / "merged")[0] == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
     code, said = command(*start, tmp_path / "merged")

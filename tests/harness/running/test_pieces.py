@@ -94,6 +94,13 @@ def test_alike_trials_are_neighbours(make_trial, pieces):
     assert [trial.method for trial in waiting.next(0)[0]] == ["lora"] * 3 + ["mora"] * 3
 
 
+def test_what_trains_alone_does_not_break_the_pack_of_the_others_in_two(make_trial, pieces):
+    waiting = pieces(pack=9)
+    waiting.add(trials(make_trial, methods=("first", "attaching", "last")))
+    handed = [[trial.method for trial in waiting.next(0)[0]] for _ in range(2)]
+    assert handed == [["first", "last"], ["attaching"]]
+
+
 def test_what_a_worker_did_not_come_to_is_next_and_what_broke_a_pack_runs_alone_first(make_trial, pieces):
     waiting = pieces(pack=4)
     waiting.add(trials(make_trial, seeds=8))
