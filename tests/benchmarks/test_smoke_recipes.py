@@ -1,7 +1,7 @@
 """``harness run`` on every task at its smoke scale, as it is, on the tables of ``conftest``.
 
 Every method is tried on one task, and on the others one method of each kind: those that override the same parts of
-``Method``. (Every method meets every task, with a shorter recipe, in ``test_every_task_with_every_method``.)
+``Method``. (So it is with shorter recipes, on more models, in ``test_every_task_with_every_method``.)
 Tasks that differ in nothing but their rows are tried once per model: on the shipped base, GLUE's one sentence, three
 classes and regression stand for its eight, which run on an encoder; C4's smallest size stands for the others. What a
 score must be is tested with its task.
