@@ -151,7 +151,8 @@ def _signed(difference: Difference) -> str:
     interval = difference.new_items or difference.these_items
     if interval.high - interval.low < NOTHING:
         return f"{difference.difference:+.3g} on every seed"
-    return f"{difference.difference:+.3g} (95 % interval {interval.low:+.3g} to {interval.high:+.3g})"
+    value = difference.difference + 0.0  # never "-0"
+    return f"{value:+.3g} (95 % interval {interval.low:+.3g} to {interval.high:+.3g})"
 
 
 def _tried(found: Recommendation) -> str:
