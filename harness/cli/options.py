@@ -114,12 +114,20 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     return build_request(registry, given, recipe, options["suite_name"] or "", options["data_dir"], own)
 
 
+MOST_SEEDS = 10_000  # as a number: more were mistyped, and would be listed before anything could refuse them
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return seeds: ``5`` is five of them, ``0,3`` or ``7,`` is a list."""
     try:
-        return [int(each) for each in text.split(",") if each.strip()] if "," in text else list(range(int(text)))
+        if "," in text:
+            return [int(each) for each in text.split(",") if each.strip()]
+        number = int(text)
     except ValueError:
         raise UsageError(f"--seeds {text!r}: give a number of seeds (5) or a list (0,1,2)") from None
+    if not 0 < number <= MOST_SEEDS:
+        raise UsageError(f"--seeds {text!r}: give a number from 1 to {MOST_SEEDS}, or a list (0,1,2)")
+    return list(range(number))
 
 
 def parse_number(text: str) -> float:

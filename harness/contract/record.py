@@ -185,9 +185,11 @@ class Record:
             for where, value, wanted in kind.misfits(getattr(record, field_name), field_name):
                 raise RecordError(f"record {trial_id!r}: {where}={_shorten(value)} is not allowed; give {wanted}")
         content = {key: value for key, value in data.items() if key != "digest"}
-        if record.is_bound and data.get("digest") != digest(content):
-            return record.without_numbers()
-        return record
+        try:
+            is_as_written = not record.is_bound or data.get("digest") == digest(content)
+        except (ValueError, TypeError, RecursionError) as error:  # NaN in a detail, which no file of ours can hold
+            raise RecordError(f"record {name} holds something that is not JSON: {error}") from error
+        return record if is_as_written else record.without_numbers()
 
     def without_numbers(self) -> Record:
         """Return the record as one that was edited: whatever it claims is withheld, so that nothing averages it."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import string
 from collections import ChainMap
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
+from torch.nn import functional
 
 from harness.bases import resolve
 
@@ -62,8 +64,11 @@ class Oracle:
     def parameters(self):
         return iter([torch.zeros(1)])
 
-    def generate(self, input_ids, **_):
-        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
+    def generate(self, input_ids, return_dict_in_generate=False, **_):
+        written = torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
+        if not return_dict_in_generate:
+            return written
+        return SimpleNamespace(sequences=written, logits=tuple(functional.one_hot(self.ids, 300).float()[:, None]))
 
 
 def write(path, rows):

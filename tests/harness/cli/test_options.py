@@ -7,6 +7,7 @@ import time
 import pytest
 
 from harness.cli.options import parse_seeds
+from harness.errors import UsageError
 from harness.planning.registry import build_registry
 from harness.planning.request import expand_tasks
 
@@ -63,7 +64,7 @@ def test_seeds_are_a_number_or_a_list():
         (["--set", "clip_norm=-1", *SMALL], "clip_norm=-1.0 is not allowed; give a float >= 0"),
         (["--set", "schedule=jagged", *SMALL], "give one of 'constant', 'linear', 'cosine'"),
         ([*SMALL, "--seeds", "many"], "--seeds 'many': give a number of seeds (5) or a list"),
-        ([*SMALL, "--seeds", "0"], "seeds is empty"),
+        ([*SMALL, "--seeds", "0"], "give a number from 1 to 10000"),
         (["--lr", "fast", *SMALL], "'fast' is not a number"),
         (["--lr", "nan", *SMALL], "must be numbers > 0"),
         (["--tune", "1", *SMALL], "tune=1 must be 0 (off) or at least 2"),
@@ -97,3 +98,9 @@ def test_where_no_suite_says_how_many_there_are_three_seeds(command, tmp_path):
     assert "3 trials, 3 to do" in done.out
     (tmp_path / "own.toml").write_text('tasks = ["uuid"]\nseeds = [4]')
     assert "1 trials, 1 to do" in command(*options, "--suite", tmp_path / "own.toml").out
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "99999999999", "9" * 40, "5 5", "a"])
+def test_a_number_of_seeds_that_nobody_means_is_refused(text):
+    with pytest.raises(UsageError, match="--seeds"):
+        parse_seeds(text)
