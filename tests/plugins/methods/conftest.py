@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from harness import StepInfo
+
 torch.set_num_threads(1)
 
 
@@ -68,26 +70,62 @@ def check_against_dense(adapter, layer, dense, merges=True):
         torch.testing.assert_close(x @ merged.T, output, rtol=1e-9, atol=1e-9)
 
 
-def check_stacks(build):
-    """Check that three adapters from ``build(seed)``, stacked and run by vmap, equal the three alone."""
+def check_stacks(build, shared_input=False):
+    """Check that three adapters of ``build(seed)``, stacked and run by vmap, equal the three alone."""
     adapters = [disturb(build(seed), seed=seed) for seed in (10, 11, 12)]
-    weight = adapters[0].pretrained_weight
+    weight = build_layer(*reversed(adapters[0].delta_weight().shape)).weight
     draw = torch.Generator().manual_seed(4)
     x = torch.randn(3, 4, 7, weight.shape[1], generator=draw, dtype=torch.float64)
+    x, dims = (x[0], (0, 0, None, None)) if shared_input else (x, 0)
     base = x @ weight.T
     parameters, buffers = torch.func.stack_module_state(adapters)
 
     def one(p, b, x, y):
         return torch.func.functional_call(adapters[0], (p, b), (x, y))
 
-    stacked = torch.func.vmap(one)(parameters, buffers, x, base)
+    stacked = torch.func.vmap(one, in_dims=dims)(parameters, buffers, x, base)
     stacked.square().sum().backward()
     for lane, adapter in enumerate(adapters):
-        alone = adapter(x[lane], base[lane])
+        alone = adapter(x, base) if shared_input else adapter(x[lane], base[lane])
         torch.testing.assert_close(stacked[lane], alone, rtol=1e-12, atol=1e-12)
         alone.square().sum().backward()
         for name, parameter in adapter.named_parameters():
-            torch.testing.assert_close(parameters[name].grad[lane], parameter.grad, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(parameters[name].grad[lane], parameter.grad, rtol=1e-10, atol=1e-11)
+
+
+def build_restarting(method, trained, in_features, out_features, seed=0, dtype=torch.float64, random=True):
+    """Return a method that merges, its layer and adapter; ``trained`` and what was merged random: no term is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(in_features, out_features, bias=False, dtype=dtype).requires_grad_(False)
+    layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+    adapter = method.adapter(layer, generator)
+    if random:
+        with torch.no_grad():
+            for each in (adapter.get_parameter(trained), adapter.merged):
+                each.copy_(torch.randn(each.shape, generator=generator))
+    return method, layer, adapter
+
+
+def train_restarting(method, layer, adapter, total_steps, on_step=lambda step, optimizer: None, peak=0.01, rows=40):
+    """Run a real AdamW on random regression, calling the method as the harness does. Return the optimizer.
+
+    After no step may the method have changed what the adapter computes.
+    """
+    generator = torch.Generator().manual_seed(99)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=peak, weight_decay=0.0)
+    x = torch.randn(rows, layer.in_features, generator=generator, dtype=layer.weight.dtype)
+    target = torch.randn(rows, layer.out_features, generator=generator, dtype=layer.weight.dtype)
+    for step in range(total_steps):
+        rate = method.learning_rate_multiplier(step, total_steps, lambda _: 1.0)
+        optimizer.param_groups[0]["lr"] = peak * rate
+        (adapter(x, x @ layer.weight.T) - target).square().mean().backward()
+        optimizer.step()
+        before = adapter.delta_weight().detach().clone()
+        method.after_step(StepInfo(step + 1, total_steps, {"layer": adapter}, optimizer, generator))
+        torch.testing.assert_close(adapter.delta_weight(), before, rtol=1e-12, atol=1e-12)
+        on_step(step + 1, optimizer)
+        optimizer.zero_grad()
+    return optimizer
 
 
 def check_low_precision(method):
@@ -164,6 +202,8 @@ class Kit:
     """The functions above, handed to tests as one fixture because test folders are not packages."""
 
     build_layer = staticmethod(build_layer)
+    build_restarting = staticmethod(build_restarting)
+    train_restarting = staticmethod(train_restarting)
     disturb = staticmethod(disturb)
     check_against_dense = staticmethod(check_against_dense)
     check_stacks = staticmethod(check_stacks)

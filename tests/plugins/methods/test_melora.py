@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError
 from harness_plugins.methods.melora import MELoRA, MELoRAConfig, harness_register_methods
@@ -140,22 +139,8 @@ def test_a_bfloat16_layer_keeps_float32_parameters_and_bfloat16_output():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("shared_input", [True, False])
-def test_three_adapters_stacked_equal_one_at_a_time(dropout, shared_input):
-    built = [build(60, 100, seed, n=5, r=3, dropout=dropout) for seed in range(3)]
-    adapters = [adapter for _, adapter in built]
-    x = torch.randn(3, 7, 60, dtype=torch.float64)
-    if shared_input:
-        x = x[:1].expand(3, -1, -1)
-    base = x @ built[0][0].weight.T
-    parameters, buffers = stack_module_state(adapters)
-    got = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)))(parameters, buffers, x, base)
-    got.square().sum().backward()
-    for k, adapter in enumerate(adapters):
-        alone = adapter(x[k], base[k])
-        alone.square().sum().backward()
-        torch.testing.assert_close(got[k], alone, rtol=1e-12, atol=1e-12)
-        for name, parameter in adapter.named_parameters():
-            torch.testing.assert_close(parameters[name].grad[k], parameter.grad, rtol=1e-12, atol=1e-10)
+def test_three_adapters_stacked_equal_one_at_a_time(kit, dropout, shared_input):
+    kit.check_stacks(lambda seed: build(60, 100, seed, n=5, r=3, dropout=dropout)[1], shared_input)
 
 
 def test_the_same_seed_draws_the_same_adapter():

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError
 from harness_plugins.methods.mora import MoRA, MoRAConfig, harness_register_methods
@@ -267,24 +266,9 @@ def test_a_bfloat16_layer_keeps_a_float32_m_and_bfloat16_output(config):
     itertools.product(OPERATORS, (True, False)),
     ids=lambda v: label(v) if isinstance(v, dict) else f"shared-{v}",
 )
-def test_three_adapters_stacked_equal_one_at_a_time(sizes, config, shared_input):
+def test_three_adapters_stacked_equal_one_at_a_time(kit, sizes, config, shared_input):
     in_features, out_features, r = sizes
-    built = [build(in_features, out_features, seed, r=r, dropout=0.2, **config) for seed in range(3)]
-    adapters = [adapter for _, adapter in built]
-    x = torch.randn(3, 7, in_features, dtype=torch.float64)
-    if shared_input:
-        x = x[0]
-    base = x @ built[0][0].weight.T
-    dims = (0, 0, None, None) if shared_input else (0, 0, 0, 0)
-    parameters, buffers = stack_module_state(adapters)
-    run = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)), in_dims=dims)
-    got = run(parameters, buffers, x, base)
-    got.square().sum().backward()
-    for k, adapter in enumerate(adapters):
-        alone = adapter(x, base) if shared_input else adapter(x[k], base[k])
-        alone.square().sum().backward()
-        torch.testing.assert_close(got[k], alone, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(parameters["m"].grad[k], adapter.m.grad, rtol=1e-12, atol=1e-10)
+    kit.check_stacks(lambda seed: build(in_features, out_features, seed, r=r, dropout=0.2, **config)[1], shared_input)
 
 
 def test_it_is_registered():

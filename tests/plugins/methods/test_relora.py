@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from harness import ConfigError, StepInfo
 from harness_plugins.methods.relora import (
@@ -21,44 +20,21 @@ from harness_plugins.methods.relora import (
 PAPER = {"total_steps": 1000, "period": 200, "warmup": 100, "restart_warmup": 50}
 
 
-def build(in_features, out_features, seed=0, dtype=torch.float64, random=True, **config):
-    """Return method, frozen layer and adapter; B and D random so that neither term is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(in_features, out_features, bias=False, dtype=dtype).requires_grad_(False)
-    layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
-    method = ReLoRA(ReLoRAConfig(**config))
-    adapter = method.adapter(layer, generator)
-    if random:
-        with torch.no_grad():
-            adapter.b.copy_(torch.randn(adapter.b.shape, generator=generator))
-            adapter.merged.copy_(torch.randn(adapter.merged.shape, generator=generator))
-    return method, layer, adapter
+@pytest.fixture
+def build(kit):
+    """Return what builds method, frozen layer and adapter."""
 
+    def call(in_features, out_features, seed=0, dtype=torch.float64, random=True, **config):
+        return kit.build_restarting(ReLoRA(ReLoRAConfig(**config)), "b", in_features, out_features, seed, dtype, random)
 
-def train(method, layer, adapter, total_steps, on_step=lambda step, optimizer: None, peak=0.01):
-    """Run a real AdamW on random regression, calling the method as the harness does. Return the optimizer."""
-    generator = torch.Generator().manual_seed(99)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=peak, weight_decay=0.0)
-    x = torch.randn(40, layer.in_features, generator=generator, dtype=layer.weight.dtype)
-    target = torch.randn(40, layer.out_features, generator=generator, dtype=layer.weight.dtype)
-    for step in range(total_steps):
-        rate = method.learning_rate_multiplier(step, total_steps, lambda _: 1.0)
-        optimizer.param_groups[0]["lr"] = peak * rate
-        (adapter(x, x @ layer.weight.T) - target).square().mean().backward()
-        optimizer.step()
-        before = adapter.delta_weight().detach().clone()
-        method.after_step(StepInfo(step + 1, total_steps, {"layer": adapter}, optimizer, generator))
-        torch.testing.assert_close(adapter.delta_weight(), before, rtol=1e-12, atol=1e-12)
-        on_step(step + 1, optimizer)
-        optimizer.zero_grad()
-    return optimizer
+    return call
 
 
 # --- the adapter --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("in_features", "out_features"), [(12, 20), (60, 100), (128, 344)])
-def test_forward_and_gradients_are_those_of_the_dense_matrix(in_features, out_features):
+def test_forward_and_gradients_are_those_of_the_dense_matrix(build, in_features, out_features):
     _, layer, adapter = build(in_features, out_features, r=5, dropout=0.0)
     a, b = (p.detach().clone().requires_grad_() for p in (adapter.a, adapter.b))
     x = torch.randn(2, 3, in_features, dtype=torch.float64, requires_grad=True)
@@ -75,19 +51,19 @@ def test_forward_and_gradients_are_those_of_the_dense_matrix(in_features, out_fe
         torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-9)
 
 
-def test_only_the_pair_trains_and_is_counted():
+def test_only_the_pair_trains_and_is_counted(build):
     method, _, adapter = build(60, 100, r=3)
     assert {name for name, _ in adapter.named_parameters()} == {"a", "b"}
     assert sum(p.numel() for p in adapter.parameters()) == 3 * 160 == method.trainable_parameters(60, 100)
     assert set(adapter.state_dict()) == {"a", "b", "merged"}
 
 
-def test_official_defaults_scale_by_a_quarter():
+def test_official_defaults_scale_by_a_quarter(build):
     _, _, adapter = build(60, 100, r=128)
     assert adapter.scale == 0.25
 
 
-def test_a_bfloat16_layer_works():
+def test_a_bfloat16_layer_works(build):
     _, layer, adapter = build(12, 20, dtype=torch.bfloat16)
     adapter.eval()
     x = torch.randn(5, 12, dtype=torch.bfloat16)
@@ -99,26 +75,14 @@ def test_a_bfloat16_layer_works():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_three_adapters_stacked_equal_one_at_a_time(dropout):
-    built = [build(60, 100, seed, r=3, dropout=dropout) for seed in range(3)]
-    adapters = [adapter for _, _, adapter in built]
-    x = torch.randn(3, 7, 60, dtype=torch.float64)
-    base = x @ built[0][1].weight.T
-    parameters, buffers = stack_module_state(adapters)
-    got = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)))(parameters, buffers, x, base)
-    got.square().sum().backward()
-    for k, adapter in enumerate(adapters):
-        alone = adapter(x[k], base[k])
-        alone.square().sum().backward()
-        torch.testing.assert_close(got[k], alone, rtol=1e-12, atol=1e-12)
-        for name, parameter in adapter.named_parameters():
-            torch.testing.assert_close(parameters[name].grad[k], parameter.grad, rtol=1e-11, atol=1e-9)
+def test_three_adapters_stacked_equal_one_at_a_time(kit, build, dropout):
+    kit.check_stacks(lambda seed: build(60, 100, seed, r=3, dropout=dropout)[2])
 
 
 # --- merging ------------------------------------------------------------------------------------------------
 
 
-def test_a_merge_keeps_the_function_redraws_a_and_works_in_place():
+def test_a_merge_keeps_the_function_redraws_a_and_works_in_place(build):
     _, layer, adapter = build(60, 100, r=3)
     adapter.eval()
     x = torch.randn(4, 60, dtype=torch.float64)
@@ -145,7 +109,7 @@ def test_a_merge_keeps_the_function_redraws_a_and_works_in_place():
         ({}, 2, []),
     ],
 )
-def test_when_it_merges(config, total_steps, merges):
+def test_when_it_merges(kit, build, config, total_steps, merges):
     method, layer, adapter = build(12, 20, random=False, **config)
     seen, last = [], adapter.merged.clone()
 
@@ -154,14 +118,14 @@ def test_when_it_merges(config, total_steps, merges):
             seen.append(step)
             last.copy_(adapter.merged)
 
-    train(method, layer, adapter, total_steps, on_step)
+    kit.train_restarting(method, layer, adapter, total_steps, on_step)
     assert seen == merges
 
 
-def test_the_official_merge_follows_an_update_at_rate_zero():
+def test_the_official_merge_follows_an_update_at_rate_zero(kit, build):
     method, layer, adapter = build(12, 20, random=False, merge_every=5, dropout=0.0)
     history = {}
-    train(
+    kit.train_restarting(
         method,
         layer,
         adapter,
@@ -172,7 +136,7 @@ def test_the_official_merge_follows_an_update_at_rate_zero():
     assert not torch.allclose(history[8], history[6])
 
 
-def test_the_total_rank_grows_with_every_cycle():
+def test_the_total_rank_grows_with_every_cycle(kit, build):
     method, layer, adapter = build(60, 100, random=False, r=2, merge_every=10, dropout=0.0)
     ranks = []
 
@@ -180,14 +144,14 @@ def test_the_total_rank_grows_with_every_cycle():
         if step % 10 == 1 and step > 1:
             ranks.append(int(torch.linalg.matrix_rank(adapter.merged, atol=1e-9)))
 
-    train(method, layer, adapter, 50, on_step)
+    kit.train_restarting(method, layer, adapter, 50, on_step)
     assert ranks == [2, 4, 6, 8]
 
 
-def test_the_official_bug_learns_nothing_before_the_first_merge():
+def test_the_official_bug_learns_nothing_before_the_first_merge(kit, build):
     method, layer, adapter = build(12, 20, random=False, merge_every=5, initial_a="zero", dropout=0.0)
     deltas = {}
-    train(
+    kit.train_restarting(
         method,
         layer,
         adapter,
@@ -390,7 +354,7 @@ def test_quantile_is_torchs(q):
     torch.testing.assert_close(quantile(x, q), torch.quantile(x, q))
 
 
-def test_training_resets_the_moments_at_each_merge_and_counts_on():
+def test_training_resets_the_moments_at_each_merge_and_counts_on(kit, build):
     method, layer, adapter = build(60, 100, random=False, merge_every=5)
     kept = {}
 
@@ -399,14 +363,14 @@ def test_training_resets_the_moments_at_each_merge_and_counts_on():
         kept[step] = (state["exp_avg"] != 0).float().mean().item()
         assert state["step"] == step
 
-    train(method, layer, adapter, 20, on_step)
+    kit.train_restarting(method, layer, adapter, 20, on_step)
     # While B is zero (before the first rate above 0, right after a merge) A has no gradient, so no moments.
     assert all(kept[step] < 0.05 for step in (1, 2, 6, 7, 11, 12, 16, 17))
     assert all(kept[step] == 1 for step in (3, 5, 8, 10, 13, 15, 18, 20))
 
 
 @pytest.mark.parametrize(("timing", "late"), [("official", 1), ("mora_repo", 0)])
-def test_merges_and_resets_may_have_periods_of_their_own(timing, late):
+def test_merges_and_resets_may_have_periods_of_their_own(kit, build, timing, late):
     method, layer, adapter = build(12, 20, random=False, merge_every=4, reset_every=10, reset="delete", timing=timing)
     merged, forgotten, last = [], [], [adapter.merged.clone()]
 
@@ -417,7 +381,7 @@ def test_merges_and_resets_may_have_periods_of_their_own(timing, late):
         if optimizer.state[adapter.b]["step"] == 0:
             forgotten.append(step)
 
-    train(method, layer, adapter, 30, on_step)
+    kit.train_restarting(method, layer, adapter, 30, on_step)
     assert merged == [each + late for each in (4, 8, 12, 16, 20, 24, 28)]
     assert forgotten == [10 + late, 20 + late]
     rates = [method.learning_rate_multiplier(step, 30, lambda _: 1.0) for step in range(30)]
@@ -427,7 +391,7 @@ def test_merges_and_resets_may_have_periods_of_their_own(timing, late):
 
 
 @pytest.mark.parametrize("scope", ["adapters", "all"])
-def test_a_reset_may_take_in_what_trains_besides(scope):
+def test_a_reset_may_take_in_what_trains_besides(build, scope):
     method, _, adapter = build(12, 20, merge_every=2, timing="mora_repo", reset="delete", reset_scope=scope)
     head = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = torch.optim.AdamW([{"params": adapter.parameters()}, {"params": [head]}])
@@ -439,10 +403,10 @@ def test_a_reset_may_take_in_what_trains_besides(scope):
     assert optimizer.state[head]["step"] == (0 if scope == "all" else 2)
 
 
-def test_the_same_generator_gives_the_same_run():
+def test_the_same_generator_gives_the_same_run(kit, build):
     def run():
         method, layer, adapter = build(12, 20, random=False, merge_every=5)
-        train(method, layer, adapter, 20)
+        kit.train_restarting(method, layer, adapter, 20)
         return adapter.delta_weight()
 
     assert torch.equal(run(), run())

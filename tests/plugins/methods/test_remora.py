@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 
-from harness import ConfigError, StepInfo
+from harness import ConfigError
 from harness_plugins.methods.mora import MoRA, MoRAConfig
 from harness_plugins.methods.relora import jagged_cosine
 from harness_plugins.methods.remora import ReMoRA, ReMoRAConfig, harness_register_methods
@@ -13,36 +12,14 @@ from harness_plugins.methods.remora import ReMoRA, ReMoRAConfig, harness_registe
 SIZES = [(12, 20, 2), (60, 100, 8), (128, 344, 8), (344, 128, 8), (10, 9, 3), (5, 33, 40), (33, 5, 40)]
 
 
-def build(in_features, out_features, seed=0, dtype=torch.float64, random=True, **config):
-    """Return method, frozen layer and adapter; M and D random so that neither term is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(in_features, out_features, bias=False, dtype=dtype).requires_grad_(False)
-    layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
-    method = ReMoRA(ReMoRAConfig(**config))
-    adapter = method.adapter(layer, generator)
-    if random:
-        with torch.no_grad():
-            adapter.m.copy_(torch.randn(adapter.m.shape, generator=generator))
-            adapter.merged.copy_(torch.randn(adapter.merged.shape, generator=generator))
-    return method, layer, adapter
+@pytest.fixture
+def build(kit):
+    """Return what builds method, frozen layer and adapter."""
 
+    def call(in_features, out_features, seed=0, dtype=torch.float64, random=True, **config):
+        return kit.build_restarting(ReMoRA(ReMoRAConfig(**config)), "m", in_features, out_features, seed, dtype, random)
 
-def train(method, layer, adapter, total_steps, on_step=lambda step, optimizer: None, peak=0.01):
-    """Run a real AdamW on random regression, calling the method as the harness does."""
-    generator = torch.Generator().manual_seed(99)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=peak, weight_decay=0.0)
-    x = torch.randn(200, layer.in_features, generator=generator, dtype=layer.weight.dtype)
-    target = torch.randn(200, layer.out_features, generator=generator, dtype=layer.weight.dtype)
-    for step in range(total_steps):
-        rate = method.learning_rate_multiplier(step, total_steps, lambda _: 1.0)
-        optimizer.param_groups[0]["lr"] = peak * rate
-        (adapter(x, x @ layer.weight.T) - target).square().mean().backward()
-        optimizer.step()
-        before = adapter.delta_weight().detach().clone()
-        method.after_step(StepInfo(step + 1, total_steps, {"layer": adapter}, optimizer, generator))
-        torch.testing.assert_close(adapter.delta_weight(), before, rtol=1e-12, atol=1e-12)
-        on_step(step + 1, optimizer)
-        optimizer.zero_grad()
+    return call
 
 
 def dense_update(adapter):
@@ -59,7 +36,7 @@ def dense_update(adapter):
 @pytest.mark.parametrize("padding", ["wrap", "zero"])
 @pytest.mark.parametrize("groups", ["permutation", "official"])
 @pytest.mark.parametrize("cycle", [0, 1, 2, 3])
-def test_forward_gradients_and_delta_are_those_of_the_dense_matrix(sizes, padding, groups, cycle):
+def test_forward_gradients_and_delta_are_those_of_the_dense_matrix(build, sizes, padding, groups, cycle):
     in_features, out_features, r = sizes
     _, layer, adapter = build(in_features, out_features, r=r, padding=padding, groups=groups)
     if cycle:
@@ -91,7 +68,7 @@ def test_forward_gradients_and_delta_are_those_of_the_dense_matrix(sizes, paddin
         *(("alternate", cycle, 1 + cycle % 2) for cycle in range(4)),
     ],
 )
-def test_one_cycle_is_mora_with_the_sharing_type_of_that_cycle(sizes, padding, groups, cycle, sharing):
+def test_one_cycle_is_mora_with_the_sharing_type_of_that_cycle(build, sizes, padding, groups, cycle, sharing):
     in_features, out_features, r = sizes
     _, layer, adapter = build(in_features, out_features, r=r, padding=padding, groups=groups, random=False)
     if cycle:
@@ -103,7 +80,7 @@ def test_one_cycle_is_mora_with_the_sharing_type_of_that_cycle(sizes, padding, g
     torch.testing.assert_close(adapter.delta_weight(), mora.delta_weight(), rtol=1e-12, atol=1e-12)
 
 
-def test_new_groups_shuffle_all_inputs_and_outputs_evenly():
+def test_new_groups_shuffle_all_inputs_and_outputs_evenly(build):
     _, _, adapter = build(
         60, 100, r=1, padding="zero", groups="permutation"
     )  # R = 13, five rounds of inputs with five places to spare
@@ -118,7 +95,7 @@ def test_new_groups_shuffle_all_inputs_and_outputs_evenly():
     assert not torch.equal(adapter.expand, first[1])
 
 
-def test_wrapped_places_are_filled_with_the_first_of_the_shuffled_inputs():
+def test_wrapped_places_are_filled_with_the_first_of_the_shuffled_inputs(build):
     _, _, adapter = build(60, 100, r=1, groups="permutation")
     before = adapter.compress.clone()
     assert before.sum(0).tolist() == [2] * 5 + [1] * 55
@@ -130,7 +107,7 @@ def test_wrapped_places_are_filled_with_the_first_of_the_shuffled_inputs():
 
 
 @pytest.mark.parametrize("groups", ["permutation", "official", "alternate"])
-def test_a_merge_keeps_the_function_and_works_in_place(groups):
+def test_a_merge_keeps_the_function_and_works_in_place(build, groups):
     _, layer, adapter = build(60, 100, groups=groups)
     x = torch.randn(4, 60, dtype=torch.float64)
     before, weight = adapter(x, layer(x)), layer.weight.clone()
@@ -152,7 +129,7 @@ def test_a_merge_keeps_the_function_and_works_in_place(groups):
         ("permutation", [16, 31, 46, 61, 64, 64]),
     ],
 )
-def test_the_rank_grows_beyond_two_r_only_with_new_groups(groups, ranks):
+def test_the_rank_grows_beyond_two_r_only_with_new_groups(kit, build, groups, ranks):
     method, layer, adapter = build(64, 64, random=False, r=2, groups=groups, merge_every=10)
     seen = []
 
@@ -160,12 +137,12 @@ def test_the_rank_grows_beyond_two_r_only_with_new_groups(groups, ranks):
         if step % 10 == 1 and step > 1:
             seen.append(int(torch.linalg.matrix_rank(adapter.merged, atol=1e-6)))
 
-    train(method, layer, adapter, 70, on_step)
+    kit.train_restarting(method, layer, adapter, 70, on_step, rows=200)
     assert len(adapter.m) == 16
     assert seen == ranks
 
 
-def test_by_default_it_merges_and_forgets_as_the_only_published_code_does():
+def test_by_default_it_merges_and_forgets_as_the_only_published_code_does(kit, build):
     """After update T, state and step counter deleted, sharing types 1-2-3-4."""
     method, layer, adapter = build(60, 100, random=False, merge_every=5)
     counted, groups = {}, {}
@@ -174,7 +151,7 @@ def test_by_default_it_merges_and_forgets_as_the_only_published_code_does():
         counted[step] = int(optimizer.state[adapter.m]["step"])
         groups[step] = adapter.compress.clone(), adapter.expand.clone()
 
-    train(method, layer, adapter, 20, on_step)
+    kit.train_restarting(method, layer, adapter, 20, on_step, rows=200)
     assert [step for step, count in counted.items() if count == 0] == [5, 10, 15]
     assert counted[14] == 4
     for step, sharing in [(4, 1), (5, 2), (10, 3), (15, 4), (20, 4)]:
@@ -184,7 +161,7 @@ def test_by_default_it_merges_and_forgets_as_the_only_published_code_does():
         torch.testing.assert_close(expand @ m @ compress, mora.delta_weight(), rtol=1e-12, atol=1e-12)
 
 
-def test_training_merges_on_time_resets_moments_and_counts_on():
+def test_training_merges_on_time_resets_moments_and_counts_on(kit, build):
     how = {"timing": "official", "reset": "random_pruning"}
     method, layer, adapter = build(60, 100, random=False, merge_every=5, groups="official", **how)
     zero, kept = [], {}
@@ -196,18 +173,18 @@ def test_training_merges_on_time_resets_moments_and_counts_on():
         if not adapter.m.any():
             zero.append(step)
 
-    train(method, layer, adapter, 20, on_step)
+    kit.train_restarting(method, layer, adapter, 20, on_step, rows=200)
     assert [step for step in zero if step > 1] == [6, 11, 16]
     assert all(kept[step] < 0.05 for step in (6, 11, 16))
     assert all(kept[step] == 1 for step in (5, 7, 10, 12, 20))
 
 
-def test_the_groups_follow_the_merges_under_both_timings():
+def test_the_groups_follow_the_merges_under_both_timings(kit, build):
     for timing, merges in (("official", (6, 11, 16)), ("mora_repo", (5, 10, 15))):
         method, layer, adapter = build(12, 20, random=False, merge_every=5, groups="official", timing=timing)
         # Contiguous inputs start with 0, 1; contiguous outputs with 0, 0 (R = 16, I = 12, O = 20).
         contiguous = {}
-        train(
+        kit.train_restarting(
             method,
             layer,
             adapter,
@@ -230,7 +207,7 @@ def test_schedule_and_refusals_are_those_of_the_restarts():
 
 
 @pytest.mark.parametrize("rounding", ["code", "paper"])
-def test_the_count_is_moras(rounding):
+def test_the_count_is_moras(build, rounding):
     for in_features, out_features, r in [*SIZES, (4096, 11008, 8)]:
         method = ReMoRA(ReMoRAConfig(r=r, rounding=rounding))
         mora = MoRA(MoRAConfig(r=r, rounding=rounding))
@@ -240,13 +217,13 @@ def test_the_count_is_moras(rounding):
     assert [p.numel() for p in adapter.parameters()] == [169]
 
 
-def test_it_starts_as_the_pretrained_layer():
+def test_it_starts_as_the_pretrained_layer(build):
     _, layer, adapter = build(12, 20, random=False)
     x = torch.randn(3, 12, dtype=torch.float64)
     assert torch.equal(adapter(x, layer(x)), layer(x))
 
 
-def test_groups_and_merged_weight_are_saved():
+def test_groups_and_merged_weight_are_saved(build):
     _, _, adapter = build(12, 20)
     adapter.merge(1, torch.Generator().manual_seed(3))
     _, _, other = build(12, 20, seed=1)
@@ -255,7 +232,7 @@ def test_groups_and_merged_weight_are_saved():
     assert set(adapter.state_dict()) == {"m", "merged", "compress", "expand"}
 
 
-def test_dropout_spares_what_was_merged():
+def test_dropout_spares_what_was_merged(build):
     _, layer, adapter = build(12, 20, dropout=0.5)
     x = torch.randn(4, 12, dtype=torch.float64)
     assert not torch.allclose(adapter(x, layer(x)), adapter.eval()(x, layer(x)))
@@ -263,7 +240,7 @@ def test_dropout_spares_what_was_merged():
     torch.testing.assert_close(adapter.train()(x, layer(x)), x @ (layer.weight + adapter.merged).T)
 
 
-def test_a_bfloat16_layer_works():
+def test_a_bfloat16_layer_works(build):
     _, layer, adapter = build(60, 100, dtype=torch.bfloat16, r=2)
     x = torch.randn(5, 60, dtype=torch.bfloat16)
     output = adapter(x, layer(x))
@@ -275,29 +252,13 @@ def test_a_bfloat16_layer_works():
 
 @pytest.mark.parametrize("shared_input", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_three_adapters_with_different_groups_stacked_equal_one_at_a_time(shared_input, dropout):
-    built = [build(60, 100, seed, r=2, dropout=dropout) for seed in range(3)]
-    adapters = [adapter for _, _, adapter in built]
-    for k, adapter in enumerate(adapters):
-        adapter.merge(1, torch.Generator().manual_seed(k))
-        adapter.m.data.normal_()
-    x = torch.randn(3, 7, 60, dtype=torch.float64)
-    if shared_input:
-        x = x[0]
-    base = x @ built[0][1].weight.T
-    dims = (0, 0, None, None) if shared_input else (0, 0, 0, 0)
-    parameters, buffers = stack_module_state(adapters)
-    run = vmap(lambda p, b, x, base: functional_call(adapters[0], (p, b), (x, base)), in_dims=dims)
-    x.requires_grad_()
-    got = run(parameters, buffers, x, base)
-    got.square().sum().backward()
-    gradient, x.grad = x.grad, None
-    for k, adapter in enumerate(adapters):
-        alone = adapter(x, base) if shared_input else adapter(x[k], base[k])
-        alone.square().sum().backward()
-        torch.testing.assert_close(got[k], alone, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(parameters["m"].grad[k], adapter.m.grad, rtol=1e-11, atol=1e-9)
-    torch.testing.assert_close(gradient, x.grad, rtol=1e-11, atol=1e-9)
+def test_three_adapters_with_different_groups_stacked_equal_one_at_a_time(kit, build, shared_input, dropout):
+    def merged_once(seed):
+        adapter = build(60, 100, seed, r=2, dropout=dropout)[2]
+        adapter.merge(1, torch.Generator().manual_seed(seed))
+        return adapter
+
+    kit.check_stacks(merged_once, shared_input)
 
 
 def test_it_is_registered():
