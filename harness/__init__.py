@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from harness.contract.analysis import LayerFindings as LayerFindings
     from harness.contract.data_task import DataTask as DataTask
     from harness.contract.dropout import Dropout as Dropout
+    from harness.contract.executor import Executor as Executor
+    from harness.contract.executor import ExecutorWorker as ExecutorWorker
     from harness.contract.hookspecs import hookimpl as hookimpl
     from harness.contract.method import Adapter as Adapter
     from harness.contract.method import Calibration as Calibration
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from harness.running.api import plan as plan
     from harness.running.api import read_results as read_results
     from harness.running.api import run as run
+    from harness.running.local import LocalExecutor as LocalExecutor
 
 __version__ = "0.1.0"
 
@@ -93,6 +96,9 @@ _HOMES = {
     "DataKind": "harness.data.own.columns",
     "DataTask": "harness.contract.data_task",
     "Dropout": "harness.contract.dropout",
+    "Executor": "harness.contract.executor",
+    "ExecutorWorker": "harness.contract.executor",
+    "LocalExecutor": "harness.running.local",
     "OwnRecipe": "harness.data.own.recipe",
     "OwnRow": "harness.data.own.rows",
     "OwnTables": "harness.data.own.splits",

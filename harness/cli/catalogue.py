@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["methods", "tasks", "suites", "analyses"]))
+@click.argument("kind", type=click.Choice(["methods", "tasks", "suites", "analyses", "executors"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
-    """List methods, tasks, suites or analyses, and where each comes from."""
+    """List methods, tasks, suites, analyses or executors, and where each comes from."""
     from tabulate import tabulate
 
     from harness.planning.registry import build_registry
@@ -48,6 +48,8 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
                 "of": "trials" if thing.of_updates else "base models",
                 "paper": thing.paper,
             }
+        elif kind == "executors":
+            row |= {"title": thing.title or name, "settings": ", ".join(thing.Config.__dataclass_fields__)}
         else:
             row |= {"path": str(thing)}
         rows.append({**row, "distribution": origin.distribution, "version": origin.version, "file": origin.file})

@@ -20,6 +20,15 @@ from harness.cli.options import build_suite_from_options, suite_options
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per GPU; two on a CPU]"
 )
+@click.option(
+    "--executor",
+    "executor_text",
+    default="local",
+    show_default=True,
+    metavar="NAME[:SETTINGS]",
+    help="Where workers run: `harness list executors`, e.g. ray:gpus=0.5.",
+)
+@click.option("--address", metavar="ADDRESS", help="Of the executor's cluster; short for its setting address=....")
 @click.option("--pack", default="auto", show_default=True, help="Trials trained together: auto, off or a number.")
 @click.option(
     "--compile",
@@ -46,18 +55,21 @@ from harness.cli.options import build_suite_from_options, suite_options
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
     trial_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool, quiet: bool, as_json: bool,
-    **options: Any,
+    executor_text: str, address: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
     from harness.planning.retry import parse_states
 
     asked = () if retry is None else parse_states(retry)
-    from harness.running.process import kill, launch
+    from harness.running.local import LocalExecutor
 
-    launched = launch()  # before anything else: it takes as long to load its libraries as this process does
-    click.get_current_context().call_on_close(lambda: kill(launched))
+    local = LocalExecutor()
+    click.get_current_context().call_on_close(local.close)
+    if is_local := executor_text == LocalExecutor.name and address is None:
+        local.launch_ahead()  # before anything else: it takes as long to load its libraries as this process does
 
     from harness.planning.registry import build_registry
+    from harness.planning.settings import read_executor
     from harness.results.store import Store
     from harness.running.progress import Display
     from harness.running.schedule import Terminated
@@ -70,6 +82,7 @@ def run(
     if no_mlflow:
         block = (*block, "trackers:mlflow")
     registry = build_registry(block)
+    executor = local if is_local else read_executor(registry, executor_text, address)
     suite, data_dir = build_suite_from_options(registry, options)
     store = Store(options["results"])
     how = How(
@@ -77,7 +90,7 @@ def run(
         trial_seconds=trial_seconds, allow_code_execution=allow_code_execution, retry=asked,
     )  # fmt: skip
     command = {"command": shlex.join(["harness", *sys.argv[1:]])}
-    outcome = run_sweep(suite, registry, store, how, Display(quiet), data_dir, block, command, launched)
+    outcome = run_sweep(suite, registry, store, how, Display(quiet), data_dir, block, command, executor)
     records, observers = outcome.records, outcome.observers
     told = outcome.summary()
     click.echo(json.dumps([each.to_json() for each in records], indent=1) if as_json else told)

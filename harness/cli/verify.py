@@ -65,6 +65,7 @@ def train_again(
     from harness.results.store import Store
     from harness.running.devices import resolve_devices
     from harness.running.environment import describe_environment
+    from harness.running.local import LocalExecutor
     from harness.running.schedule import Scheduler, Settings
 
     def watch(*_: Any) -> None:
@@ -76,8 +77,8 @@ def train_again(
         store = Store(folder)
         store.prepare()
         settings = Settings(
-            devices=devices, threads=threads, pack=1, data_dir=data_dir, block=(*block, "trackers:mlflow"),
-            allow_code_execution=allow_code_execution,
+            executor=LocalExecutor(), devices=devices, threads=threads, pack=1, data_dir=data_dir,
+            block=(*block, "trackers:mlflow"), allow_code_execution=allow_code_execution,
             environment={**describe_environment(torch.device("cpu")), "results_root": folder, "sweep": "verify"},
         )  # fmt: skip
         scheduler = Scheduler(registry, store, settings, watch)

@@ -15,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
     from harness.contract.data_task import DataTask
+    from harness.contract.executor import Executor
     from harness.contract.method import Method
     from harness.contract.record import Record
     from harness.contract.task import Task
@@ -64,6 +65,14 @@ def harness_register_analyses() -> Sequence[type[Analysis]]:  # type: ignore[emp
     """Return the analyses this plugin provides. Called once per command, in the scheduler's and each worker's process.
 
     An exception here stops the command, naming the plugin.
+    """
+
+
+@hookspec
+def harness_register_executors() -> Sequence[type[Executor]]:  # type: ignore[empty-body]
+    """Return the executors this plugin provides. Called once per command, in the scheduler's and each worker's process.
+
+    An exception here stops the command, naming the plugin. Import what a cluster needs when one is asked for, not here.
     """
 
 

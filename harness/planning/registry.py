@@ -6,7 +6,6 @@ every submodule is registered as its own plugin, named ``<entry point>:<module>`
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
 import logging
@@ -26,12 +25,14 @@ import pluggy
 
 from harness.contract import hookspecs
 from harness.errors import PluginLoadError, UsageError
+from harness.planning.declared import check_declared
 from harness.planning.identity import identify
 from harness.planning.patience import in_time
 
 if TYPE_CHECKING:
     from harness.contract.analysis import Analysis
     from harness.contract.data_task import DataTask
+    from harness.contract.executor import Executor
     from harness.contract.method import Method
     from harness.contract.task import Task
 
@@ -44,9 +45,8 @@ REQUIRED = {
     "data_task": ("main_metric", "metrics", "recipes"),
     "suite": (),
     "analysis": ("columns",),
+    "executor": (),
 }
-# The types of default that a field annotated so may have; other annotations are left to the class itself.
-PLAIN: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Registry:
     analyses: Mapping[str, type[Analysis]]
     origins: Mapping[tuple[str, str], Origin]
     data_tasks: Mapping[str, type[DataTask]]
+    executors: Mapping[str, type[Executor]]
 
     def method(self, name: str) -> type[Method]:
         """Return the method of this name; an unknown one raises ``UsageError`` with near misses."""
@@ -119,6 +120,12 @@ class Registry:
         if name not in self.analyses:
             raise unknown_name("analysis", name, self.analyses)
         return self.analyses[name]
+
+    def executor(self, name: str) -> type[Executor]:
+        """Return the executor of this name; an unknown one raises ``UsageError`` with near misses."""
+        if name not in self.executors:
+            raise unknown_name("executor", name, self.executors)
+        return self.executors[name]
 
     def suite(self, name: str) -> Path:
         """Return the path of a registered suite, or of a ``.toml`` file given by path."""
@@ -245,86 +252,16 @@ def _check_known(manager: pluggy.PluginManager, module: ModuleType) -> None:
             raise TypeError(f"{module.__file__} implements {caller.name!r}, which is no hook ({hint})")
 
 
-def _check_declared(kind: str, thing: Any) -> str:
-    """Return what is wrong with what a method or task class declares, and what to write instead; empty if nothing.
-
-    Only what every command relies on. Whether a method does what it says is for ``harness check``.
-    """
-    if kind == "method":
-        return _check_config(thing.Config) or _check_traits(thing)
-    if kind in ("task", "data_task"):
-        problem = _check_values(thing, "metrics", "Metric") or _check_values(thing, "recipes", "Recipe")
-        if problem or thing.main_metric in list(thing.metrics):
-            return problem
-        known = ", ".join(thing.metrics) or "none yet"
-        return f"main_metric is {thing.main_metric!r}; make it one of its metrics ({known})"
-    return ""
-
-
-def _check_config(config: Any) -> str:
-    if not inspect.isclass(config) or not dataclasses.is_dataclass(config):
-        return f"Config is {config!r}; make it a frozen dataclass, a subclass of harness.MethodConfig"
-    name = config.__qualname__
-    if undecorated := [key for key, value in vars(config).items() if isinstance(value, dataclasses.Field)]:
-        return f"{name} declares {', '.join(undecorated)} but is no dataclass; write @dataclass(frozen=True) above it"
-    bare = [
-        each.name
-        for each in dataclasses.fields(config)
-        if each.init and each.default is each.default_factory is dataclasses.MISSING
-    ]
-    if bare:
-        return f"{name} has no default for {', '.join(bare)}; give every field one, with harness.setting(default, help)"
-    for each in dataclasses.fields(config):
-        annotation = each.type if isinstance(each.type, str) else getattr(each.type, "__name__", "")
-        if each.default is None or each.default is dataclasses.MISSING or annotation not in PLAIN:
-            continue
-        if not isinstance(each.default, PLAIN[annotation]) or (isinstance(each.default, bool) and annotation != "bool"):
-            return f"the default of {name}.{each.name} is {each.default!r}; make it of type {annotation}, as declared"
-    try:
-        config()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises with it
-        return f"the defaults of {name} are refused: {type(error).__name__}: {error}"
-    return ""
-
-
-def _check_traits(method: type[Method]) -> str:
-    from harness.contract.method import MethodTraits
-
-    traits: Any = method.traits
-    if not isinstance(traits, MethodTraits):
-        return f"traits is {traits!r}; write traits = MethodTraits(...)"
-    knob, config = traits.budget_knob, method.Config()
-    fields = [each.name for each in dataclasses.fields(config) if type(getattr(config, each.name)) is int]
-    if knob is None or knob in fields:
-        return ""
-    return (
-        f"traits.budget_knob is {knob!r}, which is no int field of {method.Config.__qualname__}; write "
-        f"MethodTraits(budget_knob=...) with one of {', '.join(fields) or 'its int fields (it has none)'}, "
-        "or with None where the size is fixed"
-    )
-
-
-def _check_values(task: type[Task], field: str, wanted: str) -> str:
-    from harness.contract import task as contract
-
-    values: Any = getattr(task, field)
-    if not isinstance(values, Mapping):
-        return f"{field} is {values!r}; make it a dict of names to harness.{wanted}"
-    for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, getattr(contract, wanted)):
-            return f"{field}[{name!r}] is {value!r}; make it a harness.{wanted}(...) under a name"
-    return ""
-
-
 def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Registry:
     """Ask every plugin what it registers, keeping who said it."""
     from harness.contract.analysis import Analysis
     from harness.contract.data_task import DataTask
+    from harness.contract.executor import Executor
     from harness.contract.method import Method
     from harness.contract.task import Task
 
     found: dict[tuple[str, str], Origin] = {}
-    tables: dict[str, dict[str, Any]] = {"method": {}, "task": {}, "suite": {}, "analysis": {}, "data_task": {}}
+    tables: dict[str, dict[str, Any]] = {kind: {} for kind in REQUIRED}
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
         where = f"plugin {origin.plugin!r} ({origin.file})"
@@ -342,7 +279,7 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
                 f"two plugins register a {kind} called {name!r}: {other.file} ({other.pin}) and {origin.file} "
                 f"({origin.pin}). Rename one, or leave one out: --block {origin.plugin}."
             )
-        problem = _check_declared(kind, thing)
+        problem = check_declared(kind, thing)
         if problem:
             raise PluginLoadError(
                 f"{where[:-1]}, {origin.pin}) registers a {kind} {name!r} that cannot be used: {problem}. "
@@ -356,6 +293,7 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
         ("suite", "suites", Path),
         ("analysis", "analyses", Analysis),
         ("data_task", "data_tasks", DataTask),
+        ("executor", "executors", Executor),
     )
     for kind, several, base in kinds:
         implementations: Sequence[Any] = getattr(manager.hook, f"harness_register_{several}").get_hookimpls()
@@ -393,4 +331,5 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
         ordered["analysis"],
         found,
         ordered["data_task"],
+        ordered["executor"],
     )

@@ -1,15 +1,19 @@
-"""Settings as text: ``name=value,name=value`` of a method or an analysis, and single values.
+"""Settings as text: ``name=value,name=value`` of a method, an analysis or an executor, and single values.
 
 What is not here: sizes that a budget decides (``budget``), lists of values to search (``choices``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.contract.analysis import Analysis
+from harness.contract.executor import Executor
 from harness.contract.method import Method
-from harness.errors import ConfigError
+from harness.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from harness.planning.registry import Registry
 
 WINDOW = 256  # accepted values of a knob lie closer together than this
 
@@ -46,7 +50,28 @@ def parse_settings_but_knob(text: str, method: type[Method]) -> Any:
         raise
 
 
-def read_settings(text: str, method: type[Method] | type[Analysis]) -> dict[str, Any]:
+def read_executor(registry: Registry, text: str, address: str | None = None) -> Executor:
+    """Return the executor that ``NAME`` or ``NAME:setting=value,...`` stands for.
+
+    Args:
+        registry: Knows them.
+        text: What the user wrote.
+        address: Of its cluster, if that was said apart.
+
+    Raises:
+        HarnessError: There is none of this name, or it has no such setting.
+    """
+    name, _, settings = text.partition(":")
+    kind = registry.executor(name)
+    given = read_settings(settings, kind)
+    if address is not None:
+        if "address" not in kind.Config.__dataclass_fields__:
+            raise UsageError(f"--address {address!r}: the executor {name!r} has no address; leave it out")
+        given["address"] = address
+    return kind(kind.Config(**given))
+
+
+def read_settings(text: str, method: type[Method] | type[Analysis] | type[Executor]) -> dict[str, Any]:
     """Return values from ``name=value,name=value``, of the types that the defaults have.
 
     Raises:

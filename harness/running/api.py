@@ -27,7 +27,7 @@ Names = str | Sequence[str]
 def run(
     *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
     results: str | Path = "results", quiet: bool = False, device: str = "auto", workers: int = 0, mlflow: bool = False,
-    block: Sequence[str] = (), **request: Any,
+    executor: str = "local", block: Sequence[str] = (), **request: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what no record answers yet, and return one row per trial, as ``read_results`` does.
 
@@ -39,6 +39,7 @@ def run(
         quiet: Show failures only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes; 0: one per GPU, two on a CPU.
+        executor: Where they run, as ``--executor``.
         mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         block: Plugins to leave out.
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
@@ -49,6 +50,7 @@ def run(
     Raises:
         HarnessError: The request is wrong, or every trial failed.
     """
+    from harness.planning.settings import read_executor
     from harness.running.progress import Display
     from harness.running.sweep import How, run_sweep
 
@@ -57,8 +59,10 @@ def run(
     suite, data_dir = _suite(registry, methods, tasks, data, request)
     store = Store(str(results))
     how = How(device=device, workers=workers)
-    display = Display(quiet)
-    outcome = run_sweep(suite, registry, store, how, display, data_dir, left_out, {"command": "harness.run(...)"})
+    outcome = run_sweep(
+        suite, registry, store, how, Display(quiet), data_dir, left_out, {"command": "harness.run(...)"},
+        read_executor(registry, executor),
+    )  # fmt: skip
     failed = [each for each in outcome.records if each.state != "complete"]
     if failed and len(failed) == len(outcome.records):
         error = failed[0].error or {}

@@ -66,13 +66,13 @@ def conditions(devices: Sequence[str], **settings: Any) -> dict[str, Any]:
     names = {
         device: f"{properties.name}, {properties.total_memory} bytes"
         for device in devices
-        if device.startswith("cuda")
+        if device.startswith("cuda") and torch.cuda.is_available()  # else they are another machine's
         for properties in [torch.cuda.get_device_properties(device)]
     }
     return {
         "versions": _static()["versions"],
         "source": _source_digest(),
-        "devices": sorted({names.get(device, _static()["cpu"]) for device in devices}),
+        "devices": sorted({names.get(device, _static()["cpu"] if device == "cpu" else device) for device in devices}),
         "workers": len(devices),
         **settings,
     }

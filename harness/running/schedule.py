@@ -3,23 +3,24 @@
 It survives whatever a worker does: a worker that dies costs at most a try of the trial it was on, one that dies
 while it starts is replaced, and every finished trial's record is on disk before anything else happens.
 
-What is not here: which trials there are (``planning.plan``), training (``engine.training``), a worker's process
-(``process``), what it does (``worker``), and what is written down of a trial (``recording``).
+What is not here: which trials there are (``planning.plan``), training (``engine.training``), where workers run
+(``contract.executor``, ``local``), what they do (``worker``), and what is written down of a trial (``recording``).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
-import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from harness.contract.executor import Executor
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 from harness.errors import HarnessError, RecordError
@@ -29,9 +30,8 @@ from harness.planning.retry import Retry
 from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.checkpoints import forget
-from harness.running.kernel import MemoryKills
+from harness.running.crew import Member
 from harness.running.pieces import Pieces
-from harness.running.process import Event, WorkerProcess, launch
 from harness.running.recording import lost
 from harness.running.redaction import redact
 
@@ -39,10 +39,14 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between looks at what others are training
 MOST_LOOKS = 50  # trials at a look
+MOST_MOVES = 3  # of a trial whose machine was lost: it may be what ends machines
 START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
 ANSWER_SECONDS = 2.0  # that workers have to save what they train after Ctrl-C
 LEAVE_SECONDS = 20.0  # and when a machine is about to go
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
+
+
+Event = tuple[Member, Mapping[str, Any]]  # what a worker said
 
 
 class Terminated(KeyboardInterrupt):
@@ -54,7 +58,8 @@ class Settings:
     """How to run, as opposed to what.
 
     Attributes:
-        devices: One per worker, e.g. ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``.
+        executor: Where workers run.
+        devices: One per worker, e.g. ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``, as they are called where it runs.
         threads: CPU threads per worker; 0: PyTorch's choice.
         pack: Most trials to train together; 0: the worker measures what fits.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
@@ -68,6 +73,7 @@ class Settings:
         retry: Which records leave nothing to do.
     """
 
+    executor: Executor
     devices: tuple[str, ...]
     threads: int = 0
     pack: int = 0
@@ -110,7 +116,6 @@ class Scheduler:
         store: Where records go.
         settings: How to run.
         watch: Told of every event, for the progress display: ``watch(event, trial, payload)``.
-        launched: The first worker's process, if it was launched earlier.
     """
 
     def __init__(
@@ -119,23 +124,22 @@ class Scheduler:
         store: Store,
         settings: Settings,
         watch: Callable[[str, Trial, Mapping[str, Any]], None],
-        launched: subprocess.Popen[str] | None = None,
     ) -> None:
         self.registry, self.store, self.settings, self.watch = registry, store, settings, watch
-        self._launched = launched
         self.observers = Observers(registry)
         self._events: queue.Queue[Event] = queue.Queue()
-        self._workers: dict[int, WorkerProcess] = {}
+        self._workers: dict[int, Member] = {}
         self._pieces = Pieces(registry, len(settings.devices), settings.pack)
         self._elsewhere: deque[Trial] = deque()  # somebody else is training them
         self._next_look = 0.0
         self.claims = Claims(store)
-        self._memory_kills = MemoryKills()
+        self._moves: Counter[str] = Counter()  # by trial: how often its machine was lost
         self._failed_starts = 0
 
     def start(self) -> None:
         """Start a first worker, so that it loads its libraries while others still plan. Not needed before ``run``."""
-        self._start(0)
+        if self.settings.executor.starts_early:
+            self._start(0)
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Run trials to their records. May be called again; workers stay, with their base model.
@@ -158,20 +162,25 @@ class Scheduler:
 
     def close(self) -> None:
         """End the workers, and let the observers finish."""
-        for worker in self._workers.values():
-            worker.kill()
+        for member in self._workers.values():
+            member.worker.kill()
         self._workers.clear()
+        self.settings.executor.close()
         self.claims.close()
         self.observers.call("harness_sweep_finished")
 
     def _start(self, number: int) -> None:
-        process, self._launched = self._launched or launch(), None
-        self._workers[number] = WorkerProcess(number, process, self._setup(number), self._events)
+        member = Member(number, self.settings.executor, self._setup(number), self._hear)
+        self._workers[number] = member
+
+    def _hear(self, member: Member, event: Mapping[str, Any]) -> None:
+        self._events.put((member, event))
 
     def _setup(self, number: int) -> dict[str, Any]:
         """Return what a worker is told first."""
         settings = self.settings
         return {
+            "folder": os.getcwd(),  # noqa: PTH109  where relative paths begin, as the user wrote them
             "results": self.store.root,
             "device": settings.devices[number],
             "threads": settings.threads,
@@ -185,16 +194,19 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         for number in range(len(self.settings.devices)):
-            worker = self._workers.get(number)
-            if worker is None:
+            member = self._workers.get(number)
+            if member is None:
                 coming = sum(not each.jobs for each in self._workers.values())
                 if coming < self._pieces.pieces_left():
                     self._start(number)
-            elif worker.idle:
-                while self._pieces and not worker.jobs:
+            elif member.idle:
+                while self._pieces and not member.jobs:
                     trials, pack = self._pieces.next(number)
                     if todo := self._claimed(trials):
-                        worker.give(todo, pack)
+                        member.give(todo, pack)
+                if member.has_waited(self.settings.executor.idle_seconds):
+                    del self._workers[number]
+                    member.worker.kill()
 
     def _claimed(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials that are ours to train. Others are answered already, or somebody else is at them."""
@@ -235,33 +247,33 @@ class Scheduler:
     def _handle(self, item: Event | None) -> None:
         if item is None:
             return
-        worker, event = item
-        if self._workers.get(worker.number) is not worker:
+        member, event = item
+        if self._workers.get(member.number) is not member:
             return  # last words of one that was ended for running too long
-        if event is None:
-            self._died(worker)
+        if event["event"] == "ended":
+            self._died(member, event)
         elif event["event"] == "idle":
-            worker.ready = worker.idle = True
+            member.waits()
             self._failed_starts = 0
-            worker.environment = event.get("environment", worker.environment)
-            for trial in list(worker.jobs.values()):
+            member.environment = event.get("environment", member.environment)
+            for trial in list(member.jobs.values()):
                 why = "the worker ended its job without a record"
-                self._keep(self._ended(worker, trial, State.FAILED, "NoRecord", why))
-                worker.done(trial.id)
+                self._keep(self._ended(member, trial, State.FAILED, "NoRecord", why))
+                member.done(trial.id)
         elif event["event"] == "stop":
             raise HarnessError(f"{event['why']}. {MAKE_ROOM}")
         elif event["event"] == "warning":
             logging.getLogger(event["logger"]).warning("%s", event["message"])
         elif event["event"] == "record":
             self._keep(Record.from_json(event["record"]))
-            worker.done(event["record"]["trial_id"])
-        elif event["trial"] in worker.jobs:
-            self._show(worker, worker.jobs[event["trial"]], event)
+            member.done(event["record"]["trial_id"])
+        elif event["trial"] in member.jobs:
+            self._show(member, member.jobs[event["trial"]], event)
 
-    def _show(self, worker: WorkerProcess, trial: Trial, event: Mapping[str, Any]) -> None:
+    def _show(self, member: Member, trial: Trial, event: Mapping[str, Any]) -> None:
         """Tell everyone that a trial has started or come further."""
         if event["event"] == "started":
-            worker.started[trial.id] = time.monotonic()
+            member.started[trial.id] = time.monotonic()
             self.observers.call("harness_trial_started", trial=trial, environment=self.settings.environment)
         else:
             self.observers.call("harness_trial_progress", trial=trial, step=event["step"], metrics=event["metrics"])
@@ -294,45 +306,48 @@ class Scheduler:
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
 
-    def _died(self, worker: WorkerProcess) -> None:
+    def _died(self, member: Member, event: Mapping[str, Any]) -> None:
         """A worker is gone: blame the trial it was on, and give the others to a new worker."""
-        why = worker.why()
-        state = State.LOST if worker.process.returncode < 0 else State.FAILED  # whatever exits, does so on purpose
-        if worker.was_killed and (memory := self._memory_kills.why(worker.process.pid)):
-            why, state = f"{memory}; {why}", State.OUT_OF_MEMORY
-        del self._workers[worker.number]
-        if not worker.ready:
+        why, state, machine_lost = str(event["why"]), State(event["state"]), event.get("machine_lost", False)
+        del self._workers[member.number]
+        if not member.ready and not machine_lost:
             self._failed_starts += 1
             if self._failed_starts == START_TRIES:
                 raise HarnessError(f"a worker cannot start, tried {START_TRIES} times: {why}")
             logger.warning("a worker died while it started, and is replaced: %s", why.splitlines()[0])
             return
-        running = [trial for trial in worker.jobs.values() if trial.id in worker.started]
-        rest = [trial for trial in worker.jobs.values() if trial.id not in worker.started]
-        if not running:  # it died between trials: the next one is to blame
+        running = [trial for trial in member.jobs.values() if trial.id in member.started]
+        rest = [trial for trial in member.jobs.values() if trial.id not in member.started]
+        if machine_lost:
+            logger.warning("worker %d is gone, and another takes its trials: %s", member.number, why.splitlines()[0])
+            self._moves.update(trial.id for trial in running)
+            running, moved = [], running
+            for trial in moved:
+                (running if self._moves[trial.id] > MOST_MOVES else rest).append(trial)
+        elif not running:  # it died between trials: the next one is to blame
             running, rest = rest[:1], rest[1:]
         if rest:
             self._pieces.put_back(rest)
         if len(running) > 1:  # a pack: which of them it was shows when each runs alone
             self._pieces.add_alone(running)
         elif running:
-            self._keep(self._ended(worker, running[0], state, "WorkerDied", why))
+            self._keep(self._ended(member, running[0], state, "WorkerDied", why))
 
     def _enforce_limits(self) -> None:
         limit = self.settings.trial_seconds
         if not limit:
             return
         now = time.monotonic()
-        for number, worker in list(self._workers.items()):
-            late = [trial_id for trial_id, begin in worker.started.items() if now - begin > limit]
+        for number, member in list(self._workers.items()):
+            late = [trial_id for trial_id, begin in member.started.items() if now - begin > limit]
             if late:
-                worker.kill()
+                member.worker.kill()
                 del self._workers[number]
-                if rest := [trial for trial in worker.jobs.values() if trial.id not in late]:
+                if rest := [trial for trial in member.jobs.values() if trial.id not in late]:
                     self._pieces.put_back(rest)
-                for trial in (worker.jobs[trial_id] for trial_id in late):
+                for trial in (member.jobs[trial_id] for trial_id in late):
                     why = f"ran longer than {limit:g} seconds"
-                    self._keep(self._ended(worker, trial, State.TIMED_OUT, "TimedOut", why))
+                    self._keep(self._ended(member, trial, State.TIMED_OUT, "TimedOut", why))
 
     def _stop(self, why: str, seconds: float) -> None:
         """End every worker. What they had already sent is kept; trials that were running get a record that says so.
@@ -341,20 +356,20 @@ class Scheduler:
             why: For these records.
             seconds: That the workers have to save what they train.
         """
-        for worker in self._workers.values():
-            worker.stop() if worker.started else worker.kill()
+        for member in self._workers.values():
+            member.worker.stop() if member.started else member.worker.kill()
         end: float | None = time.monotonic() + seconds
         while self._workers:
             try:
                 sender, event = self._events.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
             except queue.Empty:
-                for worker in self._workers.values():
-                    worker.kill()
+                for member in self._workers.values():
+                    member.worker.kill()
                 end = None  # each of them says that it is gone
                 continue
-            if event is not None and event["event"] == "record":
+            if event["event"] == "record":
                 self._handle((sender, event))
-            elif event is None and self._workers.get(sender.number) is sender:
+            elif event["event"] == "ended" and self._workers.get(sender.number) is sender:
                 del self._workers[sender.number]
                 for trial in sender.jobs.values():
                     if trial.id in sender.started:
@@ -362,9 +377,9 @@ class Scheduler:
         self._pieces.clear()
         self._elsewhere.clear()
 
-    def _ended(self, worker: WorkerProcess, trial: Trial, state: State, kind: str, message: str) -> Record:
+    def _ended(self, member: Member, trial: Trial, state: State, kind: str, message: str) -> Record:
         """Return the record of a trial whose worker cannot write it."""
-        seconds = time.monotonic() - worker.started.get(trial.id, time.monotonic())
+        seconds = time.monotonic() - member.started.get(trial.id, time.monotonic())
         started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
         task = self.registry.task(trial.task)
-        return lost(trial, task, worker.environment, started, state, kind, message)
+        return lost(trial, task, member.environment, started, state, kind, message)

@@ -2,7 +2,7 @@
 
 What libraries print goes to standard error.
 
-What is not here: what is done with a job (``worker``), the scheduler's end of the two pipes (``process``).
+What is not here: what is done with a job (``worker``), the scheduler's end of the two pipes (``local``).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main() -> None:
     if not line:
         return  # the command found nothing to do
     setup = json.loads(line)
+    with suppress(OSError):  # on another machine it may not exist, and then no path begins there
+        os.chdir(setup["folder"])
     if setup["threads"]:
         torch.set_num_threads(setup["threads"])
 

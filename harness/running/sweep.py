@@ -5,7 +5,6 @@ What is not here: what a user may say (``cli``, ``api``), one trial (``worker``)
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness.contract.executor import Executor
 from harness.contract.record import Record
 from harness.contract.trial import Trial
 from harness.planning.plan import plan_cells
@@ -24,8 +24,9 @@ from harness.planning.search import Cell, pending, wanted
 from harness.planning.suite import Suite
 from harness.results.catalogue import write_catalogue
 from harness.results.store import Store
-from harness.running.devices import parse_pack, resolve_devices, resolve_precision
+from harness.running.devices import parse_pack, resolve_precision
 from harness.running.environment import conditions, describe_environment
+from harness.running.local import LocalExecutor
 from harness.running.progress import Display
 from harness.running.redaction import redact
 from harness.running.schedule import Observers, Scheduler, Settings
@@ -37,7 +38,7 @@ class How:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: Processes; 0: one per GPU, two on a CPU.
+        workers: Most at once; 0: what the executor takes to be there, on this machine one per GPU, two on a CPU.
         pack: Most trials to train together: ``auto``, ``off`` or a number.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
         recomputes: Whether the backward pass computes activations again instead of keeping them.
@@ -94,7 +95,7 @@ def plan_sweep(
 def run_sweep(
     suite: Suite, registry: Registry, store: Store, how: How, display: Display, data_dir: Path | None = None,
     block: tuple[str, ...] = (), environment: Mapping[str, Any] | None = None,
-    launched: subprocess.Popen[str] | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:  # fmt: skip
     """Train what no record answers yet.
 
@@ -107,15 +108,17 @@ def run_sweep(
         data_dir: Local tables.
         block: Plugins that workers leave out.
         environment: What else goes into every record.
-        launched: The first worker's process, if it was launched earlier.
+        executor: Where workers run; ``None``: on this machine.
     """
-    devices, threads = resolve_devices(how.device, how.workers)
+    executor = executor or LocalExecutor()
+    devices, threads = executor.devices(how.device, how.workers)
     given: dict[str, Any] = {
         "pack": parse_pack(how.pack, devices[0]), "compiled": how.compiled, "recomputes": how.recomputes,
         "trial_seconds": how.trial_seconds, "allow_code_execution": how.allow_code_execution,
     }  # fmt: skip
     retries = Retry(conditions(devices, **given), how.retry)
     settings = Settings(
+        executor=executor,
         devices=devices,
         threads=threads,
         retry=retries,
@@ -132,7 +135,7 @@ def run_sweep(
             }
         ),
     )
-    scheduler = Scheduler(registry, store, settings, display, launched)
+    scheduler = Scheduler(registry, store, settings, display)
     known: dict[str, Record] = {}
 
     def look_up(trial: Trial) -> Record | None:

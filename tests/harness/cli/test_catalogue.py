@@ -20,7 +20,7 @@ print(sorted({"transformers", "pandas", "mlflow", "datasets", "matplotlib"} & se
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("kind", "name"), [("methods", "lora"), ("tasks", "uuid")])
+@pytest.mark.parametrize(("kind", "name"), [("methods", "lora"), ("tasks", "uuid"), ("executors", "local")])
 def test_list_as_table_and_as_json(command, kind, name):
     table = command("list", kind)
     assert (table.code, table.err) == (0, "")

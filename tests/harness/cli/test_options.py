@@ -75,6 +75,13 @@ def test_seeds_are_a_number_or_a_list():
         (["--device", "cuda:99", *SMALL], "--device"),
         (["--pack", "lots", *SMALL], "--pack 'lots': give auto, off or a number"),
         (["--workers", "-1", *SMALL], "-1 is not in the range"),
+        (["--executor", "locale", *SMALL], "no executor is called 'locale'; did you mean local?"),
+        (
+            ["--executor", "local:gpus=2", *SMALL],
+            "local: cannot read setting 'gpus=2'; write field=value, fields: none",
+        ),
+        (["--address", "there", *SMALL], "--address 'there': the executor 'local' has no address; leave it out"),
+        (["--executor", "cloud:losses=-1", *SMALL], "losses=-1 is not allowed; give an int >= 0"),
         (["--colour", *SMALL], "No such option"),
     ],
 )

@@ -12,15 +12,18 @@ import time
 import pytest
 import torch
 
+from harness.contract.executor import Executor, ExecutorWorker
 from harness.contract.record import Record, State
 from harness.errors import HarnessError
 from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.search import pending
+from harness.planning.settings import read_executor
 from harness.planning.suite import build_suite
 from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.environment import describe_environment
+from harness.running.local import LocalExecutor
 from harness.running.schedule import Scheduler, Settings
 
 SMALL = {"steps": 2, "pairs": 2, "batch_size": 2}
@@ -38,11 +41,18 @@ def plan(registry, methods, tasks=("uuid",), recipe=SMALL, **suite):
 class Sweep:
     """Trials run to their records in a folder of their own, and what the watch and the observers saw."""
 
-    def __init__(self, folder, trials, registry, **settings):
+    def __init__(self, folder, trials, registry, executor=None, **settings):
         self.trials, self.store, self.events = trials, Store(str(folder)), []
         self.store.prepare()
         environment = {**describe_environment(torch.device("cpu")), "sweep": "trouble", "results_root": str(folder)}
-        self.settings = Settings(devices=("cpu",), threads=1, pack=1, environment=environment, **settings)
+        self.settings = Settings(
+            executor=executor or LocalExecutor(),
+            devices=("cpu",),
+            threads=1,
+            pack=1,
+            environment=environment,
+            **settings,
+        )
         self.scheduler = Scheduler(registry, self.store, self.settings, self.watch)
 
     def watch(self, event, trial, payload):
@@ -192,6 +202,63 @@ def test_trials_that_another_run_finished_are_left_alone(trouble, registry, tmp_
     assert ("finished", first.id) in sweep.events
 
 
+def test_what_was_on_a_lost_machine_goes_to_another_and_is_not_suspected(trouble, registry, tmp_path, caplog):
+    """Two trials on a stranger's executor, whose first machine goes away in the middle of one."""
+    executor = read_executor(registry, "cloud:losses=1", "sky:1")
+    assert executor.config.address == "sky:1"
+    sweep = Sweep(tmp_path, plan(registry, ["quick"], seeds=[0, 1]), registry, executor).run()
+    records = [sweep.record("quick", seed) for seed in (0, 1)]
+    assert [(record.state, len(record.attempts)) for record in records] == [(State.COMPLETE, 0)] * 2
+    assert executor.launched == [0, 0]
+    assert executor.closed
+    assert "worker 0 is gone, and another takes its trials: the cloud drifted away" in caplog.text
+
+
+class Doomed(Executor):
+    """Workers that begin what they are given, and then their machine is lost."""
+
+    name = "doomed"
+
+    def devices(self, device, workers):
+        return ("cpu",), 1
+
+    def launch(self, number, hear):
+        class Worker(ExecutorWorker):
+            def send(self, message):
+                if "trials" not in message:
+                    hear({"event": "idle"})
+                    return
+                hear({"event": "started", "trial": message["trials"][0]["id"]})
+                hear({"event": "ended", "why": "gone", "state": "lost", "machine_lost": True})
+
+            def stop(self):
+                hear({"event": "ended", "why": "stopped", "state": "failed"})
+
+            kill = stop
+
+        return Worker()
+
+
+def test_a_trial_that_ends_every_machine_it_is_given_to_is_given_up(trouble, registry, tmp_path):
+    sweep = Sweep(tmp_path, plan(registry, ["quick"]), registry, Doomed()).run()
+    record = sweep.record("quick")
+    assert (record.state, record.error["message"]) == (State.LOST, "gone")
+    assert [event for event, _ in sweep.events] == ["started"] * 4 + ["finished"]
+
+
+def test_a_worker_with_nothing_to_do_is_let_go_where_the_executor_says_so(trouble, registry, tmp_path, monkeypatch):
+    executor = Doomed()
+    sweep = Sweep(tmp_path, plan(registry, ["quick"]), registry, executor)
+    sweep.scheduler._start(0)
+    sweep.scheduler._handle(sweep.scheduler._next_event())
+    assert sweep.scheduler._workers[0].idle
+    sweep.scheduler._dispatch()
+    assert 0 in sweep.scheduler._workers, "kept, with its base model"
+    executor.idle_seconds = -1.0
+    sweep.scheduler._dispatch()
+    assert sweep.scheduler._workers == {}
+
+
 @pytest.mark.slow
 def test_a_trial_that_runs_too_long_is_ended_and_the_rest_goes_on(trouble, registry, tmp_path):
     trouble.setenv("TROUBLE_SECONDS", "100")
@@ -211,7 +278,7 @@ def test_a_worker_killed_from_outside_costs_the_trial_it_was_on(trouble, registr
 
     def watch(event, trial, payload):
         if (event, trial.method) == ("progress", "slow") or (event, trial.method) == ("started", "slow"):
-            process = sweep.scheduler._workers[0].process
+            process = sweep.scheduler._workers[0].worker.process
             threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
 
     sweep.scheduler.watch = watch

@@ -2,6 +2,8 @@
 
 Every method trains one number per output, so ``--budget quick`` fits them all. ``TROUBLE_SECONDS``, ``TROUBLE_RAISE``
 and ``TROUBLE_LOG`` in the environment say how long ``slow`` sleeps, whether the observer raises, and where it writes.
+
+Its executor is written from nothing but the contract: a worker is a command whose two ends are wired to messages.
 """
 
 from __future__ import annotations
@@ -10,13 +12,32 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from harness import Adapter, Evaluation, Example, Method, MethodTraits, Metric, Recipe, Task, TaskData, hookimpl
+from harness import (
+    Adapter,
+    Evaluation,
+    Example,
+    Executor,
+    ExecutorWorker,
+    LocalExecutor,
+    Method,
+    MethodConfig,
+    MethodTraits,
+    Metric,
+    Recipe,
+    Task,
+    TaskData,
+    hookimpl,
+    setting,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +123,70 @@ class Toy(Task):
 
     def evaluate(self, model, context, split):
         return Evaluation({"score": float("nan")})
+
+
+class Piped(ExecutorWorker):
+    """A worker that is lost with its machine as soon as it has said a word."""
+
+    def __init__(self, command, hear, loses_at):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.hear, self.loses_at = hear, loses_at
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def send(self, message):
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def stop(self):
+        self.process.terminate()
+
+    def kill(self):
+        self.process.kill()
+
+    def listen(self):
+        for line in self.process.stdout:
+            event = json.loads(line)
+            self.hear(event)
+            if event["event"] == self.loses_at:
+                self.process.kill()
+                break
+        self.process.wait()
+        self.hear({"event": "ended", "why": "the cloud drifted away", "state": "lost", "machine_lost": True})
+
+
+@dataclass(frozen=True)
+class CloudConfig(MethodConfig):
+    address: str = setting("nowhere", "Where the cloud is.")
+    losses: int = setting(0, "How many of its machines are lost at a trial's first step.", minimum=0)
+
+
+class Cloud(Executor):
+    name = "cloud"
+    title = "Another machine, as far as the harness knows"
+    Config = CloudConfig
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.left, self.closed, self.launched = self.config.losses, False, []
+
+    def devices(self, device, workers):
+        return ("cpu",) * (workers or 1), 1
+
+    def launch(self, number, hear):
+        self.left -= 1
+        self.launched.append(number)
+        return Piped(LocalExecutor().command(number), hear, "progress" if self.left >= 0 else None)
+
+    def close(self):
+        self.closed = True
+
+
+@hookimpl
+def harness_register_executors():
+    return [Cloud]
 
 
 @hookimpl
