@@ -158,7 +158,7 @@ def test_python_examples_are_python(block):
 @pytest.mark.parametrize("block", of_language("python", "docs/hooks.md"), ids=lambda block: block.place)
 def test_hook_examples_are_accepted_as_plugins(block, tmp_path, capsys, make_example_call):
     namespace: dict[str, Any] = {"__name__": "example", "__file__": str(tmp_path / "example.py")}
-    exec(compile(block.text, block.place, "exec"), namespace)
+    exec(compile(block.text, block.place, "exec", dont_inherit=True), namespace)
     (name,) = [name for name in namespace if name in HOOKS]
     plugin = type("Plugin", (), {name: staticmethod(namespace[name])})
     manager = pluggy.PluginManager(hookspecs.PROJECT)

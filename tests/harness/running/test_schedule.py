@@ -14,6 +14,7 @@ import torch
 
 from harness.contract.executor import Executor, ExecutorWorker
 from harness.contract.record import Record, State
+from harness.contract.trial import Trial
 from harness.errors import HarnessError
 from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
@@ -228,7 +229,7 @@ class Doomed(Executor):
                 if "trials" not in message:
                     hear({"event": "idle"})
                     return
-                hear({"event": "started", "trial": message["trials"][0]["id"]})
+                hear({"event": "started", "trial": Trial.from_json(message["trials"][0]).id})
                 hear({"event": "ended", "why": "gone", "state": "lost", "machine_lost": True})
 
             def stop(self):
