@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.contract.executor import Executor as Executor
     from harness.contract.executor import ExecutorWorker as ExecutorWorker
     from harness.contract.hookspecs import hookimpl as hookimpl
+    from harness.contract.looks import Looks as Looks
     from harness.contract.method import Adapter as Adapter
     from harness.contract.method import Calibration as Calibration
     from harness.contract.method import Method as Method
@@ -77,6 +78,7 @@ _HOMES = {
     "Analysis": "harness.contract.analysis",
     "LayerChange": "harness.contract.analysis",
     "LayerFindings": "harness.contract.analysis",
+    "Looks": "harness.contract.looks",
     "Adapter": "harness.contract.method",
     "Evaluation": "harness.contract.task",
     "Example": "harness.contract.task",

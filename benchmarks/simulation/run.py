@@ -12,19 +12,23 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from harness_leaderboard.statistics import analyse
-from harness_leaderboard.statistics.decision import decide
+from harness.contract.looks import Looks
+from harness_leaderboard.statistics import Stages, analyse
+from harness_leaderboard.statistics.decision import Decision, decide
 from harness_leaderboard.statistics.scores import units
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worlds import World, draw  # a script's neighbour
+from worlds import Array, Drawn, World, draw  # a script's neighbour
 
 LEVEL = 0.05
+POINTS = 0.05  # that a run with looks wants to tell apart
+FIRST = 3  # seeds at the first look
 
 
 def cells() -> Iterator[tuple[str, World]]:
@@ -43,6 +47,9 @@ def cells() -> Iterator[tuple[str, World]]:
         yield "corpus", World(methods=methods, seeds=seeds, items=256, metric=metric)
     for methods, seeds in product((5, 8), (3, 10, 20)):
         yield "searched", World(methods=methods, seeds=seeds, items=256, is_searched=True)
+    for methods, items, gap, is_unequal in product((2, 5, 13), (256, 1000), (0.0, 0.1), (False, True)):
+        world = World(methods=methods, seeds=10, items=items, gap=gap, is_unequal=is_unequal)
+        yield "sequential", world
     for methods, seeds, items in product((5,), (3, 5, 10), (16, 64, 256)):
         yield "coverage", World(methods=methods, seeds=seeds, items=items)
 
@@ -53,15 +60,55 @@ def separations(world: World, boards: int, generator: np.random.Generator) -> st
     for _ in range(boards):
         drawn = draw(world, generator)
         decision = decide(drawn.scores, units(drawn.scores), LEVEL)
-        pairs = decision.pairs
-        assert pairs is not None
-        sign = 1 if drawn.scores.higher_is_better else -1
-        truth = sign * (drawn.better[pairs.first].astype(int) - drawn.better[pairs.second]) * (world.gap > 0)
-        said = np.sign(pairs.differences) * decision.separated
+        said, truth = _said_and_true(world, drawn, decision)
         wrong += bool(((said != 0) & (said != truth)).any())
         if world.gap:
             found.append((said == truth)[truth != 0].mean())
     return f"false {wrong / boards:6.1%}" + (f"  found {np.mean(found):6.1%}" if found else "")
+
+
+def _said_and_true(world: World, drawn: Drawn, decision: Decision) -> tuple[Array, Array]:
+    """Return what a board says of each pair (1: the first has the higher score, 0: not told apart), and the truth."""
+    pairs = decision.pairs
+    assert pairs is not None
+    sign = 1 if drawn.scores.higher_is_better else -1
+    truth = sign * (drawn.better[pairs.first].astype(int) - drawn.better[pairs.second]) * (world.gap > 0)
+    return np.sign(pairs.differences) * decision.separated, truth
+
+
+def sequential(world: World, boards: int, generator: np.random.Generator) -> str:
+    """Return how often boards whose seeds are added until methods are told apart are wrong, at any of their looks.
+
+    Every method gets a look's seeds if it is part of a pair that is not told apart and may still differ by ``POINTS``.
+    """
+    looks = Looks.plan(100 * POINTS, range(FIRST), world.seeds)
+    last, wrong, ever, found, spent = len(looks.counts), 0, 0, [], []
+    for _ in range(boards):
+        drawn = draw(world, generator)
+        reached, mistaken = np.ones(world.methods, dtype=int), []
+        while True:
+            stages = Stages(
+                seeds=tuple(looks.seeds_at(look + 1) for look in range(last)),
+                shares=looks.shares,
+                reached=tuple(reached.tolist()),
+            )
+            decision = decide(replace(drawn.scores, stages=stages), units(drawn.scores), LEVEL)
+            said, truth = _said_and_true(world, drawn, decision)
+            mistaken.append(bool(((said != 0) & (said != truth)).any()))
+            assert decision.pairs is not None
+            reach = np.abs(decision.pairs.differences) + decision.deciding.distance(LEVEL * decision.shares)
+            undecided = ~decision.separated & (reach >= POINTS)
+            methods = np.unique(np.concatenate([decision.pairs.first[undecided], decision.pairs.second[undecided]]))
+            more = methods[reached[methods] < last]
+            if not len(more):
+                break
+            reached[more] += 1
+        wrong, ever = wrong + mistaken[-1], ever + any(mistaken)
+        spent.append(np.mean([looks.counts[each - 1] for each in reached]))
+        if world.gap:
+            found.append((said == truth)[truth != 0].mean())
+    power = f"  found {np.mean(found):6.1%}" if found else ""
+    return f"false {wrong / boards:6.1%}  at any look {ever / boards:6.1%}{power}  seeds {np.mean(spent):4.1f}"
 
 
 def coverage(world: World, boards: int, generator: np.random.Generator) -> str:
@@ -95,10 +142,12 @@ def main() -> None:
             continue
         generator = np.random.default_rng([arguments.seed, number])
         start = time.process_time()
-        result = (coverage if kind == "coverage" else separations)(world, arguments.boards, generator)
+        measure = {"coverage": coverage, "sequential": sequential}.get(kind, separations)
+        result = measure(world, arguments.boards, generator)
         what = (
             f"{world.methods:2} methods {world.seeds:2} seeds {world.items:4} items  deviation {world.item_deviation}"
             f"{'' if world.metric == 'mean' else ' ' + world.metric}"
+            f"{' one noisier' if world.is_unequal else ''}{f' gap {world.gap}' if world.gap else ''}"
         )
         cost = (time.process_time() - start) / arguments.boards * 1e3
         print(f"{kind:9} {what}  {result}  ({arguments.boards} boards, {cost:.0f} ms each)", flush=True)

@@ -54,6 +54,9 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--learning-rates", "--lr", metavar="LIST",
                help="The same rates for every method, instead of the recipe's."),
         option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
+        option("--until-separated", type=float, metavar="POINTS",
+               help="Add seeds while methods that are not told apart may differ by so much."),
+        option("--max-seeds", type=int, metavar="N", help="... up to so many.  [default: 10, or twice --seeds]"),
         option("--targets", metavar="PATTERNS",
                help="Layers to adapt, e.g. '*q_proj,*v_proj'.  [default: the task's]"),
         option("--precision", metavar="NAME", help="auto, float32 or bfloat16.  [default: auto]"),
@@ -76,7 +79,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
 
     given: dict[str, Any] = {
         name: options[name]
-        for name in ("scale", "model", "revision", "tolerance", "tune", "precision")
+        for name in ("scale", "model", "revision", "tolerance", "tune", "until_separated", "max_seeds", "precision")
         if options[name] is not None
     }
     if options["methods"]:

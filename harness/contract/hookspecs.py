@@ -119,6 +119,18 @@ def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-b
 
 
 @hookspec
+def harness_undecided(records: Sequence[Record]) -> Sequence[str]:  # type: ignore[empty-body]
+    """Return the cells (``Trial.cell``) that more seeds would help, of a run until methods are separated.
+
+    Called in the scheduler's process after every look, and by ``harness plan``; what several plugins name is put
+    together. What it raises stops the command.
+
+    Args:
+        records: Of the run's trials up to this look; their environment holds the plan of looks (``harness.Looks``).
+    """
+
+
+@hookspec
 def harness_best_trial(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
     """Return the id of the trial whose adapter to use. Called by ``harness export best``; the first answer counts."""
 

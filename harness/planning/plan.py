@@ -107,7 +107,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 [*refused, "Nothing was run. Change the budget or the settings, or leave methods out with --exclude."]
             )
         )
-    if TUNE_SEED in suite.seeds and any(cell.searches for cell in cells):
+    if TUNE_SEED in (suite.looks.seeds if suite.looks else suite.seeds) and any(cell.searches for cell in cells):
         raise UsageError(f"seeds: {TUNE_SEED} is the seed on which rates are searched; report on others")
     return cells
 

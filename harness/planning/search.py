@@ -50,6 +50,13 @@ class Cell:
         """Whether something is chosen on validation before anything is reported."""
         return bool(self.tune or self.others or self.chooses)
 
+    def most_trials(self, seeds: int) -> int:
+        """Return the most trials that it can take, with so many seeds and every grid as large as it may grow."""
+        if not self.searches:
+            return len(self.rates) * seeds
+        rates = self.tune + 2 * MOST_EXTENSIONS if self.tune else len(self.rates)
+        return rates * (1 + len(self.others)) + seeds
+
     def trial(self, learning_rate: float, seed: int, purpose: str, template: Trial | None = None) -> Trial:
         """Return one trial of this cell."""
         return replace(template or self.template, learning_rate=float(learning_rate), seed=seed, purpose=purpose)

@@ -10,6 +10,8 @@ budgets = ["lora:r=8"]            # "own": nothing is matched, every method has 
 seeds = [0, 1, 2]
 learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
 tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
+until_separated = 5               # add seeds while two methods may differ by so many points, see ``contract.looks``
+max_seeds = 10                    # ... up to so many
 targets = []                      # name patterns of the adapted layers
 precision = "auto"
 [rates]                           # by method as written above; one of several is chosen on validation, and no other
@@ -34,9 +36,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from harness.contract.looks import Looks
 from harness.errors import UsageError
 
 LARGEST_SEED = 2**32 - 1  # so that every number drawn from it fits into 64 bits
+MOST_SEEDS = 1000  # of a run that adds them by itself
+USUAL_MOST = 10  # where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
     tune: int = 0
+    until_separated: float = 0.0
+    max_seeds: int = 0
     targets: tuple[str, ...] = ()
     precision: str = "auto"
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -82,6 +89,7 @@ class Suite:
             raise UsageError("give either learning_rates or tune, not both")
         if self.tune < 0 or self.tune == 1:
             raise UsageError(f"tune={self.tune} must be 0 (off) or at least 2 learning rates")
+        self._check_looks()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -92,6 +100,32 @@ class Suite:
         for name, precision in self.precisions.items():
             if precision not in ("float32", "bfloat16"):
                 raise UsageError(f"precisions: {name}={precision!r} is not known; give float32 or bfloat16")
+
+    def _check_looks(self) -> None:
+        if not 0 <= self.until_separated < math.inf:
+            raise UsageError(f"until_separated={self.until_separated} must be a number of points > 0")
+        if self.max_seeds and not self.until_separated:
+            raise UsageError(f"max_seeds={self.max_seeds} is where until_separated stops; give that too, or only seeds")
+        if self.until_separated:
+            if len(self.seeds) < 2:
+                raise UsageError("until_separated: one seed tells nothing apart; give at least 2 seeds to begin with")
+            if not len(self.seeds) < self.most_seeds <= MOST_SEEDS:
+                raise UsageError(
+                    f"max_seeds={_shorten(self.most_seeds)} is not allowed; give more than the {len(self.seeds)} seeds "
+                    f"to begin with, and at most {MOST_SEEDS}"
+                )
+            if max(self.seeds) + self.most_seeds > LARGEST_SEED:
+                raise UsageError(f"until_separated: no seeds are left above {max(self.seeds)}; begin with smaller ones")
+
+    @property
+    def most_seeds(self) -> int:
+        """Return how many seeds a method may get until it is separated."""
+        return self.max_seeds or max(USUAL_MOST, 2 * len(self.seeds))
+
+    @property
+    def looks(self) -> Looks | None:
+        """Return after how many seeds to look whether the methods are separated; ``None``: there are no more seeds."""
+        return Looks.plan(self.until_separated, self.seeds, self.most_seeds) if self.until_separated else None
 
 
 def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
@@ -132,7 +166,8 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
 
 
 _TYPES: Mapping[str, type] = {  # others: text
-    "tolerance": float, "tune": int, "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
+    "tolerance": float, "tune": int, "until_separated": float, "max_seeds": int,
+    "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
 }  # fmt: skip
 _ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}
 

@@ -57,6 +57,11 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """Show a line about the sweep."""
+        if not self.quiet:
+            self.console.print(Text(text), soft_wrap=True)
+
     def expect(self, more: int) -> None:
         """Count trials that are to run, also those that an earlier round's results asked for."""
         self.total += more

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from harness.contract.executor import Executor
+from harness.contract.looks import KEY
 from harness.contract.record import Record
 from harness.contract.trial import Trial
 from harness.planning.plan import plan_cells
@@ -27,6 +28,7 @@ from harness.results.store import Store
 from harness.running.devices import parse_pack, resolve_precision
 from harness.running.environment import conditions, describe_environment
 from harness.running.local import LocalExecutor
+from harness.running.looking import Looking, names
 from harness.running.progress import Display
 from harness.running.redaction import redact
 from harness.running.schedule import Observers, Scheduler, Settings
@@ -85,10 +87,19 @@ def plan_sweep(
 ) -> tuple[list[Cell], list[Trial], dict[str, str]]:
     """Return the cells of a suite, every trial that is known to be needed, and by id how far each is."""
     there = store.ids()
-    look_up = cache(lambda trial_id: store.read(trial_id) if trial_id in there else None)
+    look_up_id = cache(lambda trial_id: store.read(trial_id) if trial_id in there else None)
+
+    def look_up(trial: Trial) -> Record | None:
+        return look_up_id(trial.id)
+
     cells = plan_cells(suite, registry, data_dir, precision)
-    trials = [trial for cell in cells for trial in wanted(cell, lambda trial: look_up(trial.id))]
-    states = {trial.id: record.state.value if (record := look_up(trial.id)) else "to do" for trial in trials}
+    if suite.looks is not None:
+        looking = Looking(suite.looks, registry, look_up)
+        looking.check(cells)
+        while not pending(cells, look_up) and (further := looking.further(cells)) is not None:
+            cells = further
+    trials = [trial for cell in cells for trial in wanted(cell, look_up)]
+    states = {trial.id: record.state.value if (record := look_up(trial)) else "to do" for trial in trials}
     return cells, trials, states
 
 
@@ -130,6 +141,7 @@ def run_sweep(
             {
                 **describe_environment(torch.device("cpu")),
                 **(environment or {}),
+                **({KEY: suite.looks.to_json()} if suite.looks else {}),
                 "results_root": store.root,
                 "sweep": suite.title or " ".join(suite.tasks),
             }
@@ -148,14 +160,28 @@ def run_sweep(
         cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
         store.prepare()
         write_catalogue(store, registry, [cell.template for cell in cells])
-        todo = pending(cells, look_up, retries.settles)
+        looking = None
+        if suite.looks is not None:
+            looking = Looking(suite.looks, registry, look_up, retries.settles)
+            looking.check(cells)
         with display:
-            while todo:
-                display.expect(len(todo))
-                scheduler.run(todo)
-                for trial in todo:
-                    known.pop(trial.id, None)
-                todo = pending(cells, look_up, retries.settles)
+            while True:
+                while todo := pending(cells, look_up, retries.settles):
+                    display.expect(len(todo))
+                    scheduler.run(todo)
+                    for trial in todo:
+                        known.pop(trial.id, None)
+                further = None if looking is None else looking.further(cells)
+                if further is None:
+                    break
+                more = [new for new, old in zip(further, cells, strict=True) if new is not old]
+                display.say(f"not told apart yet, so they get {len(more[0].seeds)} seeds: {names(more)}")
+                cells = further
+            if looking is not None and (left := looking.undecided(cells)):
+                display.say(
+                    f"after {looking.looks.counts[-1]} seeds not told apart, and maybe {looking.looks.points:g} points "
+                    f"or more apart: {names(left)}"
+                )
     finally:
         scheduler.close()
     trials = [trial for cell in cells for trial in wanted(cell, look_up, retries.settles)]

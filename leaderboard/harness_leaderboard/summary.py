@@ -31,6 +31,16 @@ def harness_summarize(records: Sequence[Record]) -> str:
 
 
 @hookimpl
+def harness_undecided(records: Sequence[Record]) -> list[str]:
+    """Return the cells of pairs that are not told apart and may still differ by what matters."""
+    from harness_leaderboard.boards.build import build_boards
+    from harness_leaderboard.boards.looks import undecided
+
+    rows = [row for board in build_boards(records) for row in undecided(board)]
+    return sorted({record.trial.cell for row in rows for record in row.records})
+
+
+@hookimpl
 def harness_best_trial(records: Sequence[Record]) -> str:
     """Return the trial that ``harness recommend`` names."""
     from harness_leaderboard.recommend.command import best_trial

@@ -83,4 +83,5 @@ def _why_not(boards: Sequence[Board], rows: Sequence[Row]) -> str:
     names = [name for name in COMPARABLE_FIELDS if name != "budget_parameters"]
     differing = [name for name in names if len({canonical(getattr(row.first.trial, name)) for row in rows}) > 1]
     differing += [name for board in boards for name in board.differing if name not in differing]
+    differing += ["the plan of looks"] if len({row.looks for row in rows} - {None}) > 1 else []
     return f"the trials differ in {', '.join(dict.fromkeys(differing))}" if differing else ""

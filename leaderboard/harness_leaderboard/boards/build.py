@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.contract.record import Record
+from harness_leaderboard.boards.looks import notes_on_looks
 from harness_leaderboard.boards.model import (
     Board,
     Failure,
@@ -57,7 +58,12 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
     same = COMPARABLE_FIELDS if matched else [name for name in COMPARABLE_FIELDS if name != "budget_parameters"]
     differing = [name for name in same if len({canonical(getattr(each.trial, name)) for each in reports}) > 1]
     units = sorted({str(each.metric_details.get(each.main_metric, {}).get("unit", "")) for each in reports})
-    reasons = [*differing, *(["the metric's unit"] if len(units) > 1 else [])]
+    plans = {row.looks for row in rows} - {None}
+    reasons = [
+        *differing,
+        *(["the metric's unit"] if len(units) > 1 else []),
+        *(["the plan of looks"] if len(plans) > 1 else []),
+    ]
     ranked, analysis = _judged(rows, reasons, records)
     first = everything[0]
     budgets = {each.trial.budget_parameters for each in records}
@@ -86,6 +92,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         notes=(
             *notes_on_published([*ranked, *references]),
             *board_notes(ranked, differing, reports, everything),
+            *notes_on_looks(ranked),
         ),
         differing=tuple(reasons),
         versions=distinct_values(everything),
@@ -117,6 +124,8 @@ def _why_not_ranked(row: Row, estimate: Estimate, differing: Sequence[str]) -> s
         return f"the rows differ in {', '.join(differing)}"
     if estimate.seeds == 1:
         return "1 seed"
+    if row.looks is not None and not row.looks.reached(row.ended):
+        return f"its first look, at {row.looks.counts[0]} seeds, is not complete"
     return "nothing to compare with" if estimate.best_rank is None else ""
 
 

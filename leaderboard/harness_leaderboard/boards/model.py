@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from harness.contract.looks import Looks
 from harness.contract.record import Record, State
 from harness_leaderboard.statistics.analysis import Analysis, Difference, Estimate
 from harness_leaderboard.statistics.error import Interval
@@ -182,6 +183,16 @@ class Row:
     def first(self) -> Record:
         """Return any record of the row; they differ in the seed and in results only."""
         return self.records[0]
+
+    @cached_property
+    def looks(self) -> Looks | None:
+        """Return the plan of looks by which the row's seeds were added; ``None``: they were run without one."""
+        return next((found for each in self.records if (found := Looks.of(each.environment)) is not None), None)
+
+    @property
+    def ended(self) -> list[int]:
+        """Return the seeds that came to an end of whatever kind, not being stopped by the user."""
+        return [each.trial.seed for each in self.records if each.state is not State.INTERRUPTED]
 
     @property
     def seed_scores(self) -> dict[int, float]:

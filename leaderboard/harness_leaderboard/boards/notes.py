@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from harness.contract.looks import KEY
 from harness.contract.record import Record
 from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
 from harness_leaderboard.boards.published import recipe_fields
@@ -14,7 +15,7 @@ from harness_leaderboard.boards.published import recipe_fields
 TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
 
 # Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning ...
-NOT_CONDITIONS = ("sweep",)
+NOT_CONDITIONS = ("sweep", KEY)
 # ... and those that name places on somebody's machine, which are nobody else's business.
 NOT_SHOWN = ("command", "results_root")
 
@@ -56,7 +57,7 @@ def board_notes(
             notes.append(f"The reference {', '.join(odd)} differs from the ranked methods in {name}.")
     flats = {id(each.environment): flatten(each.environment) for each in everything}
     for key, counts in distinct_values(everything).items():
-        if len(counts) > 1 and key not in NOT_CONDITIONS:
+        if len(counts) > 1 and key.partition(".")[0] not in NOT_CONDITIONS:
             holders: dict[str, list[str]] = defaultdict(list)
             for each in everything:
                 flat = flats[id(each.environment)]

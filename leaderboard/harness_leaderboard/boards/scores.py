@@ -11,7 +11,7 @@ import numpy as np
 from harness.contract.record import Record, State
 from harness_leaderboard.boards.model import Row, is_finished
 from harness_leaderboard.statistics.error import Array, Places
-from harness_leaderboard.statistics.scores import Scores, Search
+from harness_leaderboard.statistics.scores import Scores, Search, Stages
 
 
 def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
@@ -40,6 +40,19 @@ def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
         higher_is_better=rows[0].first.higher_is_better,
         diverged=tuple(row.states.get(State.DIVERGED, 0) for row in rows),
         searches=tuple(_search(searched.get(row.first.trial.cell, ()), row) for row in rows),
+        stages=_stages(rows),
+    )
+
+
+def _stages(rows: Sequence[Row]) -> Stages | None:
+    """Return how often the rows' board is looked at, where one plan says so; several plans cannot be followed."""
+    plans = {row.looks for row in rows} - {None}
+    if len(plans) != 1 or (looks := plans.pop()) is None:
+        return None
+    return Stages(
+        seeds=tuple(looks.seeds_at(look) for look in range(1, len(looks.counts) + 1)),
+        shares=looks.shares,
+        reached=tuple(None if row.looks is None else looks.reached(row.ended) for row in rows),
     )
 
 

@@ -6,7 +6,18 @@ from them. What the parts assume and how they held up in simulation: ``docs/fair
 
 from harness_leaderboard.statistics.analysis import Analysis, Difference, Estimate, Share, analyse
 from harness_leaderboard.statistics.error import Interval
-from harness_leaderboard.statistics.scores import Scores, Search
+from harness_leaderboard.statistics.scores import Scores, Search, Stages
 from harness_leaderboard.statistics.search import Selection
 
-__all__ = ["Analysis", "Difference", "Estimate", "Interval", "Scores", "Search", "Selection", "Share", "analyse"]
+__all__ = [
+    "Analysis",
+    "Difference",
+    "Estimate",
+    "Interval",
+    "Scores",
+    "Search",
+    "Selection",
+    "Share",
+    "Stages",
+    "analyse",
+]

@@ -19,7 +19,7 @@ from harness_leaderboard.statistics.error import Array, Flags, Interval
 from harness_leaderboard.statistics.pairs import Pairs
 from harness_leaderboard.statistics.parts import Parts
 from harness_leaderboard.statistics.ranks import letters, rank_ranges
-from harness_leaderboard.statistics.scores import Scores, Units, units
+from harness_leaderboard.statistics.scores import Scores, Stages, Units, units
 from harness_leaderboard.statistics.search import Selection
 
 LEVEL = 0.05  # of a whole board's claims; intervals cover 1 - LEVEL
@@ -73,7 +73,9 @@ class Difference:
         first: Label.
         second: Label.
         difference: First minus second, in the metric's unit.
-        these_items: 95 % interval of the difference, on these items; not corrected for the number of pairs.
+        these_items: 95 % interval of the difference, on these items; not corrected for the number of pairs. Where the
+            board is looked at several times, it covers at all looks together (Jennison and Turnbull 1989, "Interim
+            analyses: the repeated confidence interval approach").
         new_items: The same for new items of the same kind; ``None``: the records keep no items.
         p_value: Of "no difference", by the interval that decides (``Analysis.scope``).
         adjusted_p_value: The same, corrected for all pairs of the board; where a method between the two settles
@@ -84,6 +86,7 @@ class Difference:
         seeds: How many both ran.
         items: How many items, or clusters of them, both have.
         is_paired: Whether the seeds are shared; if not, the two methods ran other seeds.
+        look: The last planned look at which the pair was tested, 1 being the first.
     """
 
     first: str
@@ -98,6 +101,12 @@ class Difference:
     seeds: int
     items: int
     is_paired: bool = True
+    look: int = 1
+
+    @property
+    def interval(self) -> Interval:
+        """Return the interval that decides."""
+        return self.new_items or self.these_items
 
     def reversed(self) -> Difference:
         """Return the same comparison as second minus first."""
@@ -124,6 +133,7 @@ class Analysis:
             the pairs; ``None``: nothing can be compared.
         noisier: How likely each method varies more from seed to seed than the board's methods do; 0 where they are too
             few to tell.
+        stages: How often the board is looked at, and how far it is; ``None``: once.
     """
 
     estimates: tuple[Estimate, ...]
@@ -132,6 +142,7 @@ class Analysis:
     level: float
     detectable: float | None
     noisier: tuple[float, ...]
+    stages: Stages | None = None
 
     def between(self, first: int, second: int) -> Difference | None:
         """Return the comparison of two methods, by place, as first minus second."""
@@ -156,10 +167,12 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
     found = decision.pairs
     if found is None:
         return Analysis(
-            estimates=tuple(estimates), differences={}, scope=scope, level=level, detectable=None, noisier=noisier
-        )
-    half = decision.these_items.distance(LEVEL)
-    new_half = None if decision.new_items is None else np.maximum(decision.new_items.distance(LEVEL), half)
+            estimates=tuple(estimates), differences={}, scope=scope, level=level, detectable=None, noisier=noisier,
+            stages=scores.stages,
+        )  # fmt: skip
+    outside = LEVEL * decision.shares
+    half = decision.these_items.distance(outside)
+    new_half = None if decision.new_items is None else np.maximum(decision.new_items.distance(outside), half)
     needed = decision.seeds_to_separate()
     differences = {
         (int(first), int(second)): Difference(
@@ -175,6 +188,7 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
             seeds=int(found.seeds[place]),
             items=int(found.units[place]),
             is_paired=bool(found.is_paired[place]),
+            look=int(decision.looks[place]),
         )
         for place, (first, second) in enumerate(zip(found.first, found.second, strict=True))
     }
@@ -185,6 +199,7 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
         level=level,
         detectable=float(np.median(decision.detectable())),
         noisier=noisier,
+        stages=scores.stages,
     )
 
 

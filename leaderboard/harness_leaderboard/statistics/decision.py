@@ -1,12 +1,20 @@
-"""Which methods of a board are separated, and what it would take to separate the others."""
+"""Which methods of a board are separated, and what it would take to separate the others.
+
+A board that is looked at several times by a plan has p-values for each look. Divided by the look's share of the level,
+the smallest of a pair counts: at any look it has the pair's level, and so the whole board has its own.
+
+Source: Maurer and Bretz 2013, "Multiple testing in group sequential trials using graphical approaches" (what was
+rejected at one look stays so, and frees its level for the others).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness_leaderboard.statistics.error import Array, Flags, Spread
+from harness_leaderboard.statistics.error import Array, Flags, Places, Spread
 from harness_leaderboard.statistics.multiplicity import corrected
 from harness_leaderboard.statistics.pairs import Pairs, pairs
 from harness_leaderboard.statistics.ranks import closed
@@ -33,6 +41,8 @@ class Decision:
         adjusted: Corrected for all pairs, with what follows from other pairs.
         separated: Whether the board claims a difference.
         level: At which.
+        looks: Per pair, the last look at which it was tested; where there is but one look, 1.
+        shares: Per pair, that look's share of the level.
     """
 
     variances: SeedVariances
@@ -45,6 +55,8 @@ class Decision:
     adjusted: Array
     separated: Flags
     level: float
+    looks: Places
+    shares: Array
 
     @property
     def deciding(self) -> Spread:
@@ -57,7 +69,7 @@ class Decision:
         Source: Lachin 1981, "Introduction to sample size determination", with the errors' own quantiles in place of z.
         """
         spread = self.deciding
-        return spread.distance(self.level / len(self.p_values)) + spread.distance(2 * (1 - POWER))
+        return spread.distance(self.level * self.shares / len(self.p_values)) + spread.distance(2 * (1 - POWER))
 
     def seeds_to_separate(self) -> list[int | None]:
         """Return how many seeds would separate each pair with 80 % power, were its difference the one that was seen.
@@ -83,21 +95,85 @@ def decide(scores: Scores, contributions: Units | None, level: float) -> Decisio
         contributions: Of their items, or clusters of items.
         level: The chance that a board of equal methods separates any.
     """
+    stages = scores.stages
+    if stages is None:
+        last = _tested(scores, contributions)
+    else:
+        latest = max(stages.latest, 1)
+        tests = [_tested(*_seen_at(look, scores, contributions)) for look in range(1, latest + 1)]
+        last = tests[-1]
+    found = last.pairs
+    if found is None:
+        none = np.zeros(0)
+        return Decision(
+            last.variances, last.selections, None, none, last.these_items, None, none, none, none > 0, level,
+            none.astype(np.int64), none,
+        )  # fmt: skip
+    looks, shares, sequential = np.ones(len(last.p_values), dtype=np.int64), np.ones(len(last.p_values)), last.p_values
+    if stages is not None:
+        looks = np.array([stages.look_of(*pair) for pair in found.places]).clip(1, latest)
+        shares = np.array(stages.shares)[looks - 1]
+        sequential = _over_looks(tests, looks, stages.shares)
+    compared = len({*found.first.tolist(), *found.second.tolist()})
+    adjusted = _with_what_follows(found, corrected(sequential, compared), level, scores.higher_is_better)
+    return Decision(
+        last.variances, last.selections, found, last.added, last.these_items, last.new_items, last.p_values, adjusted,
+        adjusted < level, level, looks, shares,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of a board's pairs at one look, each by itself."""
+
+    variances: SeedVariances
+    selections: tuple[Selection | None, ...]
+    pairs: Pairs | None
+    added: Array
+    these_items: Spread
+    new_items: Spread | None
+    p_values: Array
+
+
+def _tested(scores: Scores, contributions: Units | None) -> _Tests:
     variances = seed_variances(scores.totals)
     chosen = _selections(scores, variances)
     found = pairs(scores, contributions, variances)
     if found is None:
         none = np.zeros(0)
-        spread = Spread(np.zeros((0, 1)), np.zeros((0, 1)))
-        return Decision(variances, chosen, None, none, spread, None, none, none, none > 0, level)
+        return _Tests(variances, chosen, None, none, Spread(np.zeros((0, 1)), np.zeros((0, 1))), None, none)
     searched = np.array([0.0 if each is None else each.variance for each in chosen])
     added = searched[found.first] + searched[found.second]
     these = found.these_items.plus(added)
     new = None if found.new_items is None else found.new_items.plus(added)
     p_values = (these if new is None else new).p_value(found.differences)
-    compared = len({*found.first.tolist(), *found.second.tolist()})
-    adjusted = _with_what_follows(found, corrected(p_values, compared), level, scores.higher_is_better)
-    return Decision(variances, chosen, found, added, these, new, p_values, adjusted, adjusted < level, level)
+    return _Tests(variances, chosen, found, added, these, new, p_values)
+
+
+def _seen_at(look: int, scores: Scores, contributions: Units | None) -> tuple[Scores, Units | None]:
+    hidden = scores.hidden_at(look)
+    seen = replace(scores, totals=np.where(hidden, np.nan, scores.totals))
+    if contributions is None:
+        return seen, None
+    return seen, Units(np.where(hidden[:, :, None], np.nan, contributions.values), contributions.degrees)
+
+
+def _over_looks(tests: Sequence[_Tests], looks: Places, shares: Sequence[float]) -> Array:
+    """Return each pair's p-value over its looks so far. A look that saw the other method ahead does not count."""
+    now = tests[-1].pairs
+    assert now is not None
+    smallest = np.ones(len(looks))
+    for look, (test, share) in enumerate(zip(tests, shares, strict=False), 1):
+        if test.pairs is None:
+            continue
+        place = {pair: number for number, pair in enumerate(test.pairs.places)}
+        for number, pair in enumerate(now.places):
+            then = place.get(pair)
+            if look > looks[number] or then is None:
+                continue
+            if test.pairs.differences[then] * now.differences[number] >= 0:
+                smallest[number] = min(smallest[number], test.p_values[then] / share)
+    return smallest
 
 
 def _selections(scores: Scores, variances: SeedVariances) -> tuple[Selection | None, ...]:

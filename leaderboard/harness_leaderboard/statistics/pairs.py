@@ -50,6 +50,11 @@ class Pairs:
     units: Places
     is_paired: Flags
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Return the pairs as places of their methods."""
+        return list(zip(self.first.tolist(), self.second.tolist(), strict=True))
+
 
 def pairs(scores: Scores, contributions: Units | None, variances: SeedVariances) -> Pairs | None:
     """Return all pairs of methods with two scores or more each; ``None``: there is no pair."""

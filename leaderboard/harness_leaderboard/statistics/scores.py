@@ -34,6 +34,31 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stages:
+    """A board that is looked at several times while seeds are added, by a plan that was made before.
+
+    Attributes:
+        seeds: Those of each look, of which the earlier ones' are a part.
+        shares: Of the level, one per look; they sum to at most 1.
+        reached: Per method, the last look whose seeds have all ended, 0 being none; ``None``: the method is outside the
+            plan, so all of its seeds count at every look.
+    """
+
+    seeds: tuple[tuple[int, ...], ...]
+    shares: tuple[float, ...]
+    reached: tuple[int | None, ...]
+
+    @property
+    def latest(self) -> int:
+        """Return the last look that any method has reached."""
+        return max((each for each in self.reached if each is not None), default=0)
+
+    def look_of(self, first: int, second: int) -> int:
+        """Return the last look at which two methods are compared, by place."""
+        return min(len(self.seeds) if each is None else each for each in (self.reached[first], self.reached[second]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """The scores of the methods of one board.
 
@@ -47,6 +72,7 @@ class Scores:
         higher_is_better: Direction of the metric.
         diverged: How many of each method's seeds diverged; empty: none.
         searches: Per method; ``None``: its rate was given, not searched. Empty: none was.
+        stages: How often this board is looked at; ``None``: once.
     """
 
     methods: tuple[str, ...]
@@ -57,6 +83,7 @@ class Scores:
     higher_is_better: bool = True
     diverged: Sequence[int] = ()
     searches: Sequence[Search | None] = field(default=())
+    stages: Stages | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes fit."""
@@ -73,19 +100,17 @@ class Scores:
                     f"{name} has {len(given)} entries; one for each of {len(self.methods)} methods is wanted"
                 )
 
-    def select(self, seeds: Sequence[int]) -> Scores:
-        """Return the scores on some of the seeds only."""
-        places = [place for place, seed in enumerate(self.seeds) if seed in set(seeds)]
-        return Scores(
-            methods=self.methods,
-            seeds=tuple(self.seeds[place] for place in places),
-            totals=self.totals[:, places],
-            items=None if self.items is None else self.items[:, places],
-            groups=self.groups,
-            higher_is_better=self.higher_is_better,
-            diverged=self.diverged,
-            searches=self.searches,
-        )
+    def hidden_at(self, look: int) -> NDArray[np.bool_]:
+        """Return which scores, (methods, seeds), a look does not see.
+
+        Of each method it sees the seeds up to it, or up to the last look that the method reached.
+        """
+        hidden = np.zeros(self.totals.shape, dtype=bool)
+        for place, reached in enumerate(self.stages.reached if self.stages else ()):
+            if self.stages and reached is not None:
+                seeds = self.stages.seeds[min(look, reached) - 1] if min(look, reached) else ()
+                hidden[place] = ~np.isin(self.seeds, seeds)
+        return hidden
 
 
 @dataclass(frozen=True)

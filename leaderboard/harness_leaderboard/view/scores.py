@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Failure, Published, Row, Summary, is_finished
+from harness_leaderboard.statistics import Stages
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.text import (
@@ -321,6 +322,8 @@ def summary_sentences(board: Board) -> list[str]:
             f"Two methods whose ranks do not overlap differ {items} ({level} level for the whole board, corrected for "
             f"{pairs}); others cannot be told apart."
         )
+        if board.analysis.stages is not None:
+            sentences.append(_looks_text(board.analysis.stages, board.analysis.level))
     elif board.rows:
         reasons = dict.fromkeys(row.rank_reason for row in board.rows)
         sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
@@ -329,6 +332,19 @@ def summary_sentences(board: Board) -> list[str]:
     if board.analysis is not None and board.analysis.detectable is not None:
         sentences.append(_power_text(board, board.analysis.detectable))
     return sentences
+
+
+def _looks_text(stages: Stages, level: float) -> str:
+    """Return by which plan a board is looked at, and how far it is."""
+    *earlier, last = (str(len(each)) for each in stages.seeds)
+    counts = f"{', '.join(earlier)} and {last}" if earlier else last
+    levels = [f"{level * share:.2g}" for share in stages.shares]
+    latest = max(stages.latest, 1)
+    return (
+        f"Seeds were added until methods were told apart, by a plan made before: looks after {counts} seeds, of which "
+        f"each has a part of the level ({', '.join(levels)}). This is look {latest} of {len(levels)}, level "
+        f"{levels[latest - 1]}; what an earlier look found, stands."
+    )
 
 
 def _power_text(board: Board, difference: float) -> str:

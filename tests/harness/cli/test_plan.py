@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from harness import Looks, Record, Trial
+from harness.contract.record import State
+from harness.results.store import Store
+
 SMALL = ["--task", "uuid", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2", "--seeds", "1"]
 
 
@@ -52,3 +56,43 @@ def test_evaluations_that_nobody_asked_for_by_hand_give_way_to_fewer_steps(comma
     assert (done.code, done.err) == (0, "")
     (trial,) = json.loads(done.out)
     assert trial["recipe"]["evaluate_at"] == left
+
+
+def answered(folder, trial, right, **environment):
+    """Write the record of a planned trial that answered some of a hundred items right."""
+    record = Record(
+        trial=Trial.from_json({name: value for name, value in trial.items() if name not in ("id", "state")}),
+        state=State.COMPLETE, metrics={"character_accuracy": right / 100}, main_metric="character_accuracy",
+        items={"character_accuracy": [1.0] * right + [0.0] * (100 - right)}, higher_is_better=True,
+        metric_details={"character_accuracy": {"unit": "fraction"}}, started_at="", finished_at="",
+        environment=environment,
+    )  # fmt: skip
+    Store(str(folder)).write(record)
+
+
+def test_hook_harness_undecided(command, tmp_path):
+    looks = ["--until-separated", "5", "--max-seeds", "6"]
+    asked = ["plan", *SMALL[:-1], "2", "--methods", "lora,mora,dora", "--results", tmp_path, *looks]
+    table = command(*asked).out
+    assert "6 trials, 6 to do" in table
+    assert "Looks after 2, 3, 5 and 6 seeds, with 45 %, 17 %, 27 %, 11 % of the level" in table
+    assert "At most 18 trials." in table
+    first = json.loads(command(*asked, "--json").out)
+    for trial in first:
+        answered(tmp_path, trial, {"lora": 5, "mora": 50, "dora": 52}[trial["method"]] + trial["seed"])
+    second = json.loads(command(*asked, "--json").out)
+    todo = {(each["method"], each["seed"]) for each in second if each["state"] == "to do"}
+    assert {("mora", 2), ("dora", 2)} == todo or {("mora", 2), ("dora", 2), ("lora", 2)} == todo
+
+
+def test_a_plan_of_looks_is_not_changed_on_the_way(command, tmp_path):
+    asked = ["plan", *SMALL[:-1], "2", "--methods", "lora,mora", "--results", tmp_path, "--until-separated", "5"]
+    (trial, *_) = json.loads(command(*asked, "--json").out)
+    answered(tmp_path, trial, 50, looks=Looks.plan(5, (0, 1), 10).to_json())
+    assert command(*asked).code == 0
+    refused = command(*asked, "--max-seeds", "20")
+    assert refused.code == 2
+    assert "a plan is fixed before the first seed" in refused.err
+    blocked = command("--block", "leaderboard", *asked)
+    assert blocked.code == 2
+    assert "no plug-in says which methods are separated" in blocked.err

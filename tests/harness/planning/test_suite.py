@@ -86,3 +86,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_values_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(UsageError, match=said):
         build_suite({"tasks": ["uuid"], **changes})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_seeds": 5}, "max_seeds=5 is where until_separated stops"),
+        ({"until_separated": -1}, r"until_separated=-1.0 must be a number of points > 0"),
+        ({"until_separated": 5}, "one seed tells nothing apart"),
+        ({"until_separated": 5, "seeds": [0, 1, 2], "max_seeds": 3}, "max_seeds=3 .* more than the 3 seeds"),
+        ({"until_separated": 5, "seeds": [0, 2**32 - 1]}, "no seeds are left above 4294967295"),
+    ],
+)
+def test_a_plan_of_looks_that_cannot_be_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        build_suite({"tasks": ["uuid"], **given})
