@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from harness.contract.method import Adapter as Adapter
     from harness.contract.method import Calibration as Calibration
     from harness.contract.method import Method as Method
-    from harness.contract.method import MethodConfig as MethodConfig
     from harness.contract.method import MethodTraits as MethodTraits
     from harness.contract.method import PeftForm as PeftForm
     from harness.contract.method import Purpose as Purpose
     from harness.contract.method import StepInfo as StepInfo
     from harness.contract.method import TrialContext as TrialContext
-    from harness.contract.method import setting as setting
+    from harness.contract.method import adapted_layers as adapted_layers
     from harness.contract.pseudo_values import pseudo_values as pseudo_values
     from harness.contract.record import Record as Record
+    from harness.contract.setting import MethodConfig as MethodConfig
+    from harness.contract.setting import setting as setting
     from harness.contract.task import IGNORE as IGNORE
     from harness.contract.task import Evaluation as Evaluation
     from harness.contract.task import Example as Example
@@ -80,6 +81,7 @@ _HOMES = {
     "LayerFindings": "harness.contract.analysis",
     "Looks": "harness.contract.looks",
     "Adapter": "harness.contract.method",
+    "adapted_layers": "harness.contract.method",
     "Evaluation": "harness.contract.task",
     "Example": "harness.contract.task",
     "IGNORE": "harness.contract.task",
@@ -107,7 +109,7 @@ _HOMES = {
     "read_own": "harness.data.own.splits",
     "HarnessError": "harness.errors",
     "Method": "harness.contract.method",
-    "MethodConfig": "harness.contract.method",
+    "MethodConfig": "harness.contract.setting",
     "MethodTraits": "harness.contract.method",
     "PeftForm": "harness.contract.method",
     "Record": "harness.contract.record",
@@ -133,7 +135,7 @@ _HOMES = {
     "delta_weights": "harness.engine.slots",
     "pretrained": "harness.engine.slots",
     "hookimpl": "harness.contract.hookspecs",
-    "setting": "harness.contract.method",
+    "setting": "harness.contract.setting",
     "svd": "harness.engine.decomposition",
 }
 __all__ = sorted([*_HOMES, "__version__"])

@@ -109,7 +109,7 @@ def describe_method(registry: Registry, name: str) -> str:
 
     from tabulate import tabulate
 
-    from harness.contract.method import describe_range
+    from harness.contract.setting import describe_range
 
     method = registry.method(name)
     origin = registry.origins["method", name]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.contract.method import MethodConfig
+from harness.contract.setting import MethodConfig
 
 if TYPE_CHECKING:
     import torch

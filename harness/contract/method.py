@@ -13,100 +13,18 @@ What is not here: finding methods (``planning.registry``), solving their size fo
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.contract.setting import MethodConfig
 
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    kind: type | None = None,
-    formerly: Any = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: Sequence[Any] | None = None,
-) -> Any:
-    """Declare one documented, range-checked field of a ``MethodConfig`` (or of a task's ``Recipe``).
-
-    Args:
-        default: The value used when the user gives none.
-        help: What it means, with its unit and the table or section it comes from.
-        kind: Type of the values, where the default is a word that stands for one, e.g. ``"auto"`` or ``"all"``. The
-            field is annotated with both: ``alpha: float | Literal["auto"] = setting("auto", ..., kind=float)``.
-        formerly: A value that stood for that word in older suites, code and records; it is read as the word.
-        minimum: Smallest value allowed, inclusive.
-        maximum: Largest value allowed, inclusive.
-        choices: The only values allowed.
-    """
-    metadata = {
-        "help": help, "kind": kind, "formerly": formerly, "minimum": minimum, "maximum": maximum, "choices": choices,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
-
-
-def check_settings(owner: object) -> None:
-    """Check every ``setting`` of a dataclass instance against its declared type and range.
-
-    Raises:
-        ConfigError: naming the field, its value and what was allowed.
-    """
-    kind = type(owner).__qualname__
-    for each in dataclasses.fields(cast(Any, owner)):
-        value, allowed = getattr(owner, each.name), describe_range(each)
-        problem = f"{kind}: {each.name}={value!r} is not allowed; give {allowed}"
-        of_values, formerly = each.metadata.get("kind"), each.metadata.get("formerly")
-        if formerly is not None and value == formerly and not isinstance(value, bool):
-            object.__setattr__(owner, each.name, each.default)
-            continue
-        if of_values is not None and value == each.default:  # the word that stands for a value
-            continue
-        wanted: type | tuple[type, ...] = of_values or type(each.default)
-        if wanted is float:
-            wanted = (int, float)
-        if each.default is not None and each.default is not dataclasses.MISSING:
-            # bool is an int in Python, but r=True is a mistake.
-            if not isinstance(value, wanted) or (
-                isinstance(value, bool) and each.default is not value and wanted is not bool
-            ):
-                raise ConfigError(problem)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(problem)
-        choices = each.metadata.get("choices")
-        minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-        if choices is not None and value not in choices:
-            raise ConfigError(problem)
-        if value is not None and (
-            (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
-        ):
-            raise ConfigError(problem)
-
-
-def describe_range(each: dataclasses.Field[Any]) -> str:
-    """Return what a ``setting`` allows, in words, e.g. ``an int >= 1`` or ``'auto' or a float >= 0``."""
-    choices, of_values = each.metadata.get("choices"), each.metadata.get("kind")
-    if choices is not None:
-        return "one of " + ", ".join(map(repr, choices))
-    minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-    name = (of_values or type(each.default)).__name__
-    kind = "a value" if each.default is None else f"{'an' if name == 'int' else 'a'} {name}"
-    kind = kind if of_values is None else f"{each.default!r} or {kind}"
-    if minimum is not None and maximum is not None:
-        return f"{kind} between {minimum} and {maximum}"
-    if minimum is not None:
-        return f"{kind} >= {minimum}"
-    if maximum is not None:
-        return f"{kind} <= {maximum}"
-    return kind
+ADAPTED = "_harness_adapted_layers"  # the attribute of an attached model that names them
 
 
 class Purpose(StrEnum):
@@ -115,15 +33,6 @@ class Purpose(StrEnum):
     FINE_TUNING = "fine_tuning"  # a pretrained model learns a task or a domain
     MEMORISING = "memorising"  # it stores what it is shown, which nothing that it knows helps with
     PRETRAINING = "pretraining"  # a fresh model learns a language
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """Base of a method's settings: a frozen dataclass whose fields are all ``setting(...)``, checked when built."""
-
-    def __post_init__(self) -> None:
-        """Check every field; a subclass that adds cross-field checks calls ``super().__post_init__()`` first."""
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,11 +258,41 @@ class Method:
         """
         return config
 
-    def attach(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Set up a method that does not live on linear layers: mark and add what trains, on a private copy.
+    def attach(self, model: nn.Module, generator: torch.Generator) -> nn.Module | None:
+        """Set up a method that does not live on linear layers: add what trains to a private copy of the model.
 
         Override this *instead of* ``adapter``. Such a method trains alone, never packed with others: the hooks below
-        get no adapters, and all its parameters are one group.
+        get no adapters, and all its parameters are one group. What trains is counted by attaching the method to the
+        model without its weights, on the meta device: draw from the generator, then move to the model's device.
+
+        Args:
+            model: From ``transformers``, in evaluation mode, in which it stays, with every parameter frozen: mark what
+                trains with ``requires_grad``. ``harness.adapted_layers(model)`` are the layers that adapters sit on.
+            generator: The only source of randomness, on the CPU.
+
+        Returns:
+            The model to train where it is another one, e.g. a wrapper that is called as the model is; else ``None``.
+        """
+        raise NotImplementedError
+
+    def merge(self, model: Any) -> nn.Module:
+        """Return a trained model as one of the class that it had before ``attach``, with weights that do the same.
+
+        Only of methods that attach. Not overridden: what ``attach`` added cannot be put into the weights.
+
+        Args:
+            model: What ``attach`` made of the model, in float32 on the CPU, with the trained values.
+        """
+        raise NotImplementedError
+
+    def export(self, model: Any, folder: Path) -> str:
+        """Write what was trained as files that other programs load, and return what they are, in words.
+
+        Only of methods that attach; of adapters the harness writes the files. Not overridden: there is no such format.
+
+        Args:
+            model: As for ``merge``.
+            folder: There, and empty.
         """
         raise NotImplementedError
 
@@ -392,3 +331,15 @@ def attaches(method: type[Method] | Method) -> bool:
     """Return whether a method overrides ``attach``, that is, does not live on linear layers."""
     kind = method if isinstance(method, type) else type(method)
     return kind.attach is not Method.attach
+
+
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers that the trial adapts, by name, of the model that ``Method.attach`` gets.
+
+    Of another model these are all ``nn.Linear`` but its output head.
+    """
+    names = getattr(model, ADAPTED, None)
+    if names is not None:
+        return {name: model.get_submodule(name) for name in names}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return {n: each for n, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head}

@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from harness.contract.method import Purpose, check_settings, setting
+from harness.contract.method import Purpose
+from harness.contract.setting import check_settings, setting
 from harness.errors import ConfigError, HarnessError
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from harness.contract.method import Adapter, Calibration, Method, attaches
 from harness.contract.task import TaskContext, TaskData
 from harness.contract.trial import Trial
+from harness.engine.attached import attach, trained_by_task
 from harness.engine.batch import Batch, collate, draw
 from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
@@ -55,10 +56,13 @@ def build_lane(
     modules: dict[str, nn.Module] = {}
     private: nn.Module | None = None
     masters: dict[str, nn.Parameter] = {}
+    of_task: frozenset[str] = frozenset()
     if attaches(method):
         private = _private_model(base, trial.seed)
-        method.attach(private, generator)
-        masters = _masters(private, method)
+        heads = {name: private.get_submodule(name) for name in base.module_slots}
+        private = attach(method, private, select_layers(base.layers, trial.targets), generator)
+        of_task = trained_by_task(private, heads)
+        masters = _masters(private)
     else:
         adapters = _adapters(base, trial.targets, method, layer_methods, generator)
         modules = _whole_modules(base, trial.seed)
@@ -69,7 +73,7 @@ def build_lane(
     rates = [float(group["lr"]) for group in groups]
     return Lane(
         base=base, trial=trial, method=method, context=context, data=data, generator=generator,
-        adapters=adapters, modules=modules, private=private, masters=masters,
+        adapters=adapters, modules=modules, private=private, masters=masters, of_task=of_task,
         optimizer=_optimizer(groups, context.recipe, base.device), rates=rates,
         multipliers=_multipliers(method, context.recipe, steps),
     )  # fmt: skip
@@ -122,15 +126,13 @@ def _private_model(base: Base, seed: int) -> nn.Module:
     return private
 
 
-def _masters(private: nn.Module, method: Method) -> dict[str, nn.Parameter]:
-    """Return what a method marked as trainable in its model, by name, in at least float32."""
+def _masters(private: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains in a private model, by name, in at least float32."""
     masters = {}
     for name, parameter in private.named_parameters():
         if parameter.requires_grad:
             high = torch.promote_types(parameter.dtype, torch.float32)
             masters[name] = parameter if high is parameter.dtype else nn.Parameter(parameter.detach().to(high))
-    if not masters:
-        raise ConfigError(f"method {method.name!r}: attach() marked no parameter as trainable")
     return masters
 
 

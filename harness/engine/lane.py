@@ -22,6 +22,7 @@ from harness.contract.dropout import Dropout
 from harness.contract.method import Method
 from harness.contract.task import Evaluation, TaskContext, TaskData
 from harness.contract.trial import Trial
+from harness.engine.attached import is_as_before
 from harness.engine.batch import Batch, Row, collate, draw
 from harness.engine.forms import Forms
 from harness.engine.resident import Base
@@ -41,7 +42,8 @@ class Lane:
         adapters: By the name of the layer they sit on.
         modules: Copies of the modules that train whole, by name.
         private: The model of a method that does not live on linear layers.
-        masters: What it trains there, by name, in at least float32.
+        masters: What trains there, by name, in at least float32.
+        of_task: The names of those that the task trains besides the method.
         optimizer: Of all the above.
         rates: Peak learning rate of each of the optimizer's groups.
         multipliers: Of the peak rates, for every update; as many as there are updates.
@@ -70,6 +72,7 @@ class Lane:
     modules: Mapping[str, nn.Module]
     private: nn.Module | None
     masters: Mapping[str, nn.Parameter]
+    of_task: frozenset[str] = frozenset()
     optimizer: torch.optim.Optimizer
     rates: Sequence[float]
     multipliers: Sequence[float]
@@ -150,6 +153,10 @@ class Lane:
         modules = self.trained().values()
         return [each for module in modules for each in module.modules() if isinstance(each, Dropout)]
 
+    def lays_flat(self) -> bool:
+        """Return whether its model may see texts one after another in a row: not where a prompt stands before them."""
+        return self.private is None or is_as_before(self.private)
+
     def packs(self) -> bool:
         """Return whether this lane can share batches with others."""
         sharable = self.base.rows_apart if any(each.p for each in self.dropouts) else self.base.rowwise
@@ -162,12 +169,13 @@ class Lane:
     def adapter_parameters(self) -> int:
         """Return the live number of trainable adapter parameters."""
         if self.private is not None:
-            return sum(p.numel() for p in self.masters.values())
+            return sum(p.numel() for name, p in self.masters.items() if name not in self.of_task)
         return sum(p.numel() for adapter in self.adapters.values() for p in adapter.parameters() if p.requires_grad)
 
     def task_parameters(self) -> int:
         """Return the number of parameters that the task trains besides the adapters."""
         unique = {id(p): p.numel() for module in self.modules.values() for p in module.parameters()}
+        unique |= {id(self.masters[name]): self.masters[name].numel() for name in self.of_task}
         return sum(unique.values())
 
     def state(self) -> dict[str, Tensor]:

@@ -256,7 +256,8 @@ class Pack:
 
 def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], Forms]:
     """Return the lanes' rows of the next updates, as far as they can be known, and the forms of their batches."""
-    if base.device.type != "cuda" and not base.longest_flat:
+    longest_flat = base.longest_flat if all(lane.lays_flat() for lane in lanes) else 0
+    if base.device.type != "cuda" and not longest_flat:
         return [], Forms()
     updates = _upcoming(lanes)
     lengths = [len(row.ids) for rows in updates for each in rows for row in each]
@@ -264,7 +265,7 @@ def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], F
     if len(updates) < left:
         lengths.append(int(lanes[0].recipe.max_length))
     longest = max(lengths)
-    flat = longest <= base.longest_flat
+    flat = longest <= longest_flat
     if not flat and base.device.type != "cuda":
         return [], Forms()
     size = lanes[0].rows_at_once

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from harness.contract.method import Method, TrialContext
-from harness.errors import BudgetError, ConfigError, HarnessError, PluginLoadError, UsageError
+from torch import nn
+
+from harness.contract.method import Method, TrialContext, attaches
+from harness.errors import BudgetError, ConfigError, PluginLoadError, UsageError
+from harness.planning.counting import UNKNOWN, count_on_layer, count_parameters_of
 from harness.planning.registry import RESERVED, Registry
 from harness.planning.settings import WINDOW, parse_settings
 
 TOLERANCE_FRACTION = 0.01
-UNKNOWN = TrialContext()
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def budget_parameters(
     base_parameters: int,
     registry: Registry,
     context: TrialContext = UNKNOWN,
+    skeleton: nn.Module | None = None,
 ) -> int:
     """Return the number of adapter parameters that a budget asks for.
 
@@ -62,6 +65,7 @@ def budget_parameters(
         base_parameters: Of the whole base model, for percentages.
         registry: Finds the method that a budget like ``lora:r=8`` names.
         context: Decides settings that are left to that method.
+        skeleton: The model without weights, for methods that are counted by attaching them.
 
     Raises:
         BudgetError: The text is not a budget, or not positive, or names no method that can be one.
@@ -76,7 +80,7 @@ def budget_parameters(
         count = round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
     elif re.fullmatch(r"[^\s:=,]+(:.*)?", text) and text[0].isalpha():
         try:
-            count = _count_of_named(text, layers, registry, context)
+            count = _count_of_named(text, layers, registry, context, skeleton)
         except PluginLoadError:
             raise
         except UsageError as error:
@@ -91,7 +95,10 @@ def budget_parameters(
     return count
 
 
-def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: Registry, context: TrialContext) -> int:
+def _count_of_named(
+    text: str, layers: Mapping[str, tuple[int, int]], registry: Registry, context: TrialContext,
+    skeleton: nn.Module | None,
+) -> int:  # fmt: skip
     """Return what the method of a budget like ``lora:r=8`` trains with those settings."""
     name, _, settings = text.partition(":")
     if name in RESERVED:
@@ -99,7 +106,7 @@ def _count_of_named(text: str, layers: Mapping[str, tuple[int, int]], registry: 
     method = registry.method(name)
     if method.traits.reference:
         raise BudgetError(f"{name} is a reference outside every budget; name an adapter method")
-    return count_on_layers(method, parse_settings(settings, method), layers, context)
+    return count_parameters_of(method, parse_settings(settings, method), layers, skeleton, context)
 
 
 def solve(
@@ -109,6 +116,7 @@ def solve(
     layers: Mapping[str, tuple[int, int]],
     tolerance_fraction: float = TOLERANCE_FRACTION,
     context: TrialContext = UNKNOWN,
+    skeleton: nn.Module | None = None,
 ) -> Solution:
     """Return the settings with which a method comes nearest to a budget.
 
@@ -119,12 +127,13 @@ def solve(
         layers: Adapted layers, ``{name: (in, out)}``.
         tolerance_fraction: Largest deviation allowed, as a fraction of the budget.
         context: Decides settings that are left to the method; in the solution they are values.
+        skeleton: The model without weights, for methods that are counted by attaching them.
 
     Raises:
         BudgetError: Nothing within the tolerance can be reached; names the two nearest counts.
         ConfigError: The method cannot be applied to a layer of the model.
     """
-    solution = _solve(method, config, budget, layers, tolerance_fraction, context)
+    solution = _solve(method, config, budget, layers, tolerance_fraction, context, skeleton)
     resolved = method.resolve(solution.config, context)
     own: dict[str, Mapping[str, Any]] = {}
     for name, changes in solution.layer_settings.items():
@@ -141,62 +150,25 @@ def _solve(
     layers: Mapping[str, tuple[int, int]],
     tolerance_fraction: float,
     context: TrialContext,
+    skeleton: nn.Module | None,
 ) -> Solution:
     """Return the solution with words where the settings have words."""
     knob = method.traits.budget_knob
     if knob is None:
-        fixed = Solution(config, {}, count_on_layers(method, config, layers, context))
+        fixed = Solution(config, {}, count_parameters_of(method, config, layers, skeleton, context))
         return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
-    counts = _Counts(method, config, knob, layers, context)
+    counts = _Counts(config, knob, lambda each: count_parameters_of(method, each, layers, skeleton, context))
     low = counts.largest_not_above(budget)
     if low is None:  # even the smallest is too much
         low = counts.smallest
     high = counts.next_larger(low)
     ends = [Solution(replace(config, **{knob: value}), {}, counts[value]) for value in (low, high) if value is not None]
     nearest = min(ends, key=lambda each: abs(each.parameters - budget))
-    if high is None or abs(nearest.deviation_fraction(budget)) <= tolerance_fraction:
+    if high is None or attaches(method) or abs(nearest.deviation_fraction(budget)) <= tolerance_fraction:
         return _within(method, nearest, [each.parameters for each in ends], budget, tolerance_fraction)
     mix = _Mix(method, config, knob, low, high, layers, context)
     around = mix.nearest(budget)
     return _within(method, mix.solution(min(around, key=lambda n: abs(n - budget))), around, budget, tolerance_fraction)
-
-
-def count_on_layers(
-    method: type[Method], config: Any, layers: Mapping[str, tuple[int, int]], context: TrialContext = UNKNOWN
-) -> int:
-    """Return the parameters that a method with this config trains on all layers.
-
-    Raises:
-        ConfigError: The method cannot be applied to a layer; the message names it.
-        PluginLoadError: The method's formula fails, or gives no number of parameters.
-    """
-    instance, found, total = method(method.resolve(config, context)), dict[tuple[int, int], int](), 0
-    for name, shape in layers.items():
-        if shape not in found:  # models repeat few shapes many times
-            try:
-                found[shape] = _count_on_layer(instance, shape)
-            except ConfigError as error:
-                raise ConfigError(f"layer {name!r}: {error}") from error
-        total += found[shape]
-    return total
-
-
-def _count_on_layer(method: Method, shape: tuple[int, int]) -> int:
-    """Return the parameters that a method says it trains on one layer (in, out); what it says is a stranger's code."""
-    call = f"{method.name}: trainable_parameters(in_features={shape[0]}, out_features={shape[1]})"
-    advice = "correct the method (`harness check` tests it), or leave it out"
-    try:
-        count: Any = method.trainable_parameters(*shape)
-    except HarnessError:
-        raise
-    except Exception as error:
-        raise PluginLoadError(
-            f"{call} raises {type(error).__name__}: {error}; it must return an int >= 0, "
-            f"or raise ConfigError where the method cannot be applied. Please {advice}."
-        ) from error
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise PluginLoadError(f"{call} returns {count!r}; it must return an int >= 0. Please {advice}.")
-    return count
 
 
 def _within(
@@ -217,10 +189,8 @@ class _Counts:
     Accepted values are less than ``WINDOW`` apart, up to the largest.
     """
 
-    def __init__(
-        self, method: type[Method], config: Any, knob: str, layers: Mapping[str, tuple[int, int]], context: TrialContext
-    ) -> None:
-        self._method, self._config, self._knob, self._layers, self._context = method, config, knob, layers, context
+    def __init__(self, config: Any, knob: str, count: Callable[[Any], int]) -> None:
+        self._config, self._knob, self._count = config, knob, count
         self._found: dict[int, int | ConfigError] = {}
         smallest = self._accepted(1, WINDOW)
         if smallest is None:
@@ -238,7 +208,7 @@ class _Counts:
         if value not in self._found:
             try:
                 config = replace(self._config, **{self._knob: value})
-                self._found[value] = count_on_layers(self._method, config, self._layers, self._context)
+                self._found[value] = self._count(config)
             except ConfigError as error:
                 self._found[value] = error
         return self._found[value]
@@ -283,7 +253,7 @@ class _Mix:
     ) -> None:  # fmt: skip
         self._low, self._knob, self._high, self._layers = replace(config, **{knob: low}), knob, high, layers
         methods = [method(method.resolve(replace(config, **{knob: value}), context)) for value in (low, high)]
-        counts = {shape: [_count_on_layer(each, shape) for each in methods] for shape in set(layers.values())}
+        counts = {shape: [count_on_layer(each, shape) for each in methods] for shape in set(layers.values())}
         self._base = sum(counts[shape][0] for shape in layers.values())
         self._kinds: dict[int, list[str]] = {}
         for name, shape in layers.items():

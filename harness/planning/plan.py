@@ -11,15 +11,16 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness.contract.method import Method, TrialContext, attaches
+from harness.contract.method import Method, TrialContext
 from harness.contract.task import Task, TaskContext
 from harness.contract.trial import OWN, Trial
 from harness.data.tables import identify_tables
 from harness.engine.layers import find_layers, select_layers, trained_modules
 from harness.engine.model import ModelChoice, build_on_meta, choose_model, count_parameters, load_tokenizer
 from harness.errors import BudgetError, ConfigError, UsageError
-from harness.planning.budget import budget_parameters, count_on_layers, solve
+from harness.planning.budget import budget_parameters, solve
 from harness.planning.choices import resolve_methods
+from harness.planning.counting import count_parameters_of
 from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
@@ -63,7 +64,10 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
         for budget_number, budget in enumerate(suite.budgets):
             is_own = budget == OWN
-            asked = None if is_own else budget_parameters(budget, layers, count_parameters(skeleton), registry, context)
+            asked = None
+            if not is_own:
+                whole = count_parameters(skeleton)
+                asked = budget_parameters(budget, layers, whole, registry, context, skeleton)
             for picked in chosen[is_own]:
                 method = picked.method
                 if method.traits.reference and budget_number:
@@ -124,11 +128,11 @@ def _solve_trial(
     skeleton: Any, tolerance: float, context: TrialContext, common: Mapping[str, Any],
 ) -> Trial:  # fmt: skip
     if method.traits.reference or asked is None:
-        count = count_parameters(skeleton) if attaches(method) else count_on_layers(method, config, layers, context)
+        count = count_parameters_of(method, config, layers, skeleton, context)
         said = ("", None) if method.traits.reference else (budget, count)
         config = asdict(method.resolve(config, context))
         return Trial(**common, config=config, budget=said[0], budget_parameters=said[1], adapter_parameters=count)
-    solution = solve(method, config, asked, layers, tolerance, context)
+    solution = solve(method, config, asked, layers, tolerance, context, skeleton)
     return Trial(
         **common,
         config=asdict(solution.config),

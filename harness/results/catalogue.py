@@ -59,7 +59,7 @@ def read_catalogue(store: Store) -> Catalogue:
 
 def describe_method(method: type[Method]) -> dict[str, Any]:
     """Return what a method says about itself, as plain JSON types."""
-    from harness.contract.method import describe_range
+    from harness.contract.setting import describe_range
 
     config = method.Config()
     settings = [

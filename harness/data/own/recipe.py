@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.contract.method import setting
+from harness.contract.setting import setting
 from harness.contract.task import Recipe, Source, Table
 
 

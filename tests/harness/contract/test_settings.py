@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from harness.contract.method import MethodConfig, describe_range, setting
+from harness.contract.setting import MethodConfig, describe_range, setting
 from harness.contract.task import Recipe
 from harness.contract.trial import Trial
 from harness.errors import ConfigError

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.contract.method import Method, MethodConfig, MethodTraits, setting
+from harness.contract.method import Method, MethodTraits
+from harness.contract.setting import MethodConfig, setting
 from harness.errors import BudgetError, ConfigError, PluginLoadError, TrialDivergedError, UsageError
-from harness.planning.budget import budget_parameters, count_on_layers, solve
+from harness.planning.budget import budget_parameters, solve
+from harness.planning.counting import count_on_layers
 from harness.planning.registry import build_registry
 from harness.planning.settings import parse_settings, parse_settings_but_knob, parse_value
 
