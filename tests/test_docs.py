@@ -22,16 +22,17 @@ import pytest
 import harness
 from harness import cli
 from harness.contract import hookspecs
-from harness.contract.method import Method, MethodTraits
+from harness.contract.method import Method, MethodTraits, attaches
 from harness.contract.record import Record, State
 from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.planning.registry import build_registry
 from harness.planning.suite import Suite, build_suite
-from harness.testing import check_method
+from harness.testing import ALL_CHECKS, check_method
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ATTACHED = [check.__name__ for check in ALL_CHECKS if check.__name__.startswith("check_attached_")]
 HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("harness_")}
 
 
@@ -219,7 +220,7 @@ def test_the_example_method_passes_the_kit(monkeypatch):
     exec(compile(block.text, block.place, "exec"), vars(module))
     states: dict[str, str] = {}
     check_method(module.DownUp, lambda result: states.update({result.check: result.state}))
-    assert set(states.values()) == {"passed"}, states
+    assert {check for check, state in states.items() if state != "passed"} == set(ATTACHED), states
 
 
 @pytest.mark.parametrize("block", of_language("python", "docs/method-examples.md"), ids=lambda block: block.place)
@@ -233,6 +234,10 @@ def test_the_other_kinds_of_methods_pass_the_kit(block, monkeypatch):
     check_method(method, lambda result: states.update({result.check: result.state}))
     assert "passed" in states.values()
     assert "failed" not in states.values(), states
+    if attaches(method):
+        assert states["check_budget_knob_is_monotone"] == "passed"
+        left_out = {each for each in ATTACHED if states[each] != "passed"}
+        assert left_out == {"check_attached_merge_preserves_output"}  # a prompt is no weight
 
 
 def test_the_check_command_proves_a_method(capsys):

@@ -11,6 +11,7 @@ from harness.cli.results import open_results, read_record, results_option
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
+    from harness.engine.trained import TrainedTrial
     from harness.planning.registry import Registry
 
 BEST = "best"
@@ -20,9 +21,10 @@ BEST = "best"
 @click.argument("trial_id", metavar="TRIAL_ID|best")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write; new or empty.")
 @click.option(
-    "--format", "form", type=click.Choice(["merged", "peft", "auto"]), default="merged",
+    "--format", "form", type=click.Choice(["merged", "peft", "own", "auto"]), default="merged",
     show_default=True,
-    help="The whole fine-tuned model, the update as a LoRA checkpoint of PEFT, or that where there is one.",
+    help="The whole fine-tuned model, the update as a checkpoint of PEFT, the files of a method that writes its own, "
+    "or the smallest of these that there is.",
 )  # fmt: skip
 @click.option("--rank", type=click.IntRange(min=1), help="Cut the update to this rank (--format peft).")
 @click.option("--task", default="", metavar="NAME", help="Of which task the best, where there are records of several.")
@@ -38,9 +40,9 @@ def export(
     from transformers.utils.logging import disable_progress_bar
 
     from harness.planning.registry import build_registry
-    from harness.results.export import export_merged, export_peft, loading_code, read_trained
+    from harness.results.export import loading_code, read_trained
 
-    if rank is not None and form == "merged":
+    if rank is not None and form in ("merged", "own"):
         raise UsageError(f"--rank {rank} cuts the update of --format peft; --format {form} keeps all of it")
     if task and trial_id != BEST:
         raise UsageError(
@@ -51,19 +53,33 @@ def export(
     if trial_id == BEST:
         trial_id = best_trial(registry, results, task)
     trained = read_trained(registry, *read_record(results, trial_id))
-    if form != "merged":
+    form = _write(trained, output, rank, form)
+    click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
+    click.echo(loading_code(trained, output, form))
+
+
+def _write(trained: TrainedTrial, output: Path, rank: int | None, form: str) -> str:
+    """Write a trial in a format, or in the smallest that there is, and return the format."""
+    from harness.results.export import export_merged, export_own, export_peft, is_peft
+
+    if form == "own" or (form == "auto" and trained.is_private):
+        try:
+            click.echo(export_own(trained, output), err=True)
+            return "peft" if is_peft(output) else "own"
+        except UsageError as error:
+            if form == "own":
+                raise
+            click.echo(f"{error}. So the whole model is written.", err=True)
+    elif form != "merged":
         try:
             click.echo(export_peft(trained, output, rank), err=True)
-            form = "peft"
+            return "peft"
         except UsageError as error:
             if form == "peft":
                 raise
             click.echo(f"no PEFT checkpoint: {error}. So the whole model is written.", err=True)
-            form = "merged"
-    if form == "merged":
-        export_merged(trained, output)
-    click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
-    click.echo(loading_code(trained, output, form))
+    export_merged(trained, output)
+    return "merged"
 
 
 def best_trial(registry: Registry, results: str, task: str) -> str:

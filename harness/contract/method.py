@@ -275,23 +275,23 @@ class Method:
         """
         raise NotImplementedError
 
-    def merge(self, model: Any) -> nn.Module:
+    def merge_attached(self, model: Any) -> nn.Module:
         """Return a trained model as one of the class that it had before ``attach``, with weights that do the same.
 
-        Only of methods that attach. Not overridden: what ``attach`` added cannot be put into the weights.
+        Not overridden: what ``attach`` added cannot be put into the weights.
 
         Args:
             model: What ``attach`` made of the model, in float32 on the CPU, with the trained values.
         """
         raise NotImplementedError
 
-    def export(self, model: Any, folder: Path) -> str:
+    def export_attached(self, model: Any, folder: Path) -> str:
         """Write what was trained as files that other programs load, and return what they are, in words.
 
-        Only of methods that attach; of adapters the harness writes the files. Not overridden: there is no such format.
+        Not overridden: there is no such format.
 
         Args:
-            model: As for ``merge``.
+            model: As for ``merge_attached``.
             folder: There, and empty.
         """
         raise NotImplementedError

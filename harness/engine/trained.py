@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from harness.contract.analysis import LayerChange
 from harness.contract.method import Adapter, Method, PeftForm, attaches
 from harness.contract.task import Task
 from harness.contract.trial import Trial
+from harness.engine.attached import attach, is_as_before
 from harness.engine.layers import find_layers, linear_layers, present_as_linear, select_layers, trained_modules
 from harness.engine.model import (
     ModelChoice,
@@ -108,19 +110,71 @@ class TrainedTrial:
             yield LayerChange(name, present_as_linear(self.model.get_submodule(name)).weight.detach(), update)
 
     @torch.no_grad()
-    def put_whole_modules(self) -> None:
-        """Put what trained whole into the model: the task's modules, or all weights of a method without adapters."""
-        if not self.is_private:
-            self._untie()
-            for name in self.whole:
-                self._fill(self.model.get_submodule(name), name)
-            return
-        found = self.model.load_state_dict(self.state, strict=False)
-        if found.unexpected_keys:
+    def merged(self) -> Any:
+        """Return the fine-tuned model, whose weights do what the trial learnt. The base model is changed.
+
+        Raises:
+            UsageError: What was trained cannot be put into weights.
+        """
+        if self.is_private:
+            return self._merge_attached()
+        for name, update in self.updates():
+            present_as_linear(self.model.get_submodule(name)).weight.data.add_(update)
+        self._untie()
+        for name in self.whole:
+            self._fill(self.model.get_submodule(name), name)
+        return self.model
+
+    def _merge_attached(self) -> nn.Module:
+        attached = self.attached()
+        if is_as_before(attached):
+            return attached
+        if type(self._method).merge_attached is Method.merge_attached:
             raise UsageError(
-                f"method {self.trial.method!r} adds parameters that the model does not have, e.g. "
-                f"{found.unexpected_keys[0]!r}; it cannot be merged into it"
+                f"method {self.trial.method!r} adds to the model what its weights cannot hold, e.g. "
+                f"{next(iter(self.state))!r}, and has no merge_attached(); use --format own, or the trial through harness"
             )
+        merged = self._method.merge_attached(attached)
+        for parameter in merged.parameters():
+            parameter.requires_grad_(False)
+        return merged
+
+    @torch.no_grad()
+    def export_own(self, folder: Path) -> str:
+        """Let a method that attaches write what it trained in a format of its own, and return what that is, in words.
+
+        Args:
+            folder: There, and empty.
+
+        Raises:
+            UsageError: The method has no such format.
+        """
+        if not self.is_private:
+            raise UsageError(
+                f"method {self.trial.method!r} has no format of its own; use --format peft, or --format merged"
+            )
+        attached = self.attached()
+        if type(self._method).export_attached is Method.export_attached:
+            what = (
+                "trains the weights themselves, not an update beside them" if is_as_before(attached) else "writes none"
+            )
+            raise UsageError(f"method {self.trial.method!r} has no files of its own: it {what}; use --format merged")
+        return self._method.export_attached(attached, folder)
+
+    def attached(self) -> nn.Module:
+        """Return the base model, which is changed, with the trial's method attached and what it trained in place."""
+        chosen = select_layers(find_layers(self.model, self.task.trains).shapes, self.trial.targets)
+        generator = torch.Generator().manual_seed(self.trial.seed)
+        attached = attach(self._method, self.model, chosen, generator)
+        live = dict(attached.named_parameters())
+        for name, value in self.state.items():
+            if name not in live or live[name].shape != value.shape:
+                raise RecordError(
+                    f"trial {self.trial.id}: what was trained at {name!r} does not fit the method and the model of "
+                    f"today; install the versions that trained it: {dict(self.trial.plugins)}"
+                )
+            live[name].data.copy_(value)
+        return attached.eval()
 
     def _untie(self) -> None:
         """Give modules that trained whole weights of their own, where they share them with modules that did not."""

@@ -1,6 +1,7 @@
 """A finished trial as files that other programs load: the merged model, or a LoRA checkpoint of PEFT.
 
     merged   the whole model, ``W + delta_weight()`` in every adapted layer, as ``save_pretrained`` writes it
+    own      what a method that attaches to the model writes itself
     peft     every ``delta_weight()`` as a product of two thin matrices, in PEFT's format
 
 Neither knows any method. The second is exact where a method's update has a low rank, whatever made it. An update of
@@ -12,9 +13,11 @@ What is not here: training (``engine.training``), reading and writing records (`
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load, save_file
@@ -25,13 +28,13 @@ from harness.contract.method import PeftForm
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
-from harness.engine.layers import present_as_linear
 from harness.engine.trained import TrainedTrial
 from harness.errors import RecordError, UsageError
 from harness.planning.registry import Registry
 from harness.results.store import Store
 
 NEGLIGIBLE = 1e-6  # of an update's Frobenius norm: a few roundings of float32, which is what updates are trained in
+PEFT_CONFIG = "adapter_config.json"
 FIRST_WIDTH = 40  # of the search for an update's range
 SPARE = 8  # random vectors more than the rank, so that they span it well
 
@@ -64,11 +67,7 @@ def export_merged(trained: TrainedTrial, folder: Path) -> None:
         folder: Where; new or empty.
     """
     _expect_new(folder)
-    for name, update in trained.updates() if not trained.is_private else ():
-        with torch.no_grad():
-            present_as_linear(trained.model.get_submodule(name)).weight.data.add_(update)
-    trained.put_whole_modules()
-    trained.model.save_pretrained(folder)
+    trained.merged().save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)
 
 
@@ -139,9 +138,7 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
     """
     trial = trained.trial
     if trained.is_private:
-        raise UsageError(
-            f"method {trial.method!r} trains the weights themselves, not an update beside them; use --format merged"
-        )
+        return _export_own_peft(trained, folder, rank)
     if trained.task.model_kind is ModelKind.FROM_SCRATCH:
         raise UsageError(
             f"task {trial.task!r} starts from random weights, not held by a LoRA checkpoint; use --format merged"
@@ -187,11 +184,48 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     low, high = min(ranks.values()), max(ranks.values())
     summary = f"{len(ranks)} layers, rank {low if low == high else f'{low} to {high}'}; {said}"
     (folder / "README.md").write_text(_card(trial, summary), encoding="utf-8")
     return summary
+
+
+def export_own(trained: TrainedTrial, folder: Path) -> str:
+    """Write what a method that attaches writes itself, and return what that is, in words.
+
+    Args:
+        trained: The trial.
+        folder: Where; new or empty.
+
+    Raises:
+        UsageError: The method has no format of its own.
+    """
+    _expect_new(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = trained.export_own(folder)
+    if not any(folder.iterdir()):
+        raise UsageError(f"method {trained.trial.method!r}: its export_attached() wrote nothing; correct the method")
+    return said
+
+
+def is_peft(folder: Path) -> bool:
+    """Return whether PEFT can load what is in a folder."""
+    return (folder / PEFT_CONFIG).is_file()
+
+
+def _export_own_peft(trained: TrainedTrial, folder: Path, rank: int | None) -> str:
+    """Write the PEFT checkpoint that a method writes itself."""
+    method = trained.trial.method
+    if rank is not None:
+        raise UsageError(f"--rank {rank} cuts an update of weights, and method {method!r} has none beside them")
+    with TemporaryDirectory() as kept:
+        said = export_own(trained, Path(kept) / "own")
+        if not is_peft(Path(kept) / "own"):
+            raise UsageError(f"method {method!r} writes files of its own, not those of PEFT; use --format own")
+        _expect_new(folder)
+        shutil.copytree(Path(kept) / "own", folder, dirs_exist_ok=True)
+    return said
 
 
 def _factorised(trained: TrainedTrial, rank: int | None) -> tuple[dict[str, PeftForm], str]:
@@ -220,11 +254,13 @@ def base_model(trial: Trial) -> str:
 
 
 def loading_code(trained: TrainedTrial, folder: Path, form: str) -> str:
-    """Return Python that loads what was exported, without harness."""
+    """Return Python that loads what was exported, without harness; of a method's own format, the names of its files."""
     recipe = trained.trial.build_recipe(trained.task)
     is_classifier = trained.task.model_kind in (ModelKind.CLASSIFICATION, ModelKind.REGRESSION)
     kind = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
     there = str(folder.resolve())
+    if form == "own":
+        return "\n".join(f"# {file.relative_to(folder)}" for file in sorted(folder.rglob("*")) if file.is_file())
     if form == "merged":
         return "\n".join(
             [

@@ -48,6 +48,12 @@ from harness.testing.trained import check_pretrained_model_untouched as check_pr
 from harness.testing.trained import check_same_seed_same_weights as check_same_seed_same_weights
 from harness.testing.trained import check_tensors_change_in_place as check_tensors_change_in_place
 from harness.testing.trained import check_tensors_stay_finite as check_tensors_stay_finite
+from harness.testing.whole import check_attached_count_without_weights as check_attached_count_without_weights
+from harness.testing.whole import check_attached_decodes_with_a_cache as check_attached_decodes_with_a_cache
+from harness.testing.whole import check_attached_half_precision as check_attached_half_precision
+from harness.testing.whole import check_attached_merge_preserves_output as check_attached_merge_preserves_output
+from harness.testing.whole import check_attached_output_is_the_texts as check_attached_output_is_the_texts
+from harness.testing.whole import check_attached_state_round_trip as check_attached_state_round_trip
 
 if TYPE_CHECKING:
     import pytest

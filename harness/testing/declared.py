@@ -6,11 +6,17 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
-from harness.contract.method import Method, MethodTraits
+from torch import nn
+
+from harness.contract.method import Method, MethodTraits, adapted_layers, attaches
+from harness.engine.attached import count_attached
 from harness.errors import ConfigError
 from harness.testing.contract import Seen, check, expect, global_randomness, if_knob, on_adapters, some
+from harness.testing.language import on_meta
 from harness.testing.problem import TinyTrial, describe
 
 KNOB_VALUES = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -144,19 +150,32 @@ def check_bad_config_is_named(method: Method) -> None:
 def check_budget_knob_is_monotone(method: Method) -> None:
     """A larger knob never means fewer trainable parameters, and over its range it means more."""
     knob = cast(str, method.traits.budget_knob)
-    for i, o in ((64, 64), (60, 100), (344, 128)):
+    places: list[tuple[str, Callable[[Method], int]]] = [
+        (f"on a layer with I={i}, O={o}, trainable_parameters is", partial(_on_layer, i, o))
+        for i, o in ((64, 64), (60, 100), (344, 128))
+    ]
+    if attaches(method):
+        places = [("attached to a tiny model, what trains is", partial(_attached, on_meta()))]
+    for what, count in places:
         counts: dict[int, int] = {}
         for value in KNOB_VALUES:
             try:
-                variant = type(method)(dataclasses.replace(method.config, **{knob: value}))
-                counts[value] = variant.trainable_parameters(i, o)
+                counts[value] = count(type(method)(dataclasses.replace(method.config, **{knob: value})))
             except ConfigError:
                 continue  # not every size is possible on every shape
         listed = list(counts.values())
-        seen = f"on a layer with I={i}, O={o}, trainable_parameters is {counts} for {knob}"
-        advice = "a formula that grows with the knob, or another budget_knob"
+        seen = f"{what} {counts} for {knob}"
+        advice = "a size that grows with the knob, or another budget_knob"
         expect(listed == sorted(listed), seen, advice)
         expect(len(listed) < 2 or listed[-1] > listed[0], seen, advice)
+
+
+def _on_layer(i: int, o: int, method: Method) -> int:
+    return method.trainable_parameters(i, o)
+
+
+def _attached(skeleton: nn.Module, method: Method) -> int:
+    return count_attached(method, skeleton, tuple(adapted_layers(skeleton)))
 
 
 @check(on_adapters)

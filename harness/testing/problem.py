@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.nn.functional import linear, mse_loss
 
 from harness.contract.dropout import Dropout
-from harness.contract.method import Calibration, Method, StepInfo, attaches
+from harness.contract.method import ADAPTED, Calibration, Method, StepInfo, attaches
+from harness.testing.language import LanguageProblem
 
 WIDTHS = (32, 48, 48, 32)  # layers 32->48, 48->48 and 48->32: wide, square and tall
 STEPS = 24  # updates of a training; traits.check_config sets periods that fit, e.g. a merge every 8 steps
@@ -88,6 +89,14 @@ class TinyProblem:
         x, y = batch
         return mse_loss(self.model(x, adapters), y)
 
+    def output(self, adapters: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """Return the model's output on the first batch, (B, T, O)."""
+        return cast(Tensor, self.model(self.batches[0][0], adapters))
+
+    def linears(self) -> Iterator[tuple[str, nn.Linear]]:
+        """Yield the path and module of every linear layer."""
+        return self.model.linears()
+
     def weight_gradients(self) -> dict[str, Tensor]:
         """Return the gradient of the mean loss with respect to each linear layer's weight, (O, I)."""
         weights = {f"{name}.weight": layer.weight.detach().requires_grad_() for name, layer in self.model.linears()}
@@ -97,10 +106,10 @@ class TinyProblem:
 
 
 class TinyTrial:
-    """One trial of a method on a ``TinyProblem``: built here, then ``calibrate``, then ``train``.
+    """One trial of a method on a tiny problem: built here, then ``calibrate``, then ``train``.
 
     Attributes:
-        problem: The problem; its model is the trial's own copy.
+        problem: Linear layers, or a language model for a method that attaches; its model is the trial's own copy.
         adapters: Adapters by layer name. Empty for a method that attaches.
         modules: What trains: the adapters, or ``{"model": model}`` for a method that attaches.
         losses: The task's loss before each update.
@@ -115,13 +124,16 @@ class TinyTrial:
         widths: Sequence[int] = WIDTHS,
     ) -> None:
         self.method = method
-        self.problem = TinyProblem(dtype, widths)
+        self.problem: Any = LanguageProblem(dtype) if attaches(method) else TinyProblem(dtype, widths)
         self.generator = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
         self.adapters: dict[str, Any] = {}
         self.modules: dict[str, nn.Module] = self.adapters
         if attaches(method):
-            method.attach(self.problem.model, self.generator)
+            model = self.problem.model
+            setattr(model, ADAPTED, tuple(name for name, _ in self.problem.linears()))
+            attached = method.attach(model, self.generator)
+            self.problem.model = model if attached is None else attached
             self.modules = {"model": self.problem.model}
         else:
             for name, layer in self.problem.model.linears():
@@ -171,15 +183,15 @@ class TinyTrial:
         return self
 
     def train_mode(self, on: bool) -> None:
-        """Switch what trains between training and evaluation mode."""
-        for module in self.modules.values():
+        """Switch adapters between training and evaluation mode; an attached model stays in evaluation mode."""
+        for module in self.adapters.values():
             module.train(on)
 
     def output(self) -> Tensor:
-        """Return the model's output on the first batch, (B, T, O), in evaluation mode, without gradients."""
+        """Return the model's output on the first batch, in evaluation mode, without gradients."""
         self.train_mode(False)
         with torch.no_grad():
-            return self.problem.model(self.problem.batches[0][0], self.adapters)  # type: ignore[no-any-return]
+            return cast(Tensor, self.problem.output(self.adapters))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters marked trainable, by ``module:parameter`` name."""

@@ -31,7 +31,7 @@ def check_identity_at_init(method: Method) -> None:
     """Before the first step the model's output is the pretrained one's."""
     trial = TinyTrial(method, dtype=torch.float64)
     with torch.no_grad():
-        expected = trial.problem.model(trial.problem.batches[0][0])
+        expected = type(trial.problem)(torch.float64).output()
     for stage in ("after building", "after calibrate()"):
         if stage != "after building":
             trial.calibrate()

@@ -18,6 +18,7 @@ from harness import Adapter, Dropout, Method, MethodConfig, MethodTraits, UsageE
 from harness.testing import ALL_CHECKS, CheckFailed, check_method, parametrize_with_checks
 
 CHECKS = {check.__name__: check for check in ALL_CHECKS}
+ON_LAYERS = [name for name in CHECKS if not name.startswith("check_attached_")]
 
 
 # --- a method without a fault, with one of everything: randomness, dropout, a buffer, every hook ------------
@@ -86,7 +87,35 @@ class GoodFull(Method):
         model.requires_grad_(True)
 
 
-@pytest.mark.parametrize("good", [Good, GoodFull, Good(GoodConfig(r=2, dropout=0.0))])
+class GoodBias(Method):
+    """Attaches a vector that is added to what the model's body puts out, and is put back into the head's bias."""
+
+    name = "good-bias"
+    paper = "https://example.org/bias"
+    Config = GoodConfig
+    traits = MethodTraits(budget_knob="r")
+    calls = 0
+
+    def attach(self, model, generator):
+        like = model.lm_head.weight
+        model.shift = nn.Parameter(torch.zeros(self.config.r * 4, dtype=like.dtype, device=like.device))
+
+        def add(head, inputs):
+            rest = like.shape[1] - len(model.shift)
+            return (inputs[0] + torch.cat([model.shift, model.shift.new_zeros(rest)]),)
+
+        model.hook = (model.lm_head.register_forward_pre_hook(add),)
+
+    def merge_attached(self, model):
+        model.hook[0].remove()
+        shift = model.shift.detach()
+        del model.shift, model.hook
+        wide = torch.cat([shift, shift.new_zeros(model.lm_head.in_features - len(shift))])
+        model.model.norm.register_forward_hook(lambda module, inputs, output: output + wide)
+        return model
+
+
+@pytest.mark.parametrize("good", [Good, GoodFull, GoodBias, Good(GoodConfig(r=2, dropout=0.0))])
 def test_a_good_method_passes_every_check(good):
     results = []
     check_method(good, results.append)
@@ -94,10 +123,13 @@ def test_a_good_method_passes_every_check(good):
     assert {each.state for each in results} <= {"passed", "not applicable"}
 
 
-def test_every_check_applies_to_a_method_on_linear_layers():
-    results = []
-    check_method(Good, results.append)
-    assert {each.state for each in results} == {"passed"}
+def test_every_check_applies_to_a_method_on_linear_layers_or_to_one_that_attaches():
+    passed = set()
+    for method in (Good, GoodBias):
+        results = []
+        check_method(method, results.append)
+        passed |= {each.check for each in results if each.state == "passed"}
+    assert passed == set(CHECKS)
 
 
 def test_checks_of_adapters_do_not_apply_to_a_method_that_attaches():
@@ -279,12 +311,90 @@ class AttachesAndMovesMore(GoodFull):
     """Trains the norm, and changes a weight that it did not declare."""
 
     def attach(self, model, generator):
-        model.norm.requires_grad_(True)
+        model.model.norm.requires_grad_(True)
 
         def shrink(*_):
-            model.layers[0].weight.data.mul_(0.99)
+            model.model.layers[0].mlp.up_proj.weight.data.mul_(0.99)
 
-        model.norm.register_forward_hook(shrink)
+        model.model.norm.register_forward_hook(shrink)
+
+
+@fails("check_attached_count_without_weights")
+class CountsAnother(GoodBias):
+    def attach(self, model, generator):
+        super().attach(model, generator)
+        if model.device.type == "meta":
+            model.more = nn.Parameter(torch.zeros(1))
+
+
+class Prompt(GoodBias):
+    """A prompt before every text; each way in which one goes wrong is a flag."""
+
+    cuts, extends, once, merge_attached = True, True, True, Method.merge_attached
+    traits = MethodTraits(budget_knob="r", identity_at_init=False, learning_rate_factor=10.0)
+
+    def attach(self, model, generator):
+        table = model.get_input_embeddings()
+        n, added = self.config.r, 0
+        rows = torch.randint(table.num_embeddings, (n,), generator=generator).to(table.weight.device)
+        model.prompt = nn.Parameter(table(rows).detach().clone())
+
+        def before(body, args, given):
+            nonlocal added
+            ids, mask, cache = given.pop("input_ids"), given.get("attention_mask"), given.get("past_key_values")
+            added = n if not self.once or cache is None or cache.get_seq_length() == 0 else 0
+            given["inputs_embeds"] = torch.cat([model.prompt[:added].expand(len(ids), -1, -1), table(ids)], 1)
+            given["position_ids"] = None
+            if mask is not None and self.extends:
+                given["attention_mask"] = torch.cat([mask.new_ones(len(mask), n), mask], 1)
+                given["position_ids"] = given["attention_mask"].cumsum(1)[:, -(ids.shape[1] + added) :] - 1
+            return args, given
+
+        def after(body, args, output):
+            output.last_hidden_state = output.last_hidden_state[:, added if self.cuts else 0 :]
+            return output
+
+        model.base_model.register_forward_pre_hook(before, with_kwargs=True)
+        model.base_model.register_forward_hook(after)
+
+
+@fails("check_attached_output_is_the_texts")
+class LeavesThePromptInTheOutput(Prompt):
+    cuts = False
+
+
+@fails("check_attached_decodes_with_a_cache")
+class AddsThePromptAtEveryToken(Prompt):
+    once = False
+
+
+@fails("check_attached_decodes_with_a_cache")
+class ForgetsTheMask(Prompt):
+    extends = False
+
+
+@fails("check_attached_half_precision")
+class AddsAnotherDtype(GoodBias):
+    def attach(self, model, generator):
+        super().attach(model, generator)
+        model.shift.data = model.shift.data.double()
+
+
+@fails("check_attached_state_round_trip")
+class DrawsFromNowhere(GoodBias):
+    def attach(self, model, generator):
+        super().attach(model, generator)
+        type(self).calls += 1
+        calls = type(self).calls
+        model.lm_head.register_forward_hook(lambda module, inputs, output: output + calls)
+
+
+@fails("check_attached_merge_preserves_output")
+class MergesNothing(GoodBias):
+    def merge_attached(self, model):
+        model.hook[0].remove()
+        del model.shift, model.hook
+        return model
 
 
 @fails("check_only_declared_tensors_move")
@@ -714,7 +824,7 @@ def test_parametrize_gives_one_named_case_per_method_and_applicable_check():
     assert "good-full-check_loss_falls" in ids
     assert "good-full-check_merge_preserves_output" not in ids
     assert len(ids) == len(set(ids))
-    assert len([each for each in ids if each.startswith("good-check_")]) == len(ALL_CHECKS)
+    assert len([each for each in ids if each.startswith("good-check_")]) == len(ON_LAYERS)
 
 
 def test_an_expected_failure_is_a_strict_xfail_with_its_reason():
