@@ -132,7 +132,7 @@ class TrainedTrial:
         if type(self._method).merge_attached is Method.merge_attached:
             raise UsageError(
                 f"method {self.trial.method!r} adds to the model what its weights cannot hold, e.g. "
-                f"{next(iter(self.state))!r}, and has no merge_attached(); use --format own, or the trial through harness"
+                f"{next(iter(self.state))!r}, and has no merge_attached(); use --format own, or the trial itself"
             )
         merged = self._method.merge_attached(attached)
         for parameter in merged.parameters():
