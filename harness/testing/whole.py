@@ -102,7 +102,7 @@ def check_attached_half_precision(method: Method) -> None:
     trial = TinyTrial(method, dtype=torch.bfloat16).calibrate()
     loss = trial.problem.loss(cast(Any, trial.problem.batches[0]))
     expect(bool(torch.isfinite(loss)), f"the loss is {loss.item()}", "the dtypes of what is added")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     bad = [n for n, p in trial.trainable().items() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
     expect(not bad, f"{some(bad)} has no finite gradient", "dtypes, and what reaches the output")
 
@@ -125,7 +125,7 @@ def check_attached_state_round_trip(method: Method) -> None:
 
 @check(if_merges)
 def check_attached_merge_preserves_output(method: Method) -> None:
-    """``merge_attached`` returns a model of the class that it was, without anything attached, and with the same output."""
+    """``merge_attached`` returns a model of the class that it was, with nothing attached and the same output."""
     trial = TinyTrial(method, dtype=torch.float64).calibrate().train()
     expected = trial.output()
     plain = LanguageProblem(torch.float64)

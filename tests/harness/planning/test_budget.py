@@ -8,8 +8,10 @@ import time
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from harness.contract.method import Method, MethodTraits
 from harness.contract.setting import MethodConfig, setting
@@ -18,6 +20,7 @@ from harness.planning.budget import budget_parameters, solve
 from harness.planning.counting import count_on_layers
 from harness.planning.registry import build_registry
 from harness.planning.settings import parse_settings, parse_settings_but_knob, parse_value
+from harness.testing.language import on_meta
 
 REGISTRY = build_registry()
 SOLVED = [name for name, method in REGISTRY.methods.items() if method.traits.budget_knob]
@@ -318,3 +321,32 @@ def test_what_the_harness_itself_raises_in_a_formula_is_kept():
     with pytest.raises(TrialDivergedError, match="as it was"):
         count_on_layers(formula(TrialDivergedError("as it was")), CoarseConfig(), LAYERS)
     assert count_on_layers(formula(0), CoarseConfig(), LAYERS) == 0
+
+
+class Rows(Method):
+    """Attaches as many vectors as its knob says, and refuses more than a hundred."""
+
+    name = "rows"
+    Config = CoarseConfig
+    traits = MethodTraits(budget_knob="r")
+
+    def attach(self, model, generator):
+        if self.config.r > 100:
+            raise ConfigError(f"rows: r={self.config.r} is more than 100")
+        model.rows = nn.Parameter(torch.randn(self.config.r, 32, generator=generator).to(model.device))
+
+
+def test_the_knob_of_a_method_that_attaches_is_solved_by_counting_on_the_model():
+    solution = solve(Rows, CoarseConfig(), 640, LAYERS, skeleton=on_meta())
+    assert (solution.config.r, solution.parameters) == (20, 640)
+    with pytest.raises(BudgetError, match="nearest counts: 640 and 672"):
+        solve(Rows, CoarseConfig(), 655, LAYERS, skeleton=on_meta())
+
+
+def test_an_attach_that_fails_without_weights_is_explained():
+    class NeedsWeights(Rows):
+        def attach(self, model, generator):
+            model.rows = nn.Parameter(model.lm_head.weight[0].cpu() * 2)
+
+    with pytest.raises(PluginLoadError, match=r"attach\(\) raises .*without weights"):
+        solve(NeedsWeights, CoarseConfig(), 640, LAYERS, skeleton=on_meta())
