@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from harness.planning.registry import Registry
     from harness.planning.suite import Suite
 
+PLAIN = (  # options that are fields of a suite as they stand
+    "scale", "model", "revision", "tolerance", "tune", "tune_seeds", "until_separated", "max_seeds", "precision",
+)  # fmt: skip
+
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
     help="Folder of local tables.",
@@ -54,6 +58,8 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--learning-rates", "--lr", metavar="LIST",
                help="The same rates for every method, instead of the recipe's."),
         option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
+        option("--tune-seeds", type=int, metavar="N",
+               help="... on N seeds; the best mean is chosen.  [default: 1]"),
         option("--until-separated", type=float, metavar="POINTS",
                help="Add seeds while methods that are not told apart may differ by so much."),
         option("--max-seeds", type=int, metavar="N", help="... up to so many.  [default: 10, or twice --seeds]"),
@@ -77,11 +83,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     from harness.planning.choices import split_names
     from harness.planning.request import OwnRequest, build_request
 
-    given: dict[str, Any] = {
-        name: options[name]
-        for name in ("scale", "model", "revision", "tolerance", "tune", "until_separated", "max_seeds", "precision")
-        if options[name] is not None
-    }
+    given: dict[str, Any] = {name: options[name] for name in PLAIN if options[name] is not None}
     if options["methods"]:
         given["methods"] = split_names(options["methods"])
     if options["exclude"]:

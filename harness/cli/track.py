@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from harness.cli.exit_codes import TRACKING_INCOMPLETE
@@ -15,8 +17,9 @@ def track() -> None:
 
 @track.command("rebuild")
 @results_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was told as JSON.")
 @click.pass_obj
-def track_rebuild(block: tuple[str, ...], results: str) -> int:
+def track_rebuild(block: tuple[str, ...], results: str, as_json: bool) -> int:
     """Tell the trackers about every record again. What they know already stays as it is."""
     from harness.planning.registry import build_registry
     from harness.running.schedule import Observers
@@ -30,5 +33,9 @@ def track_rebuild(block: tuple[str, ...], results: str) -> int:
         observers.call("harness_trial_started", trial=record.trial, environment=environment)
         observers.call("harness_trial_finished", trial=record.trial, record=record)
     observers.call("harness_sweep_finished")
-    click.echo(f"{len(records)} records told to the trackers", err=True)
+    if as_json:
+        told = {"results": store.root, "records": len(records), "failures": observers.failures}
+        click.echo(json.dumps(told, indent=1))
+    else:
+        click.echo(f"{len(records)} records told to the trackers", err=True)
     return TRACKING_INCOMPLETE if observers.failures else 0

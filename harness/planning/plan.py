@@ -6,7 +6,7 @@ results: ``search`` says which are needed next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     chooses=len(given) > 1,
                     tune=0 if given else suite.tune,
                     seeds=suite.seeds,
+                    tune_seeds=tuple(range(TUNE_SEED, TUNE_SEED + suite.tune_seeds)),
                     centre=centre,
                     higher_is_better=task.metrics[task.main_metric].higher_is_better,
                     notes=tuple(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
@@ -111,9 +112,17 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 [*refused, "Nothing was run. Change the budget or the settings, or leave methods out with --exclude."]
             )
         )
-    if TUNE_SEED in (suite.looks.seeds if suite.looks else suite.seeds) and any(cell.searches for cell in cells):
-        raise UsageError(f"seeds: {TUNE_SEED} is the seed on which rates are searched; report on others")
+    _check_seeds(suite, cells)
     return cells
+
+
+def _check_seeds(suite: Suite, cells: Sequence[Cell]) -> None:
+    """Refuse to report on a seed of the search, and seeds of a search that there is not."""
+    searched = {seed for cell in cells if cell.searches for seed in cell.tune_seeds}
+    if both := sorted(searched & set(suite.looks.seeds if suite.looks else suite.seeds)):
+        raise UsageError(f"seeds: {both[0]} is the seed on which rates are searched; report on others")
+    if suite.tune_seeds > 1 and not searched:
+        raise UsageError(f"tune_seeds={suite.tune_seeds}, but nothing is searched; give tune, too, or leave it out")
 
 
 def _check_data(task: Task, recipe: Any, choice: ModelChoice, skeleton: Any, data_dir: Path | None) -> None:

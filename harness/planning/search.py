@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 
-TUNE_SEED = 1_000_003  # rates and settings are chosen on a seed that no report uses
+TUNE_SEED = 1_000_003  # rates and settings are chosen on seeds from this one on, which no report uses
 MOST_EXTENSIONS = 4  # times that a grid grows when its best rate lies on an edge
 
 Look = Callable[[Trial], Record | None]
@@ -33,6 +34,7 @@ class Cell:
         notes: What a reader must know of the model, e.g. which of its layers get no adapter, and why.
         others: Templates with other settings of the same method; where there are any, one of all is chosen.
         chooses: Whether one of ``rates`` is chosen; else every one is reported.
+        tune_seeds: On which the choice is made, by the mean.
     """
 
     template: Trial
@@ -44,6 +46,7 @@ class Cell:
     notes: tuple[str, ...] = ()
     others: tuple[Trial, ...] = ()
     chooses: bool = False
+    tune_seeds: tuple[int, ...] = (TUNE_SEED,)
 
     @property
     def searches(self) -> bool:
@@ -55,7 +58,7 @@ class Cell:
         if not self.searches:
             return len(self.rates) * seeds
         rates = self.tune + 2 * MOST_EXTENSIONS if self.tune else len(self.rates)
-        return rates * (1 + len(self.others)) + seeds
+        return rates * (1 + len(self.others)) * len(self.tune_seeds) + seeds
 
     def trial(self, learning_rate: float, seed: int, purpose: str, template: Trial | None = None) -> Trial:
         """Return one trial of this cell."""
@@ -96,22 +99,22 @@ def wanted(cell: Cell, look_up: Look, settles: Settles = has_ended) -> list[Tria
     if not cell.searches:
         return [cell.trial(rate, seed, "report") for rate in cell.rates for seed in cell.seeds]
     found = [_search(cell, template, look_up, settles) for template in (cell.template, *cell.others)]
-    search = [trial for each in found for trial in each.trials]
+    search = [trial for each in found for trials in each.rates for trial in trials]
     if not all(each.is_over for each in found):
         return search
-    best = [each.trials[each.best] for each in found if each.best is not None]
+    best = [each.rates[each.best] for each in found if each.best is not None]
     if best:
-        chosen = best[best_index([look_up(trial) for trial in best], cell.higher_is_better) or 0]
+        (chosen, *_) = best[best_index([_looked_up(each, look_up) for each in best], cell.higher_is_better) or 0]
     else:  # nothing trained at any rate: report the centre, whose failure is a result
-        chosen = found[0].trials[len(found[0].trials) // 2]
+        (chosen, *_) = found[0].rates[len(found[0].rates) // 2]
     return [*search, *(cell.trial(chosen.learning_rate, seed, "report", chosen) for seed in cell.seeds)]
 
 
 @dataclass(frozen=True)
 class _Search:
-    """The trials that search the rate of one template, whether all of them have ended, and the place of the best."""
+    """The trials that search the rate of one template, by rate, whether all have ended, and the place of the best."""
 
-    trials: list[Trial]
+    rates: list[list[Trial]]
     is_over: bool = False
     best: int | None = None
 
@@ -119,28 +122,38 @@ class _Search:
 def _search(cell: Cell, template: Trial, look_up: Look, settles: Settles) -> _Search:
     below = above = 0
     while True:
-        trials = [cell.trial(rate, TUNE_SEED, "tune", template) for rate in cell.grid(below, above)]
-        records = [look_up(trial) for trial in trials]
-        if not all(record is not None and settles(record) for record in records):
-            return _Search(trials)
+        rates = [
+            [cell.trial(rate, seed, "tune", template) for seed in cell.tune_seeds] for rate in cell.grid(below, above)
+        ]
+        records = [_looked_up(trials, look_up) for trials in rates]
+        if not all(record is not None and settles(record) for found in records for record in found):
+            return _Search(rates)
         best = best_index(records, cell.higher_is_better)
         if cell.tune and best == 0 and below < MOST_EXTENSIONS:
             below += 1
-        elif cell.tune and best == len(trials) - 1 and above < MOST_EXTENSIONS:
+        elif cell.tune and best == len(rates) - 1 and above < MOST_EXTENSIONS:
             above += 1
         else:
-            return _Search(trials, True, best)
+            return _Search(rates, True, best)
 
 
-def best_index(records: Sequence[Record | None], higher_is_better: bool) -> int | None:
-    """Return the place of the best score; ties go to the one nearest the middle, so that a flat grid does not grow."""
-    scored = [
-        (place, r.score)
-        for place, r in enumerate(records)
-        if r is not None and r.score is not None and math.isfinite(r.score)
-    ]
+def _looked_up(trials: Sequence[Trial], look_up: Look) -> list[Record | None]:
+    return [look_up(trial) for trial in trials]
+
+
+def best_index(records: Sequence[Sequence[Record | None]], higher_is_better: bool) -> int | None:
+    """Return the place of the best mean score over the search's seeds.
+
+    What has a score on more of them comes first: a rate that diverges on one is not chosen while another never does.
+    Ties go to the one nearest the middle, so that a flat grid does not grow.
+    """
+    scored = []
+    for place, found in enumerate(records):
+        scores = [each.score for each in found if each is not None and each.score is not None]
+        if finite := [score for score in scores if math.isfinite(score)]:
+            scored.append((place, len(finite), fmean(finite)))
     if not scored:
         return None
     sign = 1 if higher_is_better else -1
     middle = (len(records) - 1) / 2
-    return max(scored, key=lambda each: (sign * each[1], -abs(each[0] - middle)))[0]
+    return max(scored, key=lambda each: (each[1], sign * each[2], -abs(each[0] - middle)))[0]

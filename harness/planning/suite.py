@@ -10,6 +10,7 @@ budgets = ["lora:r=8"]            # "own": nothing is matched, every method has 
 seeds = [0, 1, 2]
 learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
 tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
+tune_seeds = 3                    # ... on so many seeds, by the mean
 until_separated = 5               # add seeds while two methods may differ by so many points, see ``contract.looks``
 max_seeds = 10                    # ... up to so many
 targets = []                      # name patterns of the adapted layers
@@ -41,6 +42,7 @@ from harness.errors import UsageError
 
 LARGEST_SEED = 2**32 - 1  # so that every number drawn from it fits into 64 bits
 MOST_SEEDS = 1000  # of a run that adds them by itself
+MOST_TUNE_SEEDS = 100
 USUAL_MOST = 10  # where nobody says how many
 
 
@@ -59,6 +61,7 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
     tune: int = 0
+    tune_seeds: int = 1
     until_separated: float = 0.0
     max_seeds: int = 0
     targets: tuple[str, ...] = ()
@@ -89,6 +92,8 @@ class Suite:
             raise UsageError("give either learning_rates or tune, not both")
         if self.tune < 0 or self.tune == 1:
             raise UsageError(f"tune={self.tune} must be 0 (off) or at least 2 learning rates")
+        if not 1 <= self.tune_seeds <= MOST_TUNE_SEEDS:
+            raise UsageError(f"tune_seeds={_shorten(self.tune_seeds)} must be from 1 to {MOST_TUNE_SEEDS} seeds")
         self._check_looks()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
@@ -166,7 +171,7 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
 
 
 _TYPES: Mapping[str, type] = {  # others: text
-    "tolerance": float, "tune": int, "until_separated": float, "max_seeds": int,
+    "tolerance": float, "tune": int, "tune_seeds": int, "until_separated": float, "max_seeds": int,
     "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
 }  # fmt: skip
 _ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}

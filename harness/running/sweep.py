@@ -142,6 +142,7 @@ def run_sweep(
                 **describe_environment(torch.device("cpu")),
                 **(environment or {}),
                 **({KEY: suite.looks.to_json()} if suite.looks else {}),
+                **({"search": {"rates": suite.tune, "seeds": suite.tune_seeds}} if suite.tune else {}),
                 "results_root": store.root,
                 "sweep": suite.title or " ".join(suite.tasks),
             }

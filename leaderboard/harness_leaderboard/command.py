@@ -52,16 +52,30 @@ results_option = click.option(
     help="Folder to write.",
 )
 @click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="[FILE]",
+    help="Instead of pages, write what they show as JSON, alone to standard output.",
+)
 @click.pass_context
-def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open_: bool) -> None:
+def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open_: bool, json_file: str | None) -> None:
     """Render the records as self-contained HTML pages, with Markdown, CSV and LaTeX beside them."""
     if context.invoked_subcommand is not None:
         return
     from harness_leaderboard.load import load
+    from harness_leaderboard.write.csv import everything
     from harness_leaderboard.write.html import write_site
     from harness_leaderboard.write.terminal import document
 
     loaded = load(roots)
+    if json_file is not None:
+        with click.open_file(json_file, "w", encoding="utf-8", atomic=json_file != "-") as file:
+            file.write(everything(view_of(loaded, None)))
+        return
     gc.freeze()  # records live to the end: nothing need look through them again
     view = view_of(loaded, output)
     page = write_site(view, output)

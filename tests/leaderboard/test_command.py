@@ -128,3 +128,18 @@ def test_what_trains_right_now_is_shown_and_gone_when_the_sweep_ends(served, mak
     live.harness_sweep_finished()
     assert json.loads(ask("/live.json")[1])["running"] == []
     assert list((root / "live").iterdir()) == []
+
+
+def test_what_the_pages_show_is_there_as_json_alone_or_in_a_file(tmp_path, make_graded):
+    root = write(tmp_path / "results", [*make_graded("lora", 0.9, range(3)), *make_graded("mora", 0.2, range(3))])
+    done = CliRunner().invoke(leaderboard, ["--results", root, "-o", str(tmp_path / "site"), "--json"])
+    (board,) = json.loads(done.stdout)["boards"]
+    assert [(each["method"], each["rank_best"], each["rank_worst"]) for each in board["values"]] == [
+        ("lora", "1", "1"),
+        ("mora", "2", "2"),
+    ]
+    assert board["pairs"]["pairs"][0]["separated"] is True
+    assert [each["key"] for each in board["scores"]["columns"]]
+    assert not (tmp_path / "site").exists()
+    run("--results", root, "--json", str(tmp_path / "board.json"))
+    assert (tmp_path / "board.json").read_text() == done.stdout

@@ -15,7 +15,7 @@ from harness_leaderboard.boards.published import recipe_fields
 TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
 
 # Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning ...
-NOT_CONDITIONS = ("sweep", KEY)
+NOT_CONDITIONS = ("sweep", "search", KEY)
 # ... and those that name places on somebody's machine, which are nobody else's business.
 NOT_SHOWN = ("command", "results_root")
 
@@ -80,12 +80,7 @@ def board_notes(
     }
     for method in sorted(unreported):
         notes.append(f"{method} has learning-rate trials but no reported result yet.")
-    efforts = {row.method: row.tune_trials for row in rows}
-    if len(set(efforts.values())) > 1:
-        listed = ", ".join(
-            f"{method} {effort}" for method, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0]))
-        )
-        notes.append(f"Tuning effort is not equal (learning-rate trials): {listed}.")
+    notes += _notes_on_effort(rows, everything)
     seed_sets = {tuple(each.trial.seed for each in row.records) for row in rows}
     if len(seed_sets) > 1:
         notes.append("The methods did not run the same seeds: each pair is compared on the seeds that both ran.")
@@ -109,6 +104,28 @@ def board_notes(
         notes.append(f"Scored by different versions of the task: {_who(versions)}. Are its numbers still the same?")
     notes += [note for row in rows for note in _notes_on_search(row, everything)]
     return notes
+
+
+def _notes_on_effort(rows: Sequence[Row], everything: Sequence[Record]) -> list[str]:
+    """Return who took how many learning-rate trials, where that is not the same for all, and why."""
+    efforts = {row.label: row.tune_trials for row in rows}
+    if len(set(efforts.values())) < 2:
+        return []
+    listed = ", ".join(
+        f"{label} {effort}" for label, effort in sorted(efforts.items(), key=lambda item: (-item[1], item[0]))
+    )
+    asked = {canonical(each.environment.get("search")) for each in everything if each.trial.purpose == "tune"}
+    plan = next((each.environment.get("search") for each in everything if each.trial.purpose == "tune"), None)
+    if len(asked) == 1 and isinstance(plan, Mapping) and min(efforts.values()):
+        rates, seeds = plan.get("rates"), plan.get("seeds")
+        on = "a seed" if seeds == 1 else f"{seeds} seeds"
+        return [
+            f"Learning-rate trials: {listed}. All methods were searched by one rule: {rates} rates on {on}, and one "
+            "more where the best lay on an edge, until it did not."
+        ]
+    if min(efforts.values()):
+        return [f"Learning-rate trials: {listed}. The records do not say whether all were searched by one rule."]
+    return [f"Tuning effort is not equal (learning-rate trials): {listed}."]
 
 
 def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:

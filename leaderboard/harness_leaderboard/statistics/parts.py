@@ -33,7 +33,8 @@ class Parts:
         units: The variance from unit to unit, of means over all seeds, over U.
         unit_degrees: Its degrees of freedom.
         is_lent: Whether the seeds' variance is lent by a board. If it is a few seeds' own, or the units are few, two
-            ways of looking at a sum of variances, one too sure and the other not sure enough, count half each.
+            ways of looking at a sum of variances, one too sure and the other not sure enough, count both.
+        fiducial: How much the second of them counts, from 0 to 1.
     """
 
     seeds: Array
@@ -43,6 +44,7 @@ class Parts:
     units: Array
     unit_degrees: float
     is_lent: bool = False
+    fiducial: float = 0.5
 
     def these_items(self) -> Spread:
         """Return what the mean may be off by for other seeds, on the same units."""
@@ -66,4 +68,4 @@ class Parts:
         if self.is_lent and not 1 < self.unit_degrees < FEW_UNITS:
             return redrawn
         fiducial = parts[1].plus_spread(units_behind)
-        return mixed([redrawn, fiducial], np.full((len(estimate), 2), 0.5))
+        return mixed([redrawn, fiducial], np.tile([1 - self.fiducial, self.fiducial], (len(estimate), 1)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pandas as pd
 
 from harness.results.frame import to_csv
-from harness_leaderboard.view.model import BoardView
+from harness_leaderboard.view.model import BoardView, SiteView
 
 
 def lines(boards: Sequence[BoardView]) -> str:
@@ -36,10 +37,18 @@ def objects(board: BoardView) -> str:
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
+def everything(view: SiteView) -> str:
+    """Return all that the pages show as JSON, but for single trials, of which the records say more."""
+    content = {each.name: getattr(view, each.name) for each in fields(view) if each.name != "trials"}
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+
+
 def finite(value: Any) -> Any:
     """Return plain JSON types; a number that JSON has not, an endless interval's end, is ``null``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
+    if is_dataclass(value):
+        return {each.name: finite(getattr(value, each.name)) for each in fields(value)}
     return [finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -25,6 +25,7 @@ def test_trackers_are_told_again_and_a_failing_one_exits_with_3(
     monkeypatch.setenv("TROUBLE_LOG", str(tmp_path / "log"))
     done = command(*rebuild)
     assert (done.code, done.err) == (0, "2 records told to the trackers\n")
+    assert json.loads(command(*rebuild, "--json").out) == {"results": store.root, "records": 2, "failures": 0}
     told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [each["hook"] for each in told] == ["started", "finished", "started", "finished", "sweep finished"]
-    assert {each["trial"] for each in told[:-1]} == {trial.id for trial in trials}
+    assert [each["hook"] for each in told[:5]] == ["started", "finished", "started", "finished", "sweep finished"]
+    assert {each["trial"] for each in told[:4]} == {trial.id for trial in trials}

@@ -168,3 +168,45 @@ def test_a_published_number_stands_beside_its_own_size_only_and_beside_whichever
         for t in (cell.template, *cell.others)
     ]
     assert found == [("dora", 8, 1), ("dora", 4, 0), ("melora", 8, 1), ("melora", 8, 1), ("melora", 8, 0)]
+
+
+# --- several seeds of the search ------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_chosen_by_its_mean_over_the_seeds_of_the_search():
+    found = cells(tune=3, tune_seeds=2, seeds=[0])
+    low, middle, high = found[0].grid()
+    scores = {
+        (low, TUNE_SEED): 0.1, (low, TUNE_SEED + 1): 0.1, (middle, TUNE_SEED): 0.6, (middle, TUNE_SEED + 1): 0.6,
+        (high, TUNE_SEED): 0.9, (high, TUNE_SEED + 1): 0.2,
+    }  # fmt: skip
+    searched, (reported,) = run(lambda t: scores.get((t.learning_rate, t.seed)), found)
+    assert {(t.learning_rate, t.seed) for t in searched} == set(scores)
+    assert reported.learning_rate == middle
+
+
+def test_a_rate_that_diverges_on_a_seed_of_the_search_comes_after_those_that_never_do():
+    found = cells(tune=3, tune_seeds=2, seeds=[0])
+    _, middle, high = found[0].grid()
+    often = {(high, TUNE_SEED): 0.9, (high, TUNE_SEED + 1): None}
+    _, (reported,) = run(lambda t: often.get((t.learning_rate, t.seed), 0.5), found)
+    assert reported.learning_rate == middle
+
+
+def test_a_plan_counts_every_trial_that_a_search_may_take():
+    (cell,) = cells(tune=3, tune_seeds=2, seeds=[0, 1])
+    searched, reported = run(lambda t: t.learning_rate, [cell])  # always better further up
+    assert len(searched) + len(reported) == (3 + 4) * 2 + 2 <= cell.most_trials(2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune_seeds": 3}, "tune_seeds=3, but nothing is searched"),
+        ({"tune": 3, "tune_seeds": 0}, "tune_seeds=0 must be from 1 to 100"),
+        ({"tune": 3, "tune_seeds": 2, "seeds": [TUNE_SEED + 1]}, f"{TUNE_SEED + 1} is the seed on which rates"),
+    ],
+)
+def test_seeds_of_a_search_that_cannot_be_are_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        cells(**given)

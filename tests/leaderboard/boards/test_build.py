@@ -158,6 +158,25 @@ def test_unequal_tuning_effort_is_said(make_record):
     assert any("lora 1, mora 0" in note for note in board.notes)
 
 
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"rates": 2, "seeds": 1}, "All methods were searched by one rule: 2 rates on a seed, and one more where"),
+        (None, "The records do not say whether all were searched by one rule."),
+    ],
+)
+def test_a_grid_that_grew_is_no_unequal_effort(make_record, search, said):
+    environment = {} if search is None else {"search": search}
+    tune = [
+        make_record(method, 9, trial={"purpose": "tune", "learning_rate": rate}, environment=environment)
+        for method, rates in (("lora", (1e-3, 3e-3)), ("mora", (1e-3, 3e-3, 1e-2)))
+        for rate in rates
+    ]
+    notes = only([make_record("lora"), make_record("mora"), *tune]).notes
+    assert any(note.startswith("Learning-rate trials: mora 3, lora 2.") and said in note for note in notes)
+    assert not any("not equal" in note for note in notes)
+
+
 def test_a_method_with_tuning_trials_only_is_said(make_record):
     board = only([make_record("lora"), make_record("mora", 9, trial={"purpose": "tune"})])
     assert "mora has learning-rate trials but no reported result yet." in board.notes
