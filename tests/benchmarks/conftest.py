@@ -36,7 +36,7 @@ COMMONSENSE = {
 def tables(tmp_path_factory):
     """A data folder with every table that a built-in task reads, a few rows each."""
     root = tmp_path_factory.mktemp("tables")
-    made = (glue(), corpora(), domain_questions(), commonsense(), math(), instructeval())
+    made = (glue(), corpora(), domain_questions(), commonsense(), math(), instructeval(), code())
     for name, rows in ChainMap(*made).items():
         write(root / f"{name}.jsonl", rows)
     (root / "wikitext/wikitext-2-raw").mkdir(parents=True)
@@ -201,18 +201,36 @@ def instructeval():
         {"idx": n, "passage": f"There were {n}.", "question": "How many?", "answer": f"{n}", "ref_answers": [f"{n}"]}
         for n in range(10)
     ]
-    humaneval = {
-        "task_id": "HumanEval/0",
-        "prompt": "def f(x):\n",
-        "entry_point": "f",
-        "test": "def check(f):\n    assert f(1) == 2\n",
-    }
+    humaneval = [
+        {
+            "task_id": f"HumanEval/{n}",
+            "prompt": "def f(x):\n",
+            "entry_point": "f",
+            "test": f"def check(f):\n    assert f({n}) == {n + 1}\n",
+        }
+        for n in range(2)
+    ]
     return {
         "instructeval/alpaca/train": alpaca(30),
         **{f"instructeval/mmlu/{split}": mmlu(split, 5) for split in ("dev", "val", "test")},
         "instructeval/bbh/test": bbh(),
         "instructeval/drop/validation": drop,
-        "instructeval/humaneval/test": [humaneval],
+        "instructeval/humaneval/test": humaneval,
+    }
+
+
+def code():
+    problems = {
+        "f(1) == 2": "Write a function f to return the number after the one given.",
+        "f(2) == 4": "Write a function f to return twice the number that is given to it.",
+    }
+    rows = [
+        {"task_id": n, "text": text, "code": "def f(x): ...", "test_list": [f"assert {test}"], "test_setup_code": ""}
+        for n, (test, text) in enumerate(problems.items())
+    ]
+    return {
+        "code/codefeedback/train": [{"query": f"Print {n}.", "answer": f"```\nprint({n})\n```"} for n in range(40)],
+        **{f"code/mbpp/{split}": rows for split in ("validation", "test")},
     }
 
 

@@ -26,6 +26,7 @@ from harness.planning.suite import read_suite
 FILES = sorted(Path(harness_benchmarks.suites.__file__).parent.glob("*.toml"))
 CONFIDENCE = {
     "read from the published table",
+    "read in the authors' repository",
     "quoted in an issue thread",
     "third-party copy",
     "recalled, not checked",
@@ -153,6 +154,7 @@ MILORA_MATH = {
 MILORA_COMMONSENSE = {name: MILORA_MATH[name] for name in MILORA_MATH if name not in ("training_set", "max_length")}
 MELORA_GLUE = {"weight_decay": 0.1, "warmup_fraction": 0.06, "schedule": "linear"}
 PISSA_MATH = {**MORA_MATH, "learning_rate": 2e-5, "steps": 100_000 // 128, "weight_decay": 0.0}
+PISSA_CODE = {name: PISSA_MATH[name] for name in PISSA_MATH if name not in ("training_set", "epochs")}
 EXPECTED = {  # targets, ranks, recipe
     "mora-table1-math": (ALL, (8, 256), MORA_MATH),
     "mora-table1-instructions": (ALL, (8, 256), {**MORA_DEFAULTS, "training_set": "tulu-v2", "mmlu_shots": 5}),
@@ -193,8 +195,14 @@ EXPECTED = {  # targets, ranks, recipe
     "milora-table1-llama3": (MILORA, (32,), MILORA_COMMONSENSE),
     "milora-table2": (MILORA, (64,), MILORA_MATH),
     "milora-table5": (MILORA, (8, 12), {**MILORA_MATH, "steps": 100_000 // 16}),
+    "milora-table5-code": (
+        MILORA, (8, 12), {**MILORA_COMMONSENSE, "epochs": 0.0, "steps": 100_000 // 16, "warmup_fraction": 0.0},
+    ),
     "milora-table8": (MILORA, (64,), MILORA_MATH),
     "pissa-table1": (ALL, (128,), PISSA_MATH),
+    **{f"pissa-table1-{model}": (ALL, (64,), PISSA_MATH) for model in ("mistral-7b", "gemma-7b")},
+    **{f"pissa-table1-code-{model}": (ALL, (64,), PISSA_CODE) for model in ("mistral-7b", "gemma-7b")},
+    "pissa-table1-code-llama-2-7b": (ALL, (128,), PISSA_CODE),
     "pissa-table2-roberta-large": (("q*", "v*"), (8,), {}),  # not known: the suite says so of every number
     "pissa-table2-deberta-v3-base": (("q*", "v*"), (8,), {}),
 }  # fmt: skip
@@ -318,6 +326,9 @@ def test_pissa_table_1_is_in_float32_with_alpha_r_and_the_scripts_fast_svd():
                              ("mora", 8): 20_014_592, ("mora", 256): 639_433_088}),
         ("mora-table1-math", 32, {("lora", 8): 19_988_480, ("dora", 8): 19_988_480 + 32 * (5 * 4_096 + 2 * 11_008)}),
         ("pissa-table1", 32, {("lora", 128): 319_815_680, ("pissa", 128): 319_815_680}),
+        # As the paper counts: 168M of Mistral, 200M of Gemma.
+        ("pissa-table1-mistral-7b", 32, {("lora", 64): 167_772_160, ("pissa", 64): 167_772_160}),
+        ("pissa-table1-code-gemma-7b", 28, {("lora", 64): 200_015_872, ("pissa", 64): 200_015_872}),
         # 32 (3 (4096 + 4096) + 2 (4096 + 11008)) r
         ("milora-table2", 32, {("lora", 64): 112_197_632, ("milora", 64): 112_197_632}),
         ("melora-table2", 12, {("lora", 8): 294_912, ("melora", 8): 294_912, ("melora", 1): 36_864}),
