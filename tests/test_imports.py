@@ -215,6 +215,7 @@ def forbidden_names() -> set[str]:
     families = {name.partition("/")[0] for name in registry.tasks}
     return {*registry.methods, *registry.tasks, *families} - {
         "full",  # English words that are also methods or tasks: as identifiers they cannot be told apart
+        "code",
         "math",
         "prompt",
         "prefix",

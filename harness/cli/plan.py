@@ -74,7 +74,7 @@ def plan_table(
     """
     from tabulate import tabulate
 
-    from harness.results.wording import layers_text, settings_text
+    from harness.results.wording import layers_text, parameters_text, settings_text
 
     defaults = {name: asdict(registry.method(name).Config()) for name in {trial.method for trial in trials}}
     smallest: dict[str, int] = {}
@@ -83,19 +83,19 @@ def plan_table(
             smallest[trial.task] = min(trial.adapter_parameters, smallest.get(trial.task, trial.adapter_parameters))
     rows = []
     for trial in trials:
-        asked = trial.budget_parameters
+        asked, deviation_fraction = trial.budget_parameters, trial.budget_deviation_fraction
         steps = trial.recipe["steps"] if trial.recipe["steps"] != "auto" else f"{trial.recipe['epochs']:g} epochs"
         settings = "; ".join(
             filter(None, (settings_text(trial.config, defaults[trial.method]), layers_text(trial.layer_settings)))
         )
         if asked is None:
             deviation = "reference"
-        elif trial.is_matched:
-            deviation = f"{(trial.adapter_parameters - asked) / asked:+.2%}"
+        elif deviation_fraction is not None:
+            deviation = f"{deviation_fraction:+.2%}"
         else:
             deviation = f"{trial.adapter_parameters / smallest[trial.task]:.2f} x smallest"
         rows.append(
-            [trial.task, trial.method, f"{trial.adapter_parameters:,}", deviation, steps, f"{trial.learning_rate:g}",
+            [trial.task, trial.method, parameters_text(trial), deviation, steps, f"{trial.learning_rate:g}",
              trial.seed, trial.purpose, trial.id, states[trial.id], settings]
         )  # fmt: skip
     heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]

@@ -233,6 +233,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def final_parameters(self, in_features: int, out_features: int) -> int:
+        """Return how many of them are left when training ends, where a method prunes: what a budget is matched to."""
+        return self.trainable_parameters(in_features, out_features)
+
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> Adapter:
         """Build the adapter for one frozen linear layer.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the trial's JSON; a change gives every trial a new id
 OWN = "own"  # the budget of a comparison that matches nothing: every method at the size its own settings give
+LATER = ("searched", "final_parameters")  # left out where they say nothing: trials from before them keep their ids
 # In format 1 these settings said 0 for what is now said in a word.
 ZERO_MEANT: Mapping[str, str] = {
     **dict.fromkeys(("alpha", "target_r", "niter", "merge_every", "reset_every", "warmup", "restart_warmup"), "auto"),
@@ -47,6 +48,7 @@ class Trial:
         budget_parameters: Trainable adapter parameters asked for; ``None`` for a reference method. Where the budget is
             ``own``, those of the method's own settings.
         adapter_parameters: Trainable adapter parameters reached.
+        final_parameters: Those left when training ends, which is what was matched; ``None``: all of them.
         learning_rate: Peak learning rate of the adapter.
         seed: Seeds data order, initialisation and dropout.
         precision: ``float32`` or ``bfloat16``, of the frozen model and the activations.
@@ -77,6 +79,7 @@ class Trial:
     data: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
     searched: str = ""
+    final_parameters: int | None = None
     format: int = FORMAT
 
     @cached_property
@@ -95,7 +98,7 @@ class Trial:
         """16 hexadecimal digits that identify what one choice on validation is made among."""
         if not self.searched:
             return self.cell
-        own = ("learning_rate", "seed", "purpose", "config", "layer_settings", "adapter_parameters")
+        own = ("learning_rate", "seed", "purpose", "config", "layer_settings", "adapter_parameters", "final_parameters")
         asked = () if self.is_matched else ("budget_parameters",)
         return _digest({name: value for name, value in self._fields().items() if name not in (*own, *asked)})
 
@@ -103,6 +106,18 @@ class Trial:
     def is_matched(self) -> bool:
         """Whether the method's size was made to match a budget."""
         return self.budget not in ("", OWN)
+
+    @property
+    def matched_parameters(self) -> int:
+        """The adapter parameters that are held against the budget: those left when training ends."""
+        return self.adapter_parameters if self.final_parameters is None else self.final_parameters
+
+    @property
+    def budget_deviation_fraction(self) -> float | None:
+        """How far the adapter is from its budget, signed, as a fraction of it; ``None`` where nothing is matched."""
+        if self.budget_parameters is None or not self.is_matched:
+            return None
+        return (self.matched_parameters - self.budget_parameters) / self.budget_parameters
 
     @property
     def label(self) -> str:
@@ -141,8 +156,8 @@ class Trial:
         return result
 
     def _fields(self) -> dict[str, Any]:
-        names = [name for name in self.__dataclass_fields__ if name != "searched" or self.searched]
-        return {name: getattr(self, name) for name in names}  # trials from before there were searches keep their ids
+        names = [name for name in self.__dataclass_fields__ if name not in LATER or getattr(self, name)]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trial:

@@ -20,7 +20,7 @@ from torch import nn
 
 from harness.contract.method import Method, TrialContext, attaches
 from harness.errors import BudgetError, ConfigError, PluginLoadError, UsageError
-from harness.planning.counting import UNKNOWN, count_on_layer, count_parameters_of
+from harness.planning.counting import TRAINED, UNKNOWN, count_on_layer, count_parameters_of
 from harness.planning.registry import RESERVED, Registry
 from harness.planning.settings import WINDOW, parse_settings
 
@@ -34,12 +34,14 @@ class Solution:
     Attributes:
         config: For all layers not named in ``layer_settings``.
         layer_settings: ``{layer: {field: value}}``: the knob, and what follows from it.
-        parameters: Trainable adapter parameters reached.
+        parameters: Adapter parameters reached when training ends.
+        trained: Those that training starts with.
     """
 
     config: Any
     layer_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: int = 0
+    trained: int = 0
 
     def deviation_fraction(self, budget: int) -> float:
         """Return how far the count is from the budget, signed, as a fraction of it."""
@@ -136,11 +138,14 @@ def solve(
     solution = _solve(method, config, budget, layers, tolerance_fraction, context, skeleton)
     resolved = method.resolve(solution.config, context)
     own: dict[str, Mapping[str, Any]] = {}
+    trained = count_parameters_of(method, solution.config, layers, skeleton, context, TRAINED)
     for name, changes in solution.layer_settings.items():
         layer = method.resolve(replace(solution.config, **changes), context)
         values = {each.name: getattr(layer, each.name) for each in fields(layer)}
         own[name] = {key: value for key, value in values.items() if value != getattr(resolved, key)}
-    return replace(solution, config=resolved, layer_settings=own)
+        for sign, each in ((1, layer), (-1, resolved)):
+            trained += sign * count_on_layer(method(each), layers[name], TRAINED)
+    return replace(solution, config=resolved, layer_settings=own, trained=trained)
 
 
 def _solve(
@@ -158,6 +163,9 @@ def _solve(
         fixed = Solution(config, {}, count_parameters_of(method, config, layers, skeleton, context))
         return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
     counts = _Counts(config, knob, lambda each: count_parameters_of(method, each, layers, skeleton, context))
+    if counts.next_larger(counts.smallest) is None:  # another setting has fixed the size
+        fixed = Solution(config, {}, count_parameters_of(method, config, layers, skeleton, context))
+        return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
     low = counts.largest_not_above(budget)
     if low is None:  # even the smallest is too much
         low = counts.smallest

@@ -15,6 +15,7 @@ from harness.engine.attached import count_attached
 from harness.errors import ConfigError, HarnessError, PluginLoadError
 
 UNKNOWN = TrialContext()
+FINAL, TRAINED = "final_parameters", "trainable_parameters"  # a method's two formulas; of most they are one
 
 
 def count_parameters_of(
@@ -23,8 +24,9 @@ def count_parameters_of(
     layers: Mapping[str, tuple[int, int]],
     skeleton: nn.Module | None,
     context: TrialContext = UNKNOWN,
+    formula: str = FINAL,
 ) -> int:
-    """Return the parameters that a method with this config trains.
+    """Return the parameters that a method with this config has, when training ends or as it starts.
 
     Args:
         method: Any.
@@ -32,13 +34,14 @@ def count_parameters_of(
         layers: Adapted layers, ``{name: (in, out)}``.
         skeleton: The model without weights; needed by methods that attach.
         context: Decides settings that are left to the method.
+        formula: ``FINAL`` or ``TRAINED``.
 
     Raises:
         ConfigError: The method cannot be applied to the model, or to one of its layers.
         PluginLoadError: The method's own code fails.
     """
     if not attaches(method):
-        return count_on_layers(method, config, layers, context)
+        return count_on_layers(method, config, layers, context, formula)
     if skeleton is None:
         raise ConfigError(f"{method.name} has no size without a model")
     try:
@@ -54,9 +57,13 @@ def count_parameters_of(
 
 
 def count_on_layers(
-    method: type[Method], config: Any, layers: Mapping[str, tuple[int, int]], context: TrialContext = UNKNOWN
+    method: type[Method],
+    config: Any,
+    layers: Mapping[str, tuple[int, int]],
+    context: TrialContext = UNKNOWN,
+    formula: str = FINAL,
 ) -> int:
-    """Return the parameters that a method with this config trains on all layers.
+    """Return the parameters that a method with this config has on all layers, when training ends or as it starts.
 
     Raises:
         ConfigError: The method cannot be applied to a layer; the message names it.
@@ -66,19 +73,21 @@ def count_on_layers(
     for name, shape in layers.items():
         if shape not in found:  # models repeat few shapes many times
             try:
-                found[shape] = count_on_layer(instance, shape)
+                found[shape] = count_on_layer(instance, shape, formula)
             except ConfigError as error:
                 raise ConfigError(f"layer {name!r}: {error}") from error
         total += found[shape]
     return total
 
 
-def count_on_layer(method: Method, shape: tuple[int, int]) -> int:
-    """Return the parameters that a method says it trains on one layer (in, out); what it says is a stranger's code."""
-    call = f"{method.name}: trainable_parameters(in_features={shape[0]}, out_features={shape[1]})"
+def count_on_layer(method: Method, shape: tuple[int, int], formula: str = FINAL) -> int:
+    """Return the parameters that a method says it has on one layer (in, out); what it says is a stranger's code."""
+    if type(method).final_parameters is Method.final_parameters:
+        formula = TRAINED  # to be named where it fails
+    call = f"{method.name}: {formula}(in_features={shape[0]}, out_features={shape[1]})"
     advice = "correct the method (`harness check` tests it), or leave it out"
     try:
-        count: Any = method.trainable_parameters(*shape)
+        count: Any = getattr(method, formula)(*shape)
     except HarnessError:
         raise
     except Exception as error:

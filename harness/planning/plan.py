@@ -20,7 +20,7 @@ from harness.engine.model import ModelChoice, build_on_meta, choose_model, count
 from harness.errors import BudgetError, ConfigError, UsageError
 from harness.planning.budget import budget_parameters, solve
 from harness.planning.choices import resolve_methods
-from harness.planning.counting import count_parameters_of
+from harness.planning.counting import FINAL, TRAINED, count_parameters_of
 from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
@@ -137,10 +137,14 @@ def _solve_trial(
     skeleton: Any, tolerance: float, context: TrialContext, common: Mapping[str, Any],
 ) -> Trial:  # fmt: skip
     if method.traits.reference or asked is None:
-        count = count_parameters_of(method, config, layers, skeleton, context)
-        said = ("", None) if method.traits.reference else (budget, count)
-        config = asdict(method.resolve(config, context))
-        return Trial(**common, config=config, budget=said[0], budget_parameters=said[1], adapter_parameters=count)
+        final, trained = (
+            count_parameters_of(method, config, layers, skeleton, context, each) for each in (FINAL, TRAINED)
+        )
+        said = ("", None) if method.traits.reference else (budget, final)
+        return Trial(
+            **common, config=asdict(method.resolve(config, context)), budget=said[0], budget_parameters=said[1],
+            adapter_parameters=trained, final_parameters=None if final == trained else final,
+        )  # fmt: skip
     solution = solve(method, config, asked, layers, tolerance, context, skeleton)
     return Trial(
         **common,
@@ -148,7 +152,8 @@ def _solve_trial(
         layer_settings=solution.layer_settings,
         budget=budget,
         budget_parameters=asked,
-        adapter_parameters=solution.parameters,
+        adapter_parameters=solution.trained,
+        final_parameters=None if solution.trained == solution.parameters else solution.parameters,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract.record import Record
 from harness.errors import UsageError
+from harness.results.wording import parameters_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +160,7 @@ def _line(record: Record) -> dict[str, str]:
         "task": record.trial.task,
         "method": record.trial.method,
         "budget": record.trial.budget or "reference",
-        "parameters": f"{record.trial.adapter_parameters:,}",
+        "parameters": parameters_text(record.trial),
         "learning rate": f"{record.trial.learning_rate:g}",
         "seed": str(record.trial.seed),
         "purpose": record.trial.purpose,

@@ -30,7 +30,7 @@ def command(trial: Trial, knob: str | None = "") -> str:
     if trial.budget:
         words += ["--budget", trial.budget]
         if trial.budget_parameters:
-            deviation = abs(trial.adapter_parameters / trial.budget_parameters - 1)
+            deviation = abs(trial.matched_parameters / trial.budget_parameters - 1)
             words += ["--tolerance", f"{deviation + 1e-6:.2g}"] if deviation > 0.01 else []
     words += ["--lr", repr(trial.learning_rate), "--seeds", f"{trial.seed},", "--precision", trial.precision]
     if trial.targets:

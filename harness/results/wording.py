@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.contract.trial import Trial
+
 
 def settings_text(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Return the settings that differ from the defaults, e.g. ``r=8, alpha=8``."""
@@ -24,6 +26,12 @@ def value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(str, value))
     return str(value)
+
+
+def parameters_text(trial: Trial) -> str:
+    """Return how many adapter parameters a trial trains; where fewer are left at the end, also how many."""
+    left = "" if trial.final_parameters is None else f" -> {trial.final_parameters:,}"
+    return f"{trial.adapter_parameters:,}{left}"
 
 
 def layers_text(layer_settings: Mapping[str, Mapping[str, Any]]) -> str:

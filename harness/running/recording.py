@@ -68,9 +68,10 @@ class Recording:
             history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
             counts={
                 "adapter_parameters": lane.adapter_parameters(),
+                **_final_parameters(trial),
                 "task_parameters": lane.task_parameters(),
                 "base_parameters": lane.base.parameters,
-                "budget_deviation_fraction": _deviation_fraction(trial),
+                "budget_deviation_fraction": trial.budget_deviation_fraction,
             },
             cost=cost,
             artifacts=artifacts,
@@ -81,7 +82,8 @@ class Recording:
         """Return the record of a trial that could not start, or whose result cannot be written down."""
         counts = {
             "adapter_parameters": trial.adapter_parameters,
-            "budget_deviation_fraction": _deviation_fraction(trial),
+            **_final_parameters(trial),
+            "budget_deviation_fraction": trial.budget_deviation_fraction,
         }
         return self._record(trial, task, error, started, counts=counts)
 
@@ -199,11 +201,9 @@ def _resolved(lane: Lane) -> dict[str, dict[str, Any]]:
     return {"settings": settings, "recipe": lane.recipe.resolve(lane.steps)}
 
 
-def _deviation_fraction(trial: Trial) -> float | None:
-    """Return how far a trial's adapter is from its budget; ``None`` where nothing is matched."""
-    if trial.budget_parameters is None or not trial.is_matched:
-        return None
-    return (trial.adapter_parameters - trial.budget_parameters) / trial.budget_parameters
+def _final_parameters(trial: Trial) -> dict[str, int]:
+    """Return how many adapter parameters are left when training ends, where those are not all."""
+    return {} if trial.final_parameters is None else {"final_parameters": trial.final_parameters}
 
 
 def _describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:

@@ -148,11 +148,12 @@ def check_bad_config_is_named(method: Method) -> None:
 
 @check(if_knob)
 def check_budget_knob_is_monotone(method: Method) -> None:
-    """A larger knob never means fewer trainable parameters, and over its range it means more."""
+    """A larger knob never means fewer trainable parameters, and over its range it means more; so do the final ones."""
     knob = cast(str, method.traits.budget_knob)
     places: list[tuple[str, Callable[[Method], int]]] = [
-        (f"on a layer with I={i}, O={o}, trainable_parameters is", partial(_on_layer, i, o))
+        (f"on a layer with I={i}, O={o}, {formula} is", partial(_on_layer, i, o, formula))
         for i, o in ((64, 64), (60, 100), (344, 128))
+        for formula in ("trainable_parameters", "final_parameters")
     ]
     if attaches(method):
         places = [("attached to a tiny model, what trains is", partial(_attached, on_meta()))]
@@ -170,8 +171,9 @@ def check_budget_knob_is_monotone(method: Method) -> None:
         expect(len(listed) < 2 or listed[-1] > listed[0], seen, advice)
 
 
-def _on_layer(i: int, o: int, method: Method) -> int:
-    return method.trainable_parameters(i, o)
+def _on_layer(i: int, o: int, formula: str, method: Method) -> int:
+    count: int = getattr(method, formula)(i, o)
+    return count
 
 
 def _attached(skeleton: nn.Module, method: Method) -> int:

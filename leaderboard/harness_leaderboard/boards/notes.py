@@ -49,6 +49,13 @@ def board_notes(
             "No matched comparison: every method has the size that its own settings give. Trained adapter parameters, "
             f"as multiples of the smallest ({least:,}): {listed}."
         )
+    for row in rows:
+        trial = row.first.trial
+        if trial.final_parameters is not None:
+            notes.append(
+                f"{row.label} starts with {trial.adapter_parameters:,} adapter parameters and ends with "
+                f"{trial.final_parameters:,}" + (": the budget is matched where it ends." if trial.is_matched else ".")
+            )
     references = [each for each in everything if is_reference(each) and each.trial.purpose == "report"]
     for name in ("recipe", "model_revision", "data", "precision"):
         usual = {canonical(getattr(each.trial, name)) for each in reports}

@@ -67,8 +67,7 @@ def _budget_deviation(record: Record) -> float | None:
     recorded = record.counts.get("budget_deviation_fraction")
     if recorded is not None:
         return float(recorded)
-    asked = record.trial.budget_parameters
-    return (record.trial.adapter_parameters - asked) / asked if asked else None
+    return record.trial.budget_deviation_fraction
 
 
 def _variant_names(groups: Sequence[Sequence[Record]]) -> list[str]:

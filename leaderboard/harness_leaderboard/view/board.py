@@ -134,6 +134,7 @@ def _values(board: Board, row: Row) -> dict[str, Any]:
         "learning_rate": trial.learning_rate,
         "tune_trials": row.tune_trials,
         "adapter_parameters": trial.adapter_parameters,
+        "final_parameters": trial.matched_parameters,
         "budget_parameters": None if trial.budget_parameters is None else str(trial.budget_parameters),
         "budget_deviation_fraction": row.budget_deviation_fraction,
         "difference_from_highest_score": against.difference if against else None,

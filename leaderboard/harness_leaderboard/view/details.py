@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.results.wording import layers_text
+from harness.results.wording import layers_text, parameters_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
@@ -82,7 +82,7 @@ def _published(board: Board) -> list[Grid]:
                     Cell(text=", ".join(_at(each.value, each.step) for each in found)),
                     Cell(text=paper_text(found[0]), sort=found[0].model),
                     text_cell(", ".join(ours), "no finished seed has this metric"),
-                    text_cell(f"{trial.model}, {trial.adapter_parameters:,} parameters, {trial.scale} scale"),
+                    text_cell(f"{trial.model}, {parameters_text(trial)} parameters, {trial.scale} scale"),
                     text_cell(f"no: {differences}" if differences else "nothing known against it"),
                     text_cell("; ".join(part for part in about if part)),
                 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
+from harness.results.wording import parameters_text
 from harness_leaderboard.boards.across import Across
 from harness_leaderboard.boards.model import Board
 from harness_leaderboard.boards.notes import setting_text
@@ -53,7 +54,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                     if row.interval
                     else Cell(text=MISSING, note="fewer than two finished seeds"),
                     *(Cell(text=f"{counts[key]}", sort=counts[key]) for key in ("wins", "ties", "losses")),
-                    Cell(text=f"{row.first.trial.adapter_parameters:,}", sort=row.first.trial.adapter_parameters),
+                    Cell(text=parameters_text(row.first.trial), sort=row.first.trial.adapter_parameters),
                     text_cell(
                         ", ".join(f"{key}={setting_text(value)}" for key, value in _settings(row.first)) or "none"
                     ),

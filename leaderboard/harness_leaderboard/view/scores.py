@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from harness.results.wording import parameters_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Failure, Published, Row, Summary, is_finished
 from harness_leaderboard.statistics import Stages
 from harness_leaderboard.statistics.error import Interval
@@ -165,7 +166,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
             sort=trial.learning_rate,
             below=f"{row.tune_trials} tried" if row.tune_trials else "not searched",
         ),
-        "parameters": Cell(text=f"{trial.adapter_parameters:,}", sort=trial.adapter_parameters),
+        "parameters": Cell(text=parameters_text(trial), sort=trial.adapter_parameters),
         "deviation": Cell(
             text=MISSING, note="reference, outside the budget" if row.is_reference else "no budget to match"
         )

@@ -167,7 +167,7 @@ class AdaLoRA(Method):
     title = "AdaLoRA"
     paper = "https://arxiv.org/abs/2303.10512"
     citation = "Zhang, Chen, Bukharin, Karampatziakis, He, Cheng, Chen, Zhao: AdaLoRA, ICLR 2023"
-    formula = "r (I + O) + r, at the initial rank"
+    formula = "r (I + O) + r, at the initial rank; at the end with target_r, which a budget is matched to"
     Config = AdaLoRAConfig
     traits = MethodTraits(in_all=False, check_config={"r": 3, "delta_t": 1})
 
@@ -181,6 +181,10 @@ class AdaLoRA(Method):
     def trainable_parameters(self, in_features: int, out_features: int) -> int:
         """Return ``r (I + O) + r`` at the initial rank."""
         return int(self.config.r) * (in_features + out_features + 1)
+
+    def final_parameters(self, in_features: int, out_features: int) -> int:
+        """Return the same at the final rank: the mean over layers, since pruning spreads it as importance says."""
+        return int(self.config.final_rank) * (in_features + out_features + 1)
 
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> AdaLoRAAdapter:
         """Build P, lambda and Q for one layer."""

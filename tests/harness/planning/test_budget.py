@@ -63,7 +63,7 @@ class Coarse(Method):
 def count(method, solution, layers):
     """Count layer by layer, with each layer's own settings."""
     return sum(
-        method(replace(solution.config, **solution.layer_settings.get(name, {}))).trainable_parameters(*shape)
+        method(replace(solution.config, **solution.layer_settings.get(name, {}))).final_parameters(*shape)
         for name, shape in layers.items()
     )
 
@@ -159,7 +159,7 @@ def reachable(method, config, layers):
         except ConfigError:
             continue
         values.append(instance)
-    counts = [tuple(each.trainable_parameters(*shape) for shape in layers.values()) for each in values]
+    counts = [tuple(each.final_parameters(*shape) for shape in layers.values()) for each in values]
     counts = sorted(set(counts), key=sum)
     for low, high in itertools.pairwise(counts):
         for choice in itertools.product(*zip(low, high, strict=True)):
@@ -236,6 +236,35 @@ def test_a_budget_named_by_a_method_is_met_exactly_by_it():
         budget = budget_parameters(name, LLAMA_7B, 1, REGISTRY)
         solution = solve(method, method.Config(), budget, LLAMA_7B, 1e-9)
         assert (solution.parameters, solution.layer_settings) == (budget, {})
+
+
+class Pruned(Coarse):
+    """Ends with half of what it starts with."""
+
+    def final_parameters(self, in_features, out_features):
+        return self.trainable_parameters(in_features, out_features) // 2
+
+
+def test_a_method_that_prunes_is_matched_where_it_ends():
+    layers = {f"layer{number}": (8, 8) for number in range(8)}
+    solution = solve(Pruned, CoarseConfig(), 208, layers)  # 4 layers end with 8 x 7 / 2, the others with 8 x 6 / 2
+    assert (solution.parameters, solution.trained) == (208, 416)
+    assert (solution.config.r, solution.layer_settings) == (6, {f"layer{n}": {"r": 7} for n in (1, 3, 5, 7)})
+    assert count_on_layers(Pruned, solution.config, layers, formula="trainable_parameters") == 8 * 48
+    assert count_on_layers(Pruned, solution.config, layers) == 8 * 24
+
+
+def test_adalora_at_loras_budget_of_rank_8_goes_from_12_to_8():
+    method = REGISTRY.method("adalora")
+    budget = budget_parameters("lora:r=8", LLAMA_7B, 1, REGISTRY)
+    free = solve(method, method.Config(), budget, LLAMA_7B)
+    given = solve(method, method.Config(target_r=8), budget, LLAMA_7B)  # the end is given, so the start stays as it is
+    for solution in (free, given):
+        assert (solution.config.r, solution.config.target_r, solution.layer_settings) == (12, 8, {})
+        assert solution.parameters == budget + 8 * len(LLAMA_7B)
+        assert solution.trained == budget * 12 // 8 + 12 * len(LLAMA_7B)
+    with pytest.raises(BudgetError, match=r"adalora: .*cannot be reached"):
+        solve(method, method.Config(target_r=3), budget, LLAMA_7B)
 
 
 def test_a_method_without_a_knob_fits_or_does_not():

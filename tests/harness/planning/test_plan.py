@@ -205,6 +205,19 @@ CENTRE = REGISTRY.task("uuid").recipes["smoke"].learning_rate
 GRID = [float(f"{CENTRE * 10 ** (step / 2):.3g}") for step in range(-2, 3)]
 
 
+def test_a_trial_says_with_how_many_parameters_it_starts_and_ends():
+    (adalora,) = trials(methods=["adalora"], budgets=["lora:r=8"], seeds=[0])
+    (lora,) = trials(methods=["lora"], budgets=["lora:r=8"], seeds=[0])
+    assert adalora.config["r"] == 12
+    assert adalora.adapter_parameters > 1.4 * adalora.final_parameters
+    assert 0 < adalora.budget_deviation_fraction < 0.01
+    assert (lora.final_parameters, lora.matched_parameters) == (None, lora.adapter_parameters)
+    assert "final_parameters" not in lora.to_json()  # trials from before it keep their ids
+    (own,) = trials(methods=["adalora:r=12,target_r=8"], budgets=["own"], seeds=[0])
+    assert (own.adapter_parameters, own.final_parameters) == (adalora.adapter_parameters, adalora.final_parameters)
+    assert own.budget_deviation_fraction is None
+
+
 def test_a_best_rate_inside_the_grid_is_reported_with_fresh_seeds():
     searched, reported = search(lambda rate: 1.0 if rate == GRID[3] else 0.5, seeds=[0, 1])
     assert searched == GRID

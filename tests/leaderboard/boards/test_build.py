@@ -432,6 +432,19 @@ def test_a_board_of_sizes_of_their_own_says_that_it_matches_nothing_and_ranks_al
     assert "no comparison at a matched budget" in summary_sentences(board)[0]
 
 
+def test_a_method_that_ends_with_fewer_parameters_is_said_to_and_matched_there(make_record):
+    pruned = {"budget": "lora:r=8", "budget_parameters": 1_000, "adapter_parameters": 1_500, "final_parameters": 1_005}
+    whole = {**pruned, "adapter_parameters": 1_000, "final_parameters": None}
+    board = only(
+        [make_record("adalora", seed, 0.5 + seed / 100, trial=pruned) for seed in range(3)]
+        + [make_record("lora", seed, 0.9 + seed / 100, trial=whole) for seed in range(3)]
+    )
+    (note,) = [each for each in board.notes if "ends with" in each]
+    assert note == (
+        "adalora starts with 1,500 adapter parameters and ends with 1,005: the budget is matched where it ends."
+    )
+
+
 def test_the_effort_of_a_search_is_every_setting_that_was_tried(make_record):
     def searched(n, purpose, seed, score):
         return make_record(
