@@ -49,7 +49,8 @@ class Record:
         state: How it ended.
         metrics: Final value of each of the task's metrics; ``None`` where there is none.
         reasons: For each ``None`` in ``metrics`` and in ``cost``, why.
-        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps: ``train/loss``,
+        history: ``[{"step": int, "metrics": {name: value}}, ...]`` in order of steps, every one of the first hundred
+            and about a hundred more: ``train/loss``, ``train/gradient_norm`` (of all that trains, before clipping),
             ``train/learning_rate``, and the task's metrics where it evaluates during training.
         items: Per-item scores of the final evaluation, ``{metric: [value, ...]}``, in the data's order, for pairing.
         item_groups: Which items belong together, ``{metric: [number, ...]}``; no entry: every item is its own.
@@ -57,7 +58,8 @@ class Record:
         higher_is_better: Direction of the main metric.
         metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
-            ``budget_deviation_fraction``.
+            ``final_parameters`` (adapter parameters left when training ends, where those are fewer),
+            ``budget_deviation_fraction``; ``checkpoint_step``, where the best of several was chosen on validation.
         cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
             is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``padding_fraction`` (of
             what batches held besides), ``batch_forms`` (foreseen, to which batches were padded), ``pack_lanes``,

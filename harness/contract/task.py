@@ -133,6 +133,10 @@ class Recipe:
     epsilon: float = setting(1e-8, "AdamW's epsilon", minimum=0)
     clip_norm: float = setting(1.0, "each trial's gradient norm is clipped to this; 0: off", minimum=0)
     evaluate_at: tuple[int, ...] = ()  # updates after which validation is scored, besides the last
+    checkpoint: str = setting(
+        "last", "whose weights are scored and kept: the last update's, or the best's on validation of those scored there",
+        choices=("last", "best"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -1,7 +1,8 @@
 """A lane in the middle of its training, as bytes: safetensors, with JSON in their header. No pickles.
 
 What a lane is made of follows from its trial, so only what training changed is saved: every tensor of its modules,
-its optimizer's state, its generator, how far it has come, and the losses that nobody has looked at yet.
+its optimizer's state, its generator, how far it has come, what it was at its best evaluation, and the losses that
+nobody has looked at yet.
 
 What is not here: when that is done and where it is kept (``running.checkpoints``).
 """
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from harness.engine.lane import Lane
+from harness.engine.lane import Best, Lane
 
 COUNTS = (
     "done", "train_seconds", "evaluate_seconds", "prepare_seconds", "train_tokens", "padded_tokens", "forms",
@@ -44,7 +45,14 @@ def save_lane(lane: Lane, stamp: str) -> bytes:
                 numbers[name] = value
     tensors["generator"] = lane.generator.get_state()
     tensors["pending"] = lane.pending.cpu()
-    state = {"numbers": numbers, "history": lane.history, **{name: getattr(lane, name) for name in COUNTS}}
+    tensors |= {f"best.{name}": tensor for name, tensor in (lane.best.state if lane.best else {}).items()}
+    best = lane.best and (lane.best.step, lane.best.score)
+    state = {
+        "numbers": numbers,
+        "history": lane.history,
+        "best": best,
+        **{name: getattr(lane, name) for name in COUNTS},
+    }
     return save(tensors, metadata={"stamp": stamp, "trial": lane.trial.id, "lane": json.dumps(state)})
 
 
@@ -83,6 +91,8 @@ def restore_lane(lane: Lane, path: str, stamp: str) -> bool:
     lane.generator.set_state(saved["generator"])
     lane.pending = saved["pending"].to(lane.base.device)
     lane.history[:] = state["history"]
+    kept = {name.removeprefix("best."): each for name, each in saved.items() if name.startswith("best.")}
+    lane.best = Best(*state["best"], kept) if state["best"] else None
     for name in COUNTS:
         setattr(lane, name, state[name])
     lane.skip(lane.done)

@@ -9,11 +9,12 @@ What is not here: how a lane is made (``build``), lanes' steps (``pack``), the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,14 @@ from harness.engine.attached import is_as_before
 from harness.engine.batch import Batch, Row, collate, draw
 from harness.engine.forms import Forms
 from harness.engine.resident import Base
+
+
+class Best(NamedTuple):
+    """A lane at the best of its evaluations: after which update, its score on validation, what was trained."""
+
+    step: int
+    score: float
+    state: Mapping[str, Tensor]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,7 +68,9 @@ class Lane:
         compiled: Whether it trained in a compiled model.
         rows_at_once: Examples per forward pass: the recipe's, or fewer where memory ran out.
         recomputes: Whether activations are computed again in the backward pass because memory ran out.
-        pending: Losses of its last updates, at which nobody has looked yet, (N,); only of one that goes on.
+        pending: Losses and gradients' norms of its last updates, at which nobody has looked yet, (N, 2); only of one
+            that goes on.
+        best: What it was at the best of its evaluations, where the recipe asks for that.
     """
 
     base: Base
@@ -90,7 +101,8 @@ class Lane:
     pack_lanes: int = 1
     compiled: bool = False
     recomputes: bool = False
-    pending: Tensor = field(default_factory=lambda: torch.zeros(0))
+    pending: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    best: Best | None = None
 
     def __post_init__(self) -> None:
         self._order: Iterator[list[Row]] = self._from_the_start()
@@ -187,6 +199,27 @@ class Lane:
             for key, value in module.state_dict().items():
                 tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
         return tensors
+
+    def consider(self, score: float | None) -> None:
+        """Keep what is trained now, if it scores best so far on validation; of equals the first is kept."""
+        if score is None or not math.isfinite(score):
+            return
+        sign = 1 if self.base.task.metrics[self.base.task.main_metric].higher_is_better else -1
+        if self.best is None or sign * score > sign * self.best.score:
+            self.best = Best(self.done, score, self.state())
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Make what is trained what it was at the best evaluation, if there was one. It is not to be trained on."""
+        if self.best is None or self.best.step == self.done:
+            return
+        live = dict(self.private.named_parameters()) if self.private is not None else {}
+        for name, master in self.masters.items():
+            for parameter in (master, live[name]):
+                parameter.copy_(self.best.state[name])
+        for name, module in self.trained().items():
+            for key, tensor in module.state_dict().items():
+                tensor.copy_(self.best.state[f"{name}.{key}"])
 
     def leave(self) -> None:
         """Give every tensor storage of its own again, so that the lane can join another pack."""

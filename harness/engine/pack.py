@@ -99,7 +99,7 @@ class Pack:
         return now, torch.tensor(table, device=self.base.device).T.contiguous()
 
     def step(self) -> Tensor:
-        """Do one update of every lane and return their training losses before it, shape (K,), on the device."""
+        """Do one update of every lane; return their losses before it and their gradients' norms, (2, K), on the device."""
         lane = self.lanes[0]
         rows = [each.rows() for each in self.lanes]
         self._is_midway = False
@@ -218,13 +218,16 @@ class Pack:
         """Do the part of a step that is the same every time: gradients, clipping, optimizers. Waits for nothing."""
         losses = self._gradients(batches)
         self._is_midway = True
+        norms = []
         with torch.no_grad():
             for lane in self.lanes:
+                gradients = [p.grad for p in lane.parameters() if p.grad is not None]
+                norms.append(nn.utils.get_total_norm(gradients, foreach=True).to(losses))
                 if lane.recipe.clip_norm:
-                    nn.utils.clip_grad_norm_(lane.parameters(), lane.recipe.clip_norm, foreach=True)
+                    nn.utils.clip_grads_with_norm_(lane.parameters(), lane.recipe.clip_norm, norms[-1], foreach=True)
                 lane.optimizer.step()
             self.leaves.values_down()
-        return losses
+        return torch.stack([losses, torch.stack(norms)])
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         self.leaves.drop_gradients()

@@ -7,10 +7,11 @@ What is not here: a step (``pack``), what trials there are (``planning.plan``), 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from harness.engine.slots import Reader
 from harness.errors import TrialDivergedError
 
 logger = logging.getLogger(__name__)
+
+EVERY_STEP = 100  # updates at the start of which every one is kept in the history
 
 
 class Watch(Protocol):
@@ -63,7 +66,7 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = Fals
         release(base.device)
         running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
         for lane in running:
-            if lane.done in lane.recipe.evaluate_at and lane.done not in {each["step"] for each in lane.history}:
+            if lane.done in lane.recipe.evaluate_at and not _is_scored(base, lane):
                 logger.warning("%s: out of memory while scoring step %d", lane.trial.label, lane.done)
             lane.leave()
         groups = [] if isinstance(error, HalfDoneError) else _less(base, running)
@@ -112,10 +115,10 @@ def _less(base: Base, lanes: Sequence[Lane]) -> list[list[Lane]]:
 
 def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool, saver: Saver | None) -> None:
     pack: Pack | None = Pack(base, lanes, compiled)
-    # Losses since the last look, still on the device; of lanes that go on, some were saved.
-    since = [*torch.stack([lane.pending for lane in pack.lanes], 1)] if pack else []
+    # Losses and norms since the last look, still on the device; of lanes that go on, some were saved.
+    since = [*torch.stack([lane.pending for lane in pack.lanes], 2)] if pack else []
     for lane in lanes:
-        lane.pending = torch.zeros(0)
+        lane.pending = torch.zeros(0, 2)
     start = time.perf_counter()
     while pack is not None:
         since.append(pack.step())
@@ -126,37 +129,30 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
             if saver is not None and saver.is_due():
                 start = _save(saver, pack, since, start)
             continue
-        losses = torch.stack(since).double().cpu()  # the one place that waits for the device
+        seen = torch.stack(since).double().cpu()  # the one place that waits for the device
         alive = [each for each in pack.lanes if each.error is None]
         seconds = (time.perf_counter() - start) / len(alive)
         gone: list[Lane] = []
-        for number, each in enumerate(pack.lanes):
-            if each.error is not None:
-                continue
+        for each in alive:
             each.train_seconds += seconds
             each.pack_lanes, each.compiled = max(each.pack_lanes, len(alive)), pack.compiled
-            if not torch.isfinite(losses[:, number]).all():
-                place = int((~torch.isfinite(losses[:, number])).nonzero()[0])
-                step = each.done - len(since) + place + 1
-                each.error = TrialDivergedError(f"the training loss became {losses[place, number]} at step {step}")
+            try:
+                _note(each, seen[:, :, pack.lanes.index(each)])
+            except TrialDivergedError as error:
+                each.error = error
                 gone.append(each)
-                continue
-            rate = each.rates[0] * each.multipliers[each.done - 1]
-            metrics = {"train/loss": float(losses[-1, number]), "train/learning_rate": rate}
-            if at_evaluation and each not in ends:
-                metrics |= _evaluate(base, each, "validation").metrics_present()
-            each.history.append({"step": each.done, "metrics": metrics})
-            watch.progress(each, each.done, metrics)
+        for each in alive:
+            if each.error is None:
+                if at_evaluation and each not in ends:
+                    _validate(base, each)
+                watch.progress(each, each.done, each.history[-1]["metrics"])
         if len(ends) == len(pack.lanes):
             pack.close()  # scoring wants memory too
             release(base.device)
         for each in ends:
             if each.error is None:
                 try:
-                    split = "test" if each.trial.purpose == "report" else "validation"
-                    each.evaluation = _evaluate(base, each, split)
-                    if split == "validation":  # a curve is of one split
-                        each.history[-1]["metrics"] |= each.evaluation.metrics_present()
+                    _score(base, each)
                 except Exception as error:  # noqa: BLE001 - a failing evaluation is that trial's result
                     each.error = error
                 gone.append(each)
@@ -175,15 +171,62 @@ def _save(saver: Saver, pack: Pack, since: Sequence[Tensor], start: float) -> fl
     """Let a pack's lanes be saved, their time up to now counted. Return the time from which to count on."""
     alive = [lane for lane in pack.lanes if lane.error is None]
     for number, lane in enumerate(pack.lanes):
-        lane.pending = torch.stack([each[number] for each in since]) if since else torch.zeros(0)
+        lane.pending = torch.stack([each[:, number] for each in since]) if since else torch.zeros(0, 2)
     seconds = (time.perf_counter() - start) / max(1, len(alive))
     for lane in alive:
         lane.train_seconds += seconds
         lane.pack_lanes, lane.compiled = max(lane.pack_lanes, len(alive)), pack.compiled
     saver.save(alive)
     for lane in pack.lanes:
-        lane.pending = torch.zeros(0)
+        lane.pending = torch.zeros(0, 2)
     return time.perf_counter()
+
+
+def _note(lane: Lane, seen: Tensor) -> None:
+    """Put a lane's updates since the last look into its history.
+
+    Kept are the first hundred, those at which a look is due anyway, and the last one.
+
+    Args:
+        lane: Which.
+        seen: Their losses and gradients' norms, (N, 2).
+
+    Raises:
+        TrialDivergedError: A loss is not finite.
+    """
+    for step, (loss, norm) in enumerate(seen.tolist(), lane.done - len(seen) + 1):
+        if not math.isfinite(loss):
+            raise TrialDivergedError(f"the training loss became {loss} at step {step}")
+        if step <= EVERY_STEP or step % _interval(lane.steps) == 0 or step == lane.done:
+            rate = lane.rates[0] * lane.multipliers[step - 1]
+            metrics = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
+            lane.history.append({"step": step, "metrics": metrics})
+
+
+def _is_scored(base: Base, lane: Lane) -> bool:
+    """Return whether a lane's last update was scored on validation."""
+    last: dict[str, Any] = lane.history[-1] if lane.history else {"step": 0}
+    return last["step"] == lane.done and base.task.main_metric in last["metrics"]
+
+
+def _validate(base: Base, lane: Lane) -> Evaluation:
+    """Score a lane on validation, note that, and keep what it is now if the recipe asks for the best."""
+    found = _evaluate(base, lane, "validation")
+    lane.history[-1]["metrics"] |= found.metrics_present()
+    if lane.recipe.checkpoint == "best":
+        lane.consider(found.metrics[base.task.main_metric])
+    return found
+
+
+def _score(base: Base, lane: Lane) -> None:
+    """Score a lane at its end: on test, or on validation where it only chooses; of several updates, the best."""
+    is_report, chooses = lane.trial.purpose == "report", lane.recipe.checkpoint == "best"
+    if chooses or not is_report:  # a curve is of one split
+        lane.evaluation = _validate(base, lane)
+    if chooses:
+        lane.go_back()
+    if is_report or (chooses and lane.best and lane.best.step != lane.done):
+        lane.evaluation = _evaluate(base, lane, "test" if is_report else "validation")
 
 
 def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:

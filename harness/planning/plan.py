@@ -180,6 +180,11 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         recipe = replace(recipe, **_read_changes(given, recipe, task))
     if recipe.steps == "auto" and not recipe.epochs:
         raise UsageError(f"task {task.name!r}: neither steps nor epochs are given; give --steps N or --set epochs=N")
+    if recipe.checkpoint == "best" and not recipe.evaluate_at:
+        raise UsageError(
+            f"task {task.name!r}: checkpoint=best chooses among the updates of evaluate_at, and there are none; "
+            "give some, e.g. --set evaluate_at=100+200+300"
+        )
     if recipe.steps == "auto":  # how many steps the epochs make is known once the data is read
         return recipe
     late = [step for step in recipe.evaluate_at if step > recipe.steps]

@@ -72,6 +72,7 @@ class Recording:
                 "task_parameters": lane.task_parameters(),
                 "base_parameters": lane.base.parameters,
                 "budget_deviation_fraction": trial.budget_deviation_fraction,
+                **({"checkpoint_step": lane.best.step} if lane.best and lane.evaluation else {}),
             },
             cost=cost,
             artifacts=artifacts,

@@ -56,6 +56,14 @@ def board_notes(
                 f"{row.label} starts with {trial.adapter_parameters:,} adapter parameters and ends with "
                 f"{trial.final_parameters:,}" + (": the budget is matched where it ends." if trial.is_matched else ".")
             )
+        steps = [
+            each.counts["checkpoint_step"] for each in row.records if each.counts.get("checkpoint_step") is not None
+        ]
+        if steps:
+            notes.append(
+                f"{row.label}: of several checkpoints the best on validation was scored, after "
+                f"{', '.join(f'{step:,.0f}' for step in steps)} updates."
+            )
     references = [each for each in everything if is_reference(each) and each.trial.purpose == "report"]
     for name in ("recipe", "model_revision", "data", "precision"):
         usual = {canonical(getattr(each.trial, name)) for each in reports}

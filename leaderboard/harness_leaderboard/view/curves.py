@@ -12,6 +12,7 @@ from harness.contract.record import Record
 from harness_leaderboard.boards.model import Board, is_finished
 
 TRAIN_LOSS = "train/loss"
+LEARNING_RATE = "train/learning_rate"  # a setting, and no result
 Point = TypeVar("Point")
 MOST_POINTS = 100  # that a figure of a few hundred pixels can show
 
@@ -71,8 +72,7 @@ def history(record: Record) -> dict[str, list[tuple[int, float]]]:
     for place, entry in enumerate(entries):
         for metric, value in (entry.get("metrics") or {}).items():
             is_final = place == last and record.trial.purpose == "report" and value == record.metrics.get(metric)
-            is_setting = metric.startswith("train/") and metric != TRAIN_LOSS
-            if value is not None and math.isfinite(value) and not is_final and not is_setting:
+            if value is not None and math.isfinite(value) and not is_final and metric != LEARNING_RATE:
                 found[metric].append((int(entry["step"]), float(value)))
     return found
 

@@ -162,3 +162,10 @@ def test_state_outside_of_tensors_is_noticed(kit):
     del lane.method.calls
     next(iter(lane.adapters.values())).history = [1]
     assert unsaved(lane) != before
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_evaluation_so_far_is_kept(kit, recorder, tmp_path, method):
+    one, other = go_on(kit, recorder, tmp_path, method, 5, steps=8, evaluate_at=(2, 4, 6), checkpoint="best")
+    assert_same(one, other)
+    assert (one.best.step, one.best.score) == (other.best.step, other.best.score)

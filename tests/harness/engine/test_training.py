@@ -326,3 +326,120 @@ def test_scoring_that_runs_out_of_memory_in_a_pack_is_said(kit, monkeypatch, cap
               for lane in recorder.finished_lanes}  # fmt: skip
     assert points == {0: [4, 8], 1: [8]}
     assert [split for _, split in scored.calls].count("test") == 2
+
+
+# --- which update's weights are scored --------------------------------------------------------------------------------
+
+
+def scores_by_step(kit, monkeypatch, scores):
+    """Let validation after each update have a made-up score, and test show which update's weights are scored."""
+
+    def evaluate(task, model, context, split):
+        rows = "validation" if split is not context_splits["test"] else "test"
+        seen.append((rows, fingerprint(model)))
+        return Evaluation({"loss": next(made) if rows == "validation" else 0.5})
+
+    made, seen, context_splits = iter(scores), [], {}
+    plain = kit.ToyTask.load
+
+    def load(task, context):
+        data = plain(task, context)
+        context_splits.update(data.splits)
+        return data
+
+    def fingerprint(model):
+        return float(model(input_ids=torch.arange(3, 8)[None]).logits.square().sum())
+
+    monkeypatch.setattr(kit.ToyTask, "load", load)
+    monkeypatch.setattr(kit.ToyTask, "evaluate", evaluate)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize(("scores", "best"), [((3.0, 1.0, 2.0, 1.0), 1), ((3.0, 2.0, 2.0, 1.0), 3), ((9.0,) * 4, 0)])
+def test_the_best_checkpoint_on_validation_is_what_test_scores_and_what_is_kept(kit, monkeypatch, name, scores, best):
+    seen = scores_by_step(kit, monkeypatch, scores)
+    base = kit.make_base()
+    lane = kit.make_lane(base, name, evaluate_at=(2, 4, 6), steps=8, checkpoint="best")
+    kit.run(base, [lane])
+    assert [split for split, _ in seen] == ["validation"] * 4 + ["test"]
+    assert seen[4][1] == seen[best][1]  # the same function as at that evaluation
+    assert len({value for _, value in seen[:4]}) == 4
+    assert lane.best.step == 2 * (best + 1)
+    assert lane.evaluation.metrics == {"loss": 0.5}
+    assert [each["metrics"].get("loss") for each in lane.history if each["step"] % 2 == 0] == list(scores)
+    for key, value in lane.state().items():
+        assert torch.equal(value, lane.best.state[key])
+
+
+def test_a_trial_that_only_chooses_is_scored_on_validation_at_its_best(kit, monkeypatch):
+    seen = scores_by_step(kit, monkeypatch, (3.0, 1.0, 2.0, 1.0))
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora", evaluate_at=(2, 4), steps=6, checkpoint="best", purpose="tune")
+    kit.run(base, [lane])
+    assert [split for split, _ in seen] == ["validation"] * 4
+    assert seen[3][1] == seen[1][1]
+    assert lane.evaluation.metrics == {"loss": 1.0}
+
+
+def test_in_a_pack_every_lane_goes_back_to_its_own_best(kit, monkeypatch):
+    scores = {0: iter((1.0, 2.0, 3.0)), 1: iter((2.0, 1.0, 3.0)), 2: iter((3.0, 2.0, 1.0))}
+
+    def evaluate(task, model, context, split):
+        return Evaluation({"loss": next(scores[context.seed], 0.5)})
+
+    monkeypatch.setattr(kit.ToyTask, "evaluate", evaluate)
+    base = kit.make_base()
+    lanes = [
+        kit.make_lane(base, "lora", seed=seed, evaluate_at=(2, 4), steps=6, checkpoint="best") for seed in range(3)
+    ]
+    kit.run(base, lanes)
+    assert [lane.best.step for lane in lanes] == [2, 4, 6]
+    for lane, steps in zip(lanes, (2, 4, 6), strict=True):
+        scores[lane.trial.seed] = iter(())
+        alone = kit.make_lane(base, "lora", seed=lane.trial.seed, steps=6)
+        alone.multipliers = alone.multipliers[:steps]
+        kit.run(base, [alone])
+        for key, value in lane.state().items():
+            torch.testing.assert_close(value, alone.state()[key], rtol=1e-9, atol=1e-12)
+
+
+def test_where_no_evaluation_has_a_score_the_last_update_counts(kit, monkeypatch):
+    scores_by_step(kit, monkeypatch, (float("nan"), float("nan")))
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora", evaluate_at=(2,), steps=4, checkpoint="best")
+    kit.run(base, [lane])
+    assert (lane.best, lane.evaluation.metrics) == (None, {"loss": 0.5})
+
+
+# --- what is kept of every step ---------------------------------------------------------------------------------------
+
+
+def test_the_history_has_every_early_step_and_about_a_hundred_more(kit, monkeypatch):
+    monkeypatch.setattr("harness.engine.training.EVERY_STEP", 7)
+    monkeypatch.setattr("harness.engine.training._interval", lambda steps: 5)
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora", steps=23, evaluate_at=(18,), clip_norm=0.0)
+    clipped = kit.make_lane(base, "lora", steps=23, clip_norm=1e-3)
+    for each in (lane, clipped):
+        kit.run(base, [each])
+    assert [each["step"] for each in lane.history] == [1, 2, 3, 4, 5, 6, 7, 10, 15, 18, 20, 23]
+    norms = [each["metrics"]["train/gradient_norm"] for each in clipped.history]
+    assert norms[0] == pytest.approx(lane.history[0]["metrics"]["train/gradient_norm"], rel=1e-6)  # before clipping
+    assert min(norms) > 1e-3
+
+
+def test_the_gradient_norm_is_that_of_a_plain_loop(kit):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "full", steps=1, batch_size=10)
+    kit.run(base, [lane])
+    model = kit.language_model().requires_grad_(True)
+    total = 0.0
+    for example in lane.data.train:
+        total += model(input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels])).loss * sum(
+            label != -100 for label in example.labels[1:]
+        )
+    count = sum(label != -100 for example in lane.data.train for label in example.labels[1:])
+    (total / count).backward()
+    expected = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert lane.history[0]["metrics"]["train/gradient_norm"] == pytest.approx(float(expected), rel=1e-6)
