@@ -134,7 +134,7 @@ class Recipe:
     clip_norm: float = setting(1.0, "each trial's gradient norm is clipped to this; 0: off", minimum=0)
     evaluate_at: tuple[int, ...] = ()  # updates after which validation is scored, besides the last
     checkpoint: str = setting(
-        "last", "whose weights are scored and kept: the last update's, or the best's on validation of those scored there",
+        "last", "whose weights are scored and kept: the last update's, or those of the best on validation",
         choices=("last", "best"),
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ class Pack:
         return now, torch.tensor(table, device=self.base.device).T.contiguous()
 
     def step(self) -> Tensor:
-        """Do one update of every lane; return their losses before it and their gradients' norms, (2, K), on the device."""
+        """Do one update of every lane; return losses before it and gradients' norms, (2, K), on the device."""
         lane = self.lanes[0]
         rows = [each.rows() for each in self.lanes]
         self._is_midway = False
