@@ -92,7 +92,9 @@ def restore_lane(lane: Lane, path: str, stamp: str) -> bool:
     lane.pending = saved["pending"].to(lane.base.device)
     lane.history[:] = state["history"]
     kept = {name.removeprefix("best."): each for name, each in saved.items() if name.startswith("best.")}
-    lane.best = Best(*state["best"], kept) if state["best"] else None
+    if state["best"]:
+        step, score = state["best"]
+        lane.best = Best(step, score, kept)
     for name in COUNTS:
         setattr(lane, name, state[name])
     lane.skip(lane.done)
