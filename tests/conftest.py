@@ -1,8 +1,33 @@
-"""What holds for every test: Hypothesis does not judge how fast the machine is."""
+"""What holds for every test: Hypothesis does not judge how fast the machine is. And a plugin that makes trouble."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="module")
+def trouble(tmp_path_factory) -> Iterator[pytest.MonkeyPatch]:
+    """Install the trouble-making plugin, here and in every process that is started from here."""
+    site = tmp_path_factory.mktemp("trouble")
+    shutil.copy(Path(__file__).parent / "harness" / "trouble_plugin" / "harness_trouble.py", site)
+    info = site / "harness_trouble-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: harness-trouble\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[harness]\ntrouble = harness_trouble\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield patch
+    sys.modules.pop("harness_trouble", None)

@@ -22,7 +22,7 @@ def track() -> None:
 def track_rebuild(block: tuple[str, ...], results: str, as_json: bool) -> int:
     """Tell the trackers about every record again. What they know already stays as it is."""
     from harness.planning.registry import build_registry
-    from harness.running.schedule import Observers
+    from harness.running.observers import Observers
 
     registry = build_registry(block)
     store = open_results(results)

@@ -31,6 +31,7 @@ from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.checkpoints import forget
 from harness.running.crew import Member
+from harness.running.observers import Observers
 from harness.running.pieces import Pieces
 from harness.running.recording import lost
 from harness.running.redaction import redact
@@ -41,8 +42,9 @@ LOOK_SECONDS = 2.0  # between looks at what others are training
 MOST_LOOKS = 50  # trials at a look
 MOST_MOVES = 3  # of a trial whose machine was lost: it may be what ends machines
 START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
-ANSWER_SECONDS = 2.0  # that workers have to save what they train after Ctrl-C
+ANSWER_SECONDS = 1.5  # that workers have to save what they train after Ctrl-C
 LEAVE_SECONDS = 20.0  # and when a machine is about to go
+TELL_SECONDS = 1.0  # that observers have then, all together: what they miss can be made again from the records
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
 
 
@@ -86,26 +88,6 @@ class Settings:
     environment: Mapping[str, Any] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     retry: Retry = field(default_factory=Retry)
-
-
-class Observers:
-    """Calls the observing hooks. A failing observer loses nothing and stops nothing; it is counted."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self.failures = 0
-
-    def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call every implementation of a hook and return the results; an exception is logged with its plugin's name."""
-        results: list[Any] = []
-        for implementation in getattr(self.registry.hook, hook).get_hookimpls():
-            try:
-                results.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
-            except Exception as error:
-                self.failures += 1
-                logger.warning("plugin %s, %s: %s: %s", implementation.plugin_name, hook, type(error).__name__, error)
-                logger.debug("", exc_info=True)
-        return results
 
 
 class Scheduler:
@@ -281,6 +263,10 @@ class Scheduler:
 
     def _keep(self, record: Record) -> None:
         """Put a record on disk, then tell everyone."""
+        self._tell(self._write(record))
+
+    def _write(self, record: Record) -> Record:
+        """Put a record on disk, and return the one that is there."""
         published, trial = self.settings.published, record.trial
         record = replace(record, published=published.beside(trial), paper_recipe=published.recipes.get(trial.task, {}))
         if not record.state.is_final:
@@ -303,6 +289,9 @@ class Scheduler:
         if record.state.is_final or record.state is State.FAILED:  # a failed one may owe it to its state
             forget(self.store, record.trial_id)
         self.claims.release(record.trial_id)
+        return record
+
+    def _tell(self, record: Record) -> None:
         self.observers.call("harness_trial_finished", trial=record.trial, record=record)
         self.watch("finished", record.trial, {"record": record})
 
@@ -359,6 +348,7 @@ class Scheduler:
         for member in self._workers.values():
             member.worker.stop() if member.started else member.worker.kill()
         end: float | None = time.monotonic() + seconds
+        last: list[Record] = []
         while self._workers:
             try:
                 sender, event = self._events.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
@@ -368,12 +358,16 @@ class Scheduler:
                 end = None  # each of them says that it is gone
                 continue
             if event["event"] == "record":
-                self._handle((sender, event))
+                last.append(Record.from_json(event["record"]))
+                sender.done(event["record"]["trial_id"])
             elif event["event"] == "ended" and self._workers.get(sender.number) is sender:
                 del self._workers[sender.number]
                 for trial in sender.jobs.values():
                     if trial.id in sender.started:
-                        self._keep(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
+                        last.append(self._ended(sender, trial, State.INTERRUPTED, "Interrupted", why))
+        self.observers.hurry(TELL_SECONDS)
+        for record in [self._write(record) for record in last]:  # all are safe before anybody is told of one
+            self._tell(record)
         self._pieces.clear()
         self._elsewhere.clear()
 

@@ -29,9 +29,10 @@ from harness.running.devices import parse_pack, resolve_precision
 from harness.running.environment import conditions, describe_environment
 from harness.running.local import LocalExecutor
 from harness.running.looking import Looking, names
+from harness.running.observers import Observers
 from harness.running.progress import Display
 from harness.running.redaction import redact
-from harness.running.schedule import Observers, Scheduler, Settings
+from harness.running.schedule import Scheduler, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,8 @@
-"""A small, complete record that tests change as they need, a plugin that makes trouble, and small language models."""
+"""A small, complete record that tests change as they need, and small language models."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,24 +76,6 @@ def trial_factory() -> Callable[..., Trial]:
 @pytest.fixture(name="make_record", scope="session")
 def record_factory() -> Callable[..., Record]:
     return make_record
-
-
-@pytest.fixture(scope="module")
-def trouble(tmp_path_factory) -> Iterator[pytest.MonkeyPatch]:
-    """Install the trouble-making plugin, here and in every process that is started from here."""
-    site = tmp_path_factory.mktemp("trouble")
-    shutil.copy(Path(__file__).parent / "trouble_plugin" / "harness_trouble.py", site)
-    info = site / "harness_trouble-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: harness-trouble\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[harness]\ntrouble = harness_trouble\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(site)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield patch
-    sys.modules.pop("harness_trouble", None)
 
 
 @pytest.fixture(params=["llama", "gpt2"], scope="module")

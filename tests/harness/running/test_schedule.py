@@ -76,14 +76,28 @@ def registry(trouble):
     return build_registry(block=["trackers:mlflow"])
 
 
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.exhaustive)])
+def executor(request, trouble, registry):
+    """What holds on this machine holds on a cluster."""
+    if request.param == "local":
+        yield LocalExecutor()
+        return
+    cluster = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'peft-harness[ray]'")
+    one = cluster.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    executor = read_executor(registry, "ray", one.address)
+    executor.devices("cpu", 0)
+    yield executor
+    one.head_node.kill_all_processes(check_alive=False)  # shutdown() refuses where a driver was connected
+
+
 @pytest.fixture(scope="module")
-def sweep(trouble, registry, tmp_path_factory):
+def sweep(executor, trouble, registry, tmp_path_factory):
     """One worker that meets everything that can go wrong, one after the other."""
     folder = tmp_path_factory.mktemp("sweep")
     trouble.setenv("TROUBLE_LOG", str(folder / "log"))
     trials = plan(registry, ["quick", "diverging", "raising", "miscounting", "killed", "exiting", "slow"])
     trials += plan(registry, ["quick"], ["toy"], {}, seeds=[5])
-    sweep = Sweep(folder, trials, registry).run()
+    sweep = Sweep(folder, trials, registry, executor).run()
     trouble.delenv("TROUBLE_LOG")
     sweep.log = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
     return sweep

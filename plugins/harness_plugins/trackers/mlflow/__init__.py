@@ -21,8 +21,9 @@ What is not here: the database (``tracker``), and what of a record goes where in
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from harness import UsageError, hookimpl
@@ -30,11 +31,13 @@ from harness_plugins.trackers.mlflow.entries import local_folder, milliseconds, 
 from harness_plugins.trackers.mlflow.tracker import Running, Tracker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness import Record, Trial
 
 _running: dict[str, Running] = {}  # by trial id
 _trackers: dict[str, Future[Tracker]] = {}  # by tracking URI, or result folder
-_opener = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+_one_at_a_time = threading.Lock()
 
 
 @hookimpl
@@ -96,5 +99,20 @@ def _tracker(environment: Mapping[str, Any]) -> Future[Tracker]:
     assert where is not None, "one of the two is known"
     known = _trackers.get(str(where))
     if known is None or (known.done() and known.exception() is not None):
-        _trackers[str(where)] = _opener.submit(Tracker, where)
+        _trackers[str(where)] = _open(where)
     return _trackers[str(where)]
+
+
+def _open(where: str | Path) -> Future[Tracker]:
+    """Start to open a store. A command that leaves meanwhile does not wait for it, as it would for a pool's thread."""
+    opening: Future[Tracker] = Future()
+
+    def run() -> None:
+        with _one_at_a_time:
+            try:
+                opening.set_result(Tracker(where))
+            except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+                opening.set_exception(error)
+
+    threading.Thread(target=run, name="mlflow", daemon=True).start()
+    return opening
