@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,8 +50,9 @@ def generate(
     least_tokens = GPU_TOKENS if device.type == "cuda" else 0
     lengths = [len(prompt) for prompt in prompts]
     batches = by_length([length + max_new_tokens for length in lengths], batch_size, least_tokens)
-    if len(set(lengths)) > 1 and minds_padding(model, tokenizer):
-        batches = of_one_length(lengths, batch_size)
+    allowed = company(model, tokenizer) if len(prompts) > 1 else Company.ANY
+    if allowed is not Company.ANY:
+        batches = of_one_length(lengths, batch_size if allowed is Company.OF_ITS_LENGTH else 1)
     for rows in batches:
         width = max(len(prompts[row]) for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
@@ -65,27 +67,46 @@ def generate(
     return results
 
 
+class Company(Enum):
+    """Which other texts a text may share a batch with, so that what the model writes is what it writes alone."""
+
+    ANY = "any"
+    OF_ITS_LENGTH = "of its length"  # where a state runs through the padding before a shorter text
+    NONE = "none"  # where even texts of one length disturb each other: a fault of the model's own code
+
+
 @torch.no_grad()
-def minds_padding(model: Any, tokenizer: Any) -> bool:
-    """Return whether padding before a text changes what the model writes, as it does where a state runs through it."""
-    if model not in _minding:
+def company(model: Any, tokenizer: Any) -> Company:
+    """Return which texts the model can decode together, found by doing so with a few tokens."""
+    if model not in _company:
         device = next(model.parameters()).device
         text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + 4, device=device)[None]
-        padding = torch.full_like(text, tokenizer.pad_token_id)
-        ids, mask = torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), torch.ones_like(text)], 1)
-        options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        with _plainly(model):
-            alone, padded = (
-                torch.cat(model.generate(each, attention_mask=shown, pad_token_id=0, **options).logits)
-                for each, shown in ((text, torch.ones_like(text)), (ids, mask))
-            )
-        change = float((padded - alone).float().norm() / alone.float().norm().clamp_min(1e-12))
-        most = PADDING_CHANGE_HALF if alone.dtype is torch.bfloat16 else PADDING_CHANGE
-        _minding[model] = not change <= most  # nor if it is undefined
-    return _minding[model]
+        padding, ones = torch.full_like(text, tokenizer.pad_token_id), torch.ones_like(text)
+        alone = _first_logits(model, text, ones)
+        beside = _first_logits(model, torch.cat([text, text + 1]), torch.cat([ones, ones]))
+        padded = _first_logits(model, torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), ones], 1))
+        if not _is_same(beside, alone):
+            _company[model] = Company.NONE
+        else:
+            _company[model] = Company.ANY if _is_same(padded, alone) else Company.OF_ITS_LENGTH
+    return _company[model]
 
 
-_minding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what was found, by model
+_company: WeakKeyDictionary[Any, Company] = WeakKeyDictionary()  # what was found, by model
+
+
+def _first_logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits of the first tokens that the model writes after the first text, (tokens, V)."""
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with _plainly(model):
+        steps = model.generate(ids, attention_mask=mask, pad_token_id=0, **options).logits
+    return torch.stack([logits[0] for logits in steps])
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    least = min(len(found), len(expected))
+    change = (found[:least] - expected[:least]).float().norm() / expected.float().norm().clamp_min(1e-12)
+    return bool(change <= (PADDING_CHANGE_HALF if expected.dtype is torch.bfloat16 else PADDING_CHANGE))  # not if NaN
 
 
 def of_one_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -73,8 +73,8 @@ def differentiable(model: nn.Module) -> set[str]:
 def end_token(model: nn.Module) -> int | None:
     """Return the token that ends a text, if the model's configuration names one that it has."""
     config = cast(Any, model).config.get_text_config()
-    end = getattr(config, "eos_token_id", None)
-    return end if isinstance(end, int) and end < config.vocab_size else None
+    end, size = getattr(config, "eos_token_id", None), getattr(config, "vocab_size", None)
+    return end if isinstance(end, int) and (size is None or end < size) else None
 
 
 def _size(model: nn.Module) -> int:

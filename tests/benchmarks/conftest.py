@@ -68,7 +68,8 @@ class Oracle:
         written = torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], 1)
         if not return_dict_in_generate:
             return written
-        return SimpleNamespace(sequences=written, logits=tuple(functional.one_hot(self.ids, 300).float()[:, None]))
+        likely = functional.one_hot(self.ids, 300).float()[:, None].expand(-1, len(input_ids), -1)
+        return SimpleNamespace(sequences=written, logits=tuple(likely))
 
 
 def write(path, rows):

@@ -1,7 +1,8 @@
-"""``harness run`` on every task at its smoke scale, as it is, on the tables of ``conftest``.
+"""``harness run`` on tasks at their smoke scale, as it is, on the tables of ``conftest``.
 
-Every method is tried on one task, and on the others one method of each kind: those that override the same parts of
-``Method``. (So it is with shorter recipes, on more models, in ``test_every_task_with_every_method``.)
+One task of each kind runs by default, with LoRA and full fine-tuning: what is packed, and what trains alone. Marked
+``exhaustive``: every task with a method of each kind, those that override the same parts of ``Method``, and every
+method on the main job's. (All of that runs by default with shorter recipes, in ``test_every_task_with_every_method``.)
 Tasks that differ in nothing but their rows are tried once per model: on the shipped base, GLUE's one sentence, three
 classes and regression stand for its eight, which run on an encoder; C4's smallest size stands for the others. What a
 score must be is tested with its task.
@@ -25,7 +26,10 @@ GLUE = [name for name in REGISTRY.tasks if name.startswith("glue/")]
 SAME = {name for name in REGISTRY.tasks if name.startswith("c4/")} | set(GLUE) - {"glue/cola", "glue/mnli", "glue/stsb"}
 
 RUNS_CODE = {"code"}  # to have a score at all
-ALL_METHODS = "uuid"  # the main job's task
+MAIN = "uuid"  # the main job's task
+FEW = "lora,full"
+# Memorised, pretrained from scratch, answered in words, read on and asked, scored by lm-eval.
+OF_EACH_KIND = (MAIN, "c4", "commonsense", "continual/finance", "instructeval")
 
 
 def one_of_each_kind():
@@ -38,15 +42,14 @@ def one_of_each_kind():
 
 
 HOOKS = ("attach", "calibrate", "parameter_groups", "learning_rate_multiplier", "extra_loss", "after_step")
-KINDS = one_of_each_kind()
+KINDS = ",".join(one_of_each_kind())
 
 
 @pytest.fixture(scope="module")
 def smoke(tables, tmp_path_factory):
-    """Return what runs a task with every method, and returns the records."""
+    """Return what runs a task with methods, and returns the records."""
 
-    def run(task, *options):
-        methods = "everything" if task == ALL_METHODS else ",".join(KINDS)
+    def run(task, methods, *options):
         results = tmp_path_factory.mktemp("smoke")
         done = subprocess.run(
             [
@@ -58,7 +61,7 @@ def smoke(tables, tmp_path_factory):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3_000:]
         records = list(Store(str(results)).records())
-        wanted = set(REGISTRY.methods) if task == ALL_METHODS else set(KINDS)
+        wanted = set(REGISTRY.methods) if methods == "everything" else set(methods.split(","))
         assert {record.trial.method for record in records} == wanted
         return records
 
@@ -67,18 +70,31 @@ def smoke(tables, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("task", [name for name in REGISTRY.tasks if name not in SAME])
+@pytest.mark.parametrize("task", OF_EACH_KIND)
 def test_a_smoke_recipe_trains_to_its_end(task, smoke):
-    if task in RUNS_CODE and refusal():
-        pytest.skip(refusal())
-    check(smoke(task), task)
+    check(smoke(task, FEW), task)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_smoke_recipe_trains_on_an_encoder_to_its_end(smoke, encoders):
+    check(smoke("glue/stsb", FEW, "--model", str(encoders["bert"])), "glue/stsb")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("task", [name for name in REGISTRY.tasks if name not in SAME])
+def test_every_smoke_recipe_trains_methods_of_each_kind(task, smoke):
+    if task in RUNS_CODE and refusal():
+        pytest.skip(refusal())
+    check(smoke(task, "everything" if task == MAIN else KINDS), task)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("task", GLUE)
-def test_a_smoke_recipe_trains_on_an_encoder_to_its_end(task, smoke, encoders):
-    check(smoke(task, "--model", str(encoders["bert"])), task)
+def test_every_smoke_recipe_of_glue_trains_on_an_encoder(task, smoke, encoders):
+    check(smoke(task, KINDS, "--model", str(encoders["bert"])), task)
 
 
 def check(records, task):

@@ -25,7 +25,7 @@ from harness.planning.suite import build_suite, read_suite
 REGISTRY = build_registry(block=["trackers:mlflow"])
 LAYERS = {"a": (8, 16), "b": (16, 16)}
 # In CI a few thousand inputs in all; the rest in the slow tests.
-AMOUNTS = [pytest.param(400, id="some"), pytest.param(8000, id="many", marks=pytest.mark.slow)]
+AMOUNTS = [pytest.param(400, id="some"), pytest.param(8000, id="many", marks=pytest.mark.exhaustive)]
 
 BIG = ["9" * 30, "1" + "0" * 400, "9" * 5000, "1e400", "-1e400", "nan", "inf", "-0", "0x10", "1_000", "٣", "1e-400"]
 NASTY = [
