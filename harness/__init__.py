@@ -60,6 +60,10 @@ if TYPE_CHECKING:
     from harness.engine.decoding import generate as generate
     from harness.engine.decomposition import svd as svd
     from harness.engine.evaluation import negative_log_likelihoods as negative_log_likelihoods
+    from harness.engine.nf4 import NF4 as NF4
+    from harness.engine.nf4 import dequantise_nf4 as dequantise_nf4
+    from harness.engine.nf4 import nf4_levels as nf4_levels
+    from harness.engine.nf4 import quantise_nf4 as quantise_nf4
     from harness.engine.slots import delta_weights as delta_weights
     from harness.engine.slots import pretrained as pretrained
     from harness.errors import BudgetError as BudgetError
@@ -132,6 +136,10 @@ _HOMES = {
     "read_rows": "harness.data.tables",
     "read_table": "harness.data.tables",
     "require": "harness.data.tables",
+    "NF4": "harness.engine.nf4",
+    "dequantise_nf4": "harness.engine.nf4",
+    "nf4_levels": "harness.engine.nf4",
+    "quantise_nf4": "harness.engine.nf4",
     "delta_weights": "harness.engine.slots",
     "pretrained": "harness.engine.slots",
     "hookimpl": "harness.contract.hookspecs",

@@ -66,6 +66,8 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--targets", metavar="PATTERNS",
                help="Layers to adapt, e.g. '*q_proj,*v_proj'.  [default: the task's]"),
         option("--precision", metavar="NAME", help="auto, float32 or bfloat16.  [default: auto]"),
+        option("--quantize", metavar="NAME", help="nf4: keep the weights of the base's linear layers in 4 bits."),
+        option("--double-quantize", is_flag=True, help="With --quantize: their scales in 8 bits."),
         option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
                help="Override a field of the task's recipe."),
         option("--steps", type=int, metavar="N", help="Short for --set steps=N."),
@@ -84,6 +86,10 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     from harness.planning.request import OwnRequest, build_request
 
     given: dict[str, Any] = {name: options[name] for name in PLAIN if options[name] is not None}
+    if options["double_quantize"] and not options["quantize"]:
+        raise UsageError("--double-quantize says how the scales of 4-bit weights are kept; give --quantize nf4 as well")
+    if options["quantize"]:
+        given["quantize"] = options["quantize"] + ("-double" if options["double_quantize"] else "")
     if options["methods"]:
         given["methods"] = split_names(options["methods"])
     if options["exclude"]:

@@ -103,7 +103,7 @@ def plan_table(
     other = sum(state not in ("to do", "interrupted", "complete", "diverged") for state in states.values())
     again = f", {other} that did not finish (tried again when something changed, or by `harness run --retry`)"
     budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
-    where = f"model {trials[0].model}, {trials[0].precision}, budget {budgets}"
+    where = f"model {trials[0].model}, {trials[0].precision}{_quantised(trials[0])}, budget {budgets}"
     more = " (more follow once the search has chosen)" if any(c.searches for c in cells) else ""
     count = f"{len(trials)} trials, {todo} to do{again if other else ''}{more}"
     table = tabulate(rows, heads, disable_numparse=True)
@@ -111,3 +111,7 @@ def plan_table(
         count += "\nBudget own: every method has the size that its own settings give; this is no matched comparison."
     notes = dict.fromkeys(note for cell in cells for note in cell.notes)
     return "\n".join([where, table, count, *notes])
+
+
+def _quantised(trial: Trial) -> str:
+    return f", base in {trial.quantize}" if trial.quantize else ""

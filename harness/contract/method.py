@@ -100,23 +100,26 @@ class Adapter(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # In a tuple, so that the shared weight becomes neither a parameter nor a buffer of every adapter.
-        self._pretrained = (linear.weight,)
+        # In a tuple, so that what is shared becomes neither a parameter nor a buffer nor a module of every adapter.
+        weight = linear.weight  # of a layer in 4 bits made anew, and not to be kept
+        self._pretrained = (weight if "weight" in linear._parameters else linear,)
+        self._kind = (weight.dtype, weight.device)
 
     @property
     def pretrained_weight(self) -> Tensor:
         """The frozen weight, shape (O, I), in the model's dtype. Read it, never write it."""
-        return self._pretrained[0].detach()
+        kept = self._pretrained[0]
+        return (kept if isinstance(kept, Tensor) else kept.weight).detach()
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype for parameters: the model's, but at least float32, so that small updates are not rounded away."""
-        return torch.promote_types(self._pretrained[0].dtype, torch.float32)
+        return torch.promote_types(self._kind[0], torch.float32)
 
     @property
     def device(self) -> torch.device:
         """The device for parameters."""
-        return self._pretrained[0].device
+        return self._kind[1]
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return the adapted layer's output before its bias, shape (..., O).

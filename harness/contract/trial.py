@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the trial's JSON; a change gives every trial a new id
 OWN = "own"  # the budget of a comparison that matches nothing: every method at the size its own settings give
-LATER = ("searched", "final_parameters")  # left out where they say nothing: trials from before them keep their ids
+LATER = (
+    "searched",
+    "final_parameters",
+    "quantize",
+)  # left out where they say nothing: trials from before them keep their ids
 # In format 1 these settings said 0 for what is now said in a word.
 ZERO_MEANT: Mapping[str, str] = {
     **dict.fromkeys(("alpha", "target_r", "niter", "merge_every", "reset_every", "warmup", "restart_warmup"), "auto"),
@@ -57,6 +61,7 @@ class Trial:
         plugins: ``{"method": "distribution==version", "task": ...}``.
         searched: Settings of which these were, or are to be, chosen on validation, as the suite wrote them
             (``melora:n=2|4|8``); empty: they were given.
+        quantize: How the weights of the frozen linear layers are kept, ``nf4`` or ``nf4-double``; empty: as they are.
         format: Version of this JSON.
     """
 
@@ -80,6 +85,7 @@ class Trial:
     plugins: Mapping[str, str] = field(default_factory=dict)
     searched: str = ""
     final_parameters: int | None = None
+    quantize: str = ""
     format: int = FORMAT
 
     @cached_property

@@ -24,6 +24,7 @@ from harness.engine.lane import Lane
 from harness.engine.layers import select_layers
 from harness.engine.learning_rate import schedule
 from harness.engine.losses import lane_losses
+from harness.engine.quantised import QuantisedLinear
 from harness.engine.resident import Base
 from harness.engine.slots import Reader, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
@@ -88,7 +89,7 @@ def _adapters(
 ) -> dict[str, Adapter]:
     """Return an adapter for every target."""
     return {
-        name: layer_methods.get(name, method).adapter(base.linear_slots[name].linear[0], generator)
+        name: layer_methods.get(name, method).adapter(cast(nn.Linear, base.linear_slots[name].linear[0]), generator)
         for name in select_layers(base.layers, targets)
     }
 
@@ -153,12 +154,16 @@ def _calibrate(
     generator: torch.Generator,
 ) -> None:
     """Let the method finish its initialisation from data."""
-    weights = {name: base.linear_slots[name].linear[0].weight for name in adapters}
+    layers = {name: base.linear_slots[name].linear[0] for name in adapters}
 
     def loss(batch: Batch) -> Tensor:
         return lane_losses(base.model, base.task.model_kind, batch).sum()
 
     def weight_gradients() -> Mapping[str, Tensor]:
+        weights = {
+            name: layer.unpack() if isinstance(layer, QuantisedLinear) else layer.weight
+            for name, layer in layers.items()
+        }
         for weight in weights.values():
             weight.requires_grad_(True)
         try:
@@ -169,6 +174,9 @@ def _calibrate(
             for weight in weights.values():
                 weight.grad = None
                 weight.requires_grad_(False)
+            for layer in layers.values():
+                if isinstance(layer, QuantisedLinear):
+                    layer.pack()
 
     # Compiling the loss for every form of batch would take longer than all of this.
     with pretrained(base.model), torch.enable_grad(), compiling(False):

@@ -13,9 +13,10 @@ from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
-from harness.engine.layers import find_layers, trained_modules
+from harness.engine.layers import find_layers, present_as_linear, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
+from harness.engine.quantised import QuantisedLinear
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
 
@@ -32,14 +33,16 @@ class Base:
             memory, a third more time, the same result.
         lays_flat: Whether texts may lie one after another without padding, where the model allows it. ``None``: where
             there is a kernel for it, on GPUs in half precision.
+        quantize: How the weights of linear layers are kept (``quantised.KINDS``); empty: as they are.
+        device: Where to train, if the model is not there yet: then its quantised weights never are there as they were.
     """
 
     def __init__(
         self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False,
-        lays_flat: bool | None = None,
+        lays_flat: bool | None = None, quantize: str = "", device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
-        self.device = next(model.parameters()).device
+        self.device = device or next(model.parameters()).device
         found = find_layers(model, task.trains)
         self.layers, self.left_out = found.shapes, found.left_out
         use_capturable_attention(model)
@@ -49,19 +52,27 @@ class Base:
         check_gradients(model, list(self.layers))
         self.most_tokens = position_limit(model)
         whole = trained_modules(model, task.trains)
-        self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
+        self.linear_slots: dict[str, LinearSlot] = {}
+        for name in self.layers:
+            layer = model.get_submodule(name)
+            if quantize:
+                layer = QuantisedLinear(present_as_linear(layer), quantize, self.device)
+                for place in found.places[name]:  # so that the weight itself is free
+                    set_submodule(model, place, layer)
+            self.linear_slots[name] = LinearSlot(layer)
         self.module_slots = {name: ModuleSlot(model.get_submodule(name)) for name in whole}
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
             for place in found.places.get(name, (name,)):
                 set_submodule(model, place, slot)
+        model.to(self.device)
         self.recomputes = recomputes
         has_kernel = self.device.type == "cuda" and self.dtype is not torch.float32
         self._lays_flat = has_kernel if lays_flat is None else lays_flat
         if has_kernel:
             trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
             fuse_norms(each for each in model.modules() if id(each) not in trained)
-        announce(slot.linear[0].weight for slot in self.linear_slots.values())
+        announce([] if quantize else [slot.linear[0].weight for slot in self.linear_slots.values()])
 
     def check_length(self, tokens: int) -> None:
         """Refuse a text with more tokens than the model has positions; on a GPU reading beyond them ends the process.

@@ -22,7 +22,10 @@ from harness.engine.model import ModelChoice, load_model, load_tokenizer
 from harness.engine.resident import Base
 
 MOST_DATA = 8  # tasks' data kept; the oldest goes first
-_COST_KEYS = ("task", "recipe", "model", "model_revision", "method", "config", "layer_settings", "targets", "precision")
+_COST_KEYS = (
+    "task", "recipe", "model", "model_revision", "method", "config", "layer_settings", "targets", "precision",
+    "quantize",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Shared:
     def solo_cost(self, trial: Trial, method: type[Method], task: Task) -> SoloCost:
         """Return what trials with this method and these settings cost alone, measured once."""
         values = trial.to_json()
-        key = json.dumps([values[name] for name in _COST_KEYS], sort_keys=True)
+        key = json.dumps([values.get(name) for name in _COST_KEYS], sort_keys=True)
         if key not in self._costs:
             self._costs[key] = measure_solo(self.base(trial, task), lambda: self.lane(trial, method, task))
         return self._costs[key]
@@ -101,14 +104,18 @@ class Shared:
     def _load(self, trial: Trial, task: Task) -> _Loaded:
         recipe = trial.build_recipe(task)
         shape = json.dumps({**task.model_arguments(recipe)}, sort_keys=True, default=str)
-        key = (trial.task, trial.model, trial.model_revision, trial.precision, shape)
+        key = (trial.task, trial.model, trial.model_revision, trial.precision, trial.quantize, shape)
         if self._loaded is None or self._loaded.key != key:
             self._loaded = None  # free the old one first
             choice = ModelChoice(trial.model, trial.model_revision)
-            model, fresh = load_model(choice, task, recipe, trial.precision, self.device)
+            device = torch.device("cpu") if trial.quantize else self.device
+            model, fresh = load_model(choice, task, recipe, trial.precision, device)
             tokenizer = load_tokenizer(choice, task, recipe)
             cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
-            self._loaded = _Loaded(key, Base(model, task, trial.precision, fresh, self.recomputes), tokenizer)
+            base = Base(
+                model, task, trial.precision, fresh, self.recomputes, quantize=trial.quantize, device=self.device
+            )
+            self._loaded = _Loaded(key, base, tokenizer)
         return self._loaded
 
     def _load_data(self, trial: Trial, task: Task, context: TaskContext) -> TaskData:

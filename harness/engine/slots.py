@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 
 from harness.contract.method import Adapter
 from harness.engine.layers import present_as_linear
+from harness.engine.quantised import QuantisedLinear
 from harness.errors import HarnessError
 
 
@@ -256,14 +257,19 @@ class LinearSlot(Slot):
 
     def __init__(self, frozen: nn.Module) -> None:
         super().__init__(frozen)
-        self.linear = (present_as_linear(frozen),)  # in a tuple: not a second registration of the weight
+        # In a tuple: not a second registration of the weight.
+        self.linear = (frozen if isinstance(frozen, QuantisedLinear) else present_as_linear(frozen),)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``adapter(x, W x) + bias``; the bias last, so that no adapter scales it."""
         layer = self.linear[0]
-        if not self.parts:
+        if isinstance(layer, QuantisedLinear):
+            output = layer.multiply(x)
+        elif not self.parts:
             return linear(x, layer.weight, layer.bias)
-        output = self.over_lanes(x, linear(x, layer.weight))
+        else:
+            output = linear(x, layer.weight)
+        output = self.over_lanes(x, output) if self.parts else output
         return output if layer.bias is None else output + layer.bias
 
 

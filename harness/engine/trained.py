@@ -25,6 +25,7 @@ from harness.engine.model import (
     load_model,
     load_tokenizer,
 )
+from harness.engine.quantised import round_weights
 from harness.errors import DataError, RecordError, UsageError
 
 
@@ -49,6 +50,8 @@ class TrainedTrial:
         recipe = trial.build_recipe(task)
         choice = _same_model(trial, task, recipe)
         model, _ = load_model(choice, task, recipe, trial.precision, torch.device("cpu"))
+        if trial.quantize:
+            round_weights(model, find_layers(model, task.trains).shapes, trial.quantize)
         self.model = cast(Any, model.float())
         self.tokenizer = load_tokenizer(choice, task, recipe)
         self.model.config.pad_token_id = self.tokenizer.pad_token_id

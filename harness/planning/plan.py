@@ -11,12 +11,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from harness.contract.method import Method, TrialContext
+from harness.contract.method import Method, TrialContext, attaches
 from harness.contract.task import Task, TaskContext
 from harness.contract.trial import OWN, Trial
 from harness.data.tables import identify_tables
 from harness.engine.layers import find_layers, select_layers, trained_modules
 from harness.engine.model import ModelChoice, build_on_meta, choose_model, count_parameters, load_tokenizer
+from harness.engine.quantised import bytes_of
 from harness.errors import BudgetError, ConfigError, UsageError
 from harness.planning.budget import budget_parameters, solve
 from harness.planning.choices import resolve_methods
@@ -72,11 +73,17 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 method = picked.method
                 if method.traits.reference and budget_number:
                     continue  # outside every budget: once is enough
+                if suite.quantize and attaches(method):
+                    refused.append(
+                        f"{method.name}: it works on a model of its own, and quantize={suite.quantize} keeps the "
+                        "weights of the one that all share in 4 bits"
+                    )
+                    continue
                 common: dict[str, Any] = {
                     "task": task.name, "scale": suite.scale, "recipe": asdict(recipe), "model": choice.name,
                     "model_revision": choice.revision, "method": method.name, "targets": suite.targets or task.targets,
                     "precision": suite.precisions.get(picked.written, precision), "data": data,
-                    "learning_rate": 0.0, "seed": 0,
+                    "learning_rate": 0.0, "seed": 0, "quantize": suite.quantize,
                     "plugins": {
                         "method": registry.origins["method", method.name].identity,
                         "task": registry.origin("task", task.name).identity,
@@ -103,7 +110,10 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     tune_seeds=tuple(range(TUNE_SEED, TUNE_SEED + suite.tune_seeds)),
                     centre=centre,
                     higher_is_better=task.metrics[task.main_metric].higher_is_better,
-                    notes=tuple(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
+                    notes=(
+                        *(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
+                        *_quantised_note(choice, found.shapes, suite.quantize),
+                    ),
                 )
                 cells.append(cell)
     if refused:
@@ -123,6 +133,17 @@ def _check_seeds(suite: Suite, cells: Sequence[Cell]) -> None:
         raise UsageError(f"seeds: {both[0]} is the seed on which rates are searched; report on others")
     if suite.tune_seeds > 1 and not searched:
         raise UsageError(f"tune_seeds={suite.tune_seeds}, but nothing is searched; give tune, too, or leave it out")
+
+
+def _quantised_note(choice: ModelChoice, shapes: Mapping[str, tuple[int, int]], quantize: str) -> list[str]:
+    if not quantize:
+        return []
+    values = sum(inner * outer for inner, outer in shapes.values())
+    taken = bytes_of(shapes.values(), quantize)
+    return [
+        f"{choice.name}: the weights of {len(shapes)} linear layers are kept in 4 bits ({quantize}): "
+        f"{taken / 1e6:,.1f} MB, in bfloat16 {2 * values / 1e6:,.1f} MB"
+    ]
 
 
 def _check_data(task: Task, recipe: Any, choice: ModelChoice, skeleton: Any, data_dir: Path | None) -> None:

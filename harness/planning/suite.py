@@ -66,6 +66,7 @@ class Suite:
     max_seeds: int = 0
     targets: tuple[str, ...] = ()
     precision: str = "auto"
+    quantize: str = ""
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     precisions: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +100,8 @@ class Suite:
             raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision={self.precision!r} is not known; give auto, float32 or bfloat16")
+        if self.quantize not in ("", "nf4", "nf4-double"):
+            raise UsageError(f"quantize={self.quantize!r} is not known; give nf4 or nf4-double, or leave it out")
         for name, rates in self.rates.items():
             if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < math.inf for rate in rates):
                 raise UsageError(f"rates: {name}={list(rates)} must be different numbers > 0, at least one")

@@ -33,6 +33,8 @@ def command(trial: Trial, knob: str | None = "") -> str:
             deviation = abs(trial.matched_parameters / trial.budget_parameters - 1)
             words += ["--tolerance", f"{deviation + 1e-6:.2g}"] if deviation > 0.01 else []
     words += ["--lr", repr(trial.learning_rate), "--seeds", f"{trial.seed},", "--precision", trial.precision]
+    words += ["--quantize", trial.quantize.removesuffix("-double")] if trial.quantize else []
+    words += ["--double-quantize"] if trial.quantize.endswith("-double") else []
     if trial.targets:
         words += ["--targets", ",".join(trial.targets)]
     for name, value in sorted(trial.recipe.items()):

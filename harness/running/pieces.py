@@ -15,9 +15,9 @@ from harness.contract.trial import Trial
 from harness.planning.registry import Registry
 
 MOST_AT_ONCE = 16  # trials in a piece whose pack the worker chooses: what it has, no other can take
-_SHARED = ("task", "scale", "recipe", "model", "model_revision", "targets", "precision", "data")
+_SHARED = ("task", "scale", "recipe", "model", "model_revision", "targets", "precision", "quantize", "data")
 _ALIKE = ("method", "config")
-_BASE = ("task", "model", "model_revision", "precision")
+_BASE = ("task", "model", "model_revision", "precision", "quantize")
 
 
 @dataclass

@@ -24,7 +24,7 @@ from harness_leaderboard.boards.scores import scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Estimate, analyse
 
 # Rows of a board may be ranked together only if these are equal in all of them.
-COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "targets", "budget_parameters")
+COMPARABLE_FIELDS = ("recipe", "model_revision", "data", "precision", "quantize", "targets", "budget_parameters")
 
 
 def build_boards(records: Iterable[Record]) -> list[Board]:

@@ -65,7 +65,7 @@ def board_notes(
                 f"{', '.join(f'{step:,.0f}' for step in steps)} updates."
             )
     references = [each for each in everything if is_reference(each) and each.trial.purpose == "report"]
-    for name in ("recipe", "model_revision", "data", "precision"):
+    for name in ("recipe", "model_revision", "data", "precision", "quantize"):
         usual = {canonical(getattr(each.trial, name)) for each in reports}
         odd = sorted({each.trial.method for each in references if canonical(getattr(each.trial, name)) not in usual})
         if usual and odd:

@@ -75,7 +75,7 @@ def recommend(records: Iterable[Record]) -> list[Recommendation]:
     for record in records:
         trial = record.trial
         fields = [trial.task, trial.scale, trial.model, record.main_metric, trial.data, trial.recipe, trial.precision]
-        groups[canonical([*fields, trial.model_revision])].append(record)
+        groups[canonical([*fields, trial.model_revision, trial.quantize])].append(record)
     found = (_recommend(groups[key]) for key in sorted(groups))
     return [each for each in found if each is not None]
 

@@ -76,6 +76,7 @@ def _provenance(records: Iterable[Record]) -> Mapping[str, Mapping[str, int]]:
             f"data of {trial.task}": trial.data or "not recorded",
             f"revision of {trial.model}": trial.model_revision or "not recorded",
             "precision": trial.precision,
+            **({"weights of the base kept in": trial.quantize} if trial.quantize else {}),
             "record schema": str(record.schema_version),
             **{f"plugin of {kind} {getattr(trial, kind, kind)}": name for kind, name in trial.plugins.items()},
         }

@@ -35,6 +35,11 @@ def test_seeds_are_a_number_or_a_list():
         (["--task", "uid"], "no task is called 'uid'; did you mean uuid"),
         (["--suite", "zzz"], "no suite is called 'zzz'"),
         (["--suite", "zzz.toml"], "'zzz.toml' does not exist"),
+        (
+            ["--double-quantize", *SMALL],
+            "--double-quantize says how the scales of 4-bit weights are kept; give --quantize",
+        ),
+        (["--quantize", "int8", *SMALL], "quantize='int8' is not known; give nf4"),
         ([], "no task given; use --task NAME or --suite NAME"),
         (["--budget", "lots of", *SMALL], "--budget 'lots of' is not a budget"),
         (["--budget", "lora:rank=3", *SMALL], "--budget 'lora:rank=3': lora: cannot read setting 'rank=3'"),
