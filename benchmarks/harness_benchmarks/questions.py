@@ -120,6 +120,7 @@ class QuestionSet:
         ask: Turns a row of original columns into questions; ``None``: only AdaptLLM's form is known.
         measure: What the score is.
         grade: What a generated answer is worth beside the right one, in 0..1.
+        in_mean: Whether it is one of the domain's sets in AdaptLLM's papers, of which the mean is taken.
     """
 
     title: str
@@ -128,6 +129,7 @@ class QuestionSet:
     ask: Callable[[Row], Iterator[Question]] | None = None
     measure: Measure = ACCURACY
     grade: Callable[[str, str], float] = same_text
+    in_mean: bool = True
 
     def load(self, data_dir: Path | None, limit: int | Literal["all"] = "all") -> list[Question]:
         """Return the questions, or ``limit`` of them spread evenly over the set.
@@ -295,7 +297,9 @@ BIOMED: Mapping[str, QuestionSet] = {
     "pubmedqa": QuestionSet("PubMedQA", _local("biomed/eval/pubmedqa", "MIT"), ask=_pubmedqa),
     "chemprot": QuestionSet("ChemProt", _local("biomed/eval/chemprot", "research use"), ask=_chemprot),
     "usmle": QuestionSet("USMLE", _local("biomed/eval/medqa_usmle", "MIT"), ask=_medqa),
-    "medmcqa": QuestionSet("MedMCQA", _local("biomed/eval/medmcqa", "MIT"), ("validation",), ask=_medmcqa),
+    "medmcqa": QuestionSet(
+        "MedMCQA", _local("biomed/eval/medmcqa", "MIT"), ("validation",), ask=_medmcqa, in_mean=False
+    ),
     "rct": QuestionSet("RCT", _local("biomed/eval/rct", "see AdaptLLM/medicine-tasks")),
     "mqp": QuestionSet("MQP", _local("biomed/eval/mqp", "see AdaptLLM/medicine-tasks")),
 }

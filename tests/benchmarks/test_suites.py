@@ -155,6 +155,9 @@ MILORA_BEST = {"checkpoint": "best", "evaluate_at": tuple(range(3_000, 31_875, 3
 MILORA_COMMONSENSE = {name: MILORA_MATH[name] for name in MILORA_MATH if name not in ("training_set", "max_length")}
 MELORA_GLUE = {"weight_decay": 0.1, "warmup_fraction": 0.06, "schedule": "linear"}
 PISSA_MATH = {**MORA_MATH, "learning_rate": 2e-5, "steps": 100_000 // 128, "weight_decay": 0.0}
+PISSA_GLUE = {
+    "learning_rate": 2e-5, "batch_size": 128, "schedule": "cosine", "warmup_fraction": 0.03, "weight_decay": 0.0,
+}  # fmt: skip
 PISSA_CODE = {name: PISSA_MATH[name] for name in PISSA_MATH if name not in ("training_set", "epochs")}
 EXPECTED = {  # targets, ranks, recipe
     "mora-table1-math": (ALL, (8, 256), MORA_MATH),
@@ -204,8 +207,10 @@ EXPECTED = {  # targets, ranks, recipe
     **{f"pissa-table1-{model}": (ALL, (64,), PISSA_MATH) for model in ("mistral-7b", "gemma-7b")},
     **{f"pissa-table1-code-{model}": (ALL, (64,), PISSA_CODE) for model in ("mistral-7b", "gemma-7b")},
     "pissa-table1-code-llama-2-7b": (ALL, (128,), PISSA_CODE),
-    "pissa-table2-roberta-large": (("q*", "v*"), (8,), {}),  # not known: the suite says so of every number
-    "pissa-table2-deberta-v3-base": (("q*", "v*"), (8,), {}),
+    **{
+        f"pissa-table2-{model}": (("*",), (8,), PISSA_GLUE)
+        for model in ("roberta-large", "deberta-v3-base")
+    },
 }  # fmt: skip
 
 

@@ -68,7 +68,13 @@ def metrics_of(sets: Mapping[str, QuestionSet]) -> Mapping[str, Metric]:
     return {
         "perplexity": Metric("Perplexity", "perplexity", False, "On unseen text of the domain, per token."),
         "loss": Metric("Loss", "nats", False, "Its logarithm: mean negative log-likelihood of a token."),
-        "questions": Metric("Questions", "fraction", True, "Mean score over the sets that are there, zero-shot."),
+        "questions": Metric(
+            "Questions",
+            "fraction",
+            True,
+            "Mean score over those of AdaptLLM's five sets that are there, zero-shot: "
+            f"{', '.join(each.title for each in sets.values() if each.in_mean)}. The record says which were.",
+        ),
         **{
             name: Metric(f"{each.title}, {each.measure.name}", "fraction", True, each.measure.help)
             for name, each in sets.items()
@@ -140,7 +146,7 @@ class ContinualTask(Task):
         reasons: dict[str, str] = {}
         items = {"loss": losses, "perplexity": pseudo_values(perplexity, losses)}
         documents = documents_of(split.windows, tokenizer.eos_token_id)
-        present: list[float] = []
+        present: dict[str, float] = {}
         for name, questions in split.questions.items():
             if isinstance(questions, str):
                 metrics[name], reasons[name] = None, questions
@@ -148,12 +154,16 @@ class ContinualTask(Task):
                 given = answer(model, tokenizer, questions, recipe.max_length, size)
                 score, items[name] = self.sets[name].score(questions, given)
                 metrics[name] = score
-                present.append(score)
-        metrics["questions"] = sum(present) / len(present) if present else None
+                if self.sets[name].in_mean:
+                    present[name] = score
+        metrics["questions"] = sum(present.values()) / len(present) if present else None
         if not present:
             reasons["questions"] = next(iter(reasons[name] for name in self.sets))
         groups = dict.fromkeys(("loss", "perplexity"), documents)
-        found = Evaluation(metrics, reasons, items, item_groups=groups)
+        notes = (
+            {"sets in the mean of questions": ", ".join(self.sets[name].title for name in present)} if present else {}
+        )
+        found = Evaluation(metrics, reasons, items, notes, groups)
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows, recipe.max_length)
 
 

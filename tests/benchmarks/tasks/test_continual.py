@@ -281,3 +281,17 @@ def test_a_missing_corpus_is_an_error_that_names_the_folder(tmp_path):
         identify_tables(Biomed().tables(Biomed.recipes["smoke"]), tmp_path)
     with pytest.raises(DataError, match="--data-dir"):
         identify_tables(Biomed().tables(Biomed.recipes["smoke"]), None)
+
+
+def test_the_mean_is_over_adaptllms_sets_and_says_which(nano, tables):
+    assert [name for name, each in BIOMED.items() if not each.in_mean] == ["medmcqa"]
+    assert all(each.in_mean for each in FINANCE.values())
+    assert "MedMCQA" not in Biomed.metrics["questions"].help
+    recipe = replace(Biomed.recipes["smoke"], validation_windows=2, questions=2, forgetting_windows=0)
+    where = TaskContext(tokenizer=nano[1], recipe=recipe, seed=0, data_dir=tables)
+    with torch.no_grad():
+        found = Biomed().evaluate(nano[0], where, Biomed().load(where).splits["test"])
+    five = ["pubmedqa", "chemprot", "usmle", "rct", "mqp"]
+    assert found.metrics["questions"] == pytest.approx(sum(found.metrics[name] for name in five) / 5)
+    assert found.metrics["medmcqa"] is not None
+    assert found.notes["sets in the mean of questions"] == "PubMedQA, ChemProt, USMLE, RCT, MQP"
