@@ -58,7 +58,8 @@ class Pack:
         self._acting = [lane for lane in self.lanes if type(lane.method).after_step is not Method.after_step]
         self._dropouts = [each for lane in self.lanes for each in lane.dropouts if each.p]
         for lane in self.lanes:
-            micro_batches = -(-lane.recipe.batch_size // lane.recipe.rows_at_once)
+            # As they are now: fewer rows at once than before count further, so that no mask comes twice.
+            micro_batches = -(-lane.recipe.batch_size // lane.rows_at_once)
             for dropout in lane.dropouts:
                 if dropout.p:
                     dropout.step.fill_(lane.done * micro_batches)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from harness.bases import resolve
+from harness.engine import decoding
 from harness.engine.decoding import _by_steps, continuations, generate, is_capturable
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
@@ -187,3 +188,23 @@ def test_a_gpu_stops_at_a_stop_string(model, gpu, caplog):
     assert not caplog.records
     assert found.shape[1] < 60
     assert TOKENIZER.decode(found[0]).startswith(text[:14])
+
+
+def test_texts_that_disturb_each_other_are_decoded_alone(model, monkeypatch):
+    """As with a recurrent model whose code mixes the states of a batch."""
+    prompts = draw([5, 5, 3, 3, 7], seed=8)
+    expected = [generate(model, TOKENIZER, [prompt], 4, min_new_tokens=4)[0] for prompt in prompts]
+    widths = []
+
+    def disturbed(*arguments, **options):
+        output = forward(*arguments, **options)
+        widths.append(len(output.logits))
+        output.logits += torch.arange(len(output.logits))[:, None, None].flip(0) * torch.arange(output.logits.shape[-1])
+        return output
+
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", disturbed)
+    monkeypatch.setattr(decoding, "_company", {})  # it was found out before
+    assert generate(model, TOKENIZER, prompts, 4, min_new_tokens=4) == expected
+    assert 2 in widths, "it was tried"
+    assert widths[-1] == 1
