@@ -5,8 +5,10 @@ Tests that ask for particular rows write their own.
 
 from __future__ import annotations
 
+import http.server
 import json
 import string
+import threading
 from collections import ChainMap
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ COMMONSENSE = {
 def tables(tmp_path_factory):
     """A data folder with every table that a built-in task reads, a few rows each."""
     root = tmp_path_factory.mktemp("tables")
-    made = (glue(), corpora(), domain_questions(), commonsense(), math(), instructeval(), code())
+    made = (glue(), corpora(), domain_questions(), commonsense(), math(), instructeval(), code(), judged())
     for name, rows in ChainMap(*made).items():
         write(root / f"{name}.jsonl", rows)
     (root / "wikitext/wikitext-2-raw").mkdir(parents=True)
@@ -233,6 +235,59 @@ def code():
         "code/codefeedback/train": [{"query": f"Print {n}.", "answer": f"```\nprint({n})\n```"} for n in range(40)],
         **{f"code/mbpp/{split}": rows for split in ("validation", "test")},
     }
+
+
+def judged():
+    questions = [{"turns": [f"What is {n} + 4?", f"and then {n}?"], "reference": [f"It is {n + 4}."]} for n in range(2)]
+    outputs = [{"instruction": f"Name {n}.", "output": f"Theirs {n}."} for n in range(2)]
+    return {
+        **{f"judged/{name}/train": alpaca(30) for name in ("wizardlm", "ultrafeedback")},
+        "judged/mt-bench/question": questions,
+        "judged/alpaca-eval/eval": outputs,
+    }
+
+
+class StubJudge:
+    """A server of this machine that speaks OpenAI's chat protocol, and says what it is told to."""
+
+    def __init__(self):
+        self.says(lambda text: "[[7]] [[A]]")
+        judge = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                key = self.headers.get("Authorization", "")
+                judge.bodies.append(body)
+                judge.keys.append(key)
+                judge.asked.append(text := body["messages"][0]["content"])
+                status = judge.refusals.pop(0) if judge.refusals else 200
+                said = {"choices": [{"message": {"content": judge.answer(text)}}]} if status == 200 else {"said": key}
+                content = json.dumps(said).encode()
+                self.send_response(status if self.path == "/v1/chat/completions" else 404)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def says(self, answer, refusals=()):
+        """Answer so from now on, after refusing with these statuses; forget what was asked."""
+        self.answer, self.refusals = answer, list(refusals)
+        self.asked, self.bodies, self.keys = [], [], []
+
+
+@pytest.fixture(scope="session")
+def judge():
+    stub = StubJudge()
+    yield stub
+    stub.server.shutdown()
+    stub.server.server_close()
 
 
 class Made:
