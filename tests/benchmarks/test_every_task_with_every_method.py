@@ -82,13 +82,15 @@ def results(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def run(tables, results, request):
+def run(tables, results, request, judge):
     """Return what trains a task with every method in one worker, and returns the records by method."""
     events = []
     worker = Worker(REGISTRY, Shared(torch.device(request.param), tables, True), Recording(results, {}), events.append)
 
     def run(name, **suite):
         recipe = shortened(REGISTRY.task(name).recipes["smoke"])
+        if hasattr(REGISTRY.task(name).recipes["smoke"], "judge_url"):
+            recipe["judge_url"] = judge.url
         methods = ["everything"] if name in ALL_METHODS else [*KINDS]
         asked = {"tasks": [name], "methods": methods, "tolerance": TOLERANCE, "recipe": recipe, **suite}
         trials = pending(plan_cells(build_suite(asked), REGISTRY, tables, "float32"), lambda trial: None)

@@ -26,6 +26,7 @@ GLUE = [name for name in REGISTRY.tasks if name.startswith("glue/")]
 SAME = {name for name in REGISTRY.tasks if name.startswith("c4/")} | set(GLUE) - {"glue/cola", "glue/mnli", "glue/stsb"}
 
 RUNS_CODE = {"code"}  # to have a score at all
+JUDGED = {"mt-bench", "alpaca-eval"}
 MAIN = "uuid"  # the main job's task
 FEW = "lora,full"
 # Memorised, pretrained from scratch, answered in words, read on and asked, scored by lm-eval.
@@ -46,7 +47,7 @@ KINDS = ",".join(one_of_each_kind())
 
 
 @pytest.fixture(scope="module")
-def smoke(tables, tmp_path_factory):
+def smoke(tables, tmp_path_factory, judge):
     """Return what runs a task with methods, and returns the records."""
 
     def run(task, methods, *options):
@@ -55,7 +56,8 @@ def smoke(tables, tmp_path_factory):
             [
                 sys.executable, "-m", "harness", "run", "--methods", methods, "--task", task, "--seeds", "1",
                 "--data-dir", str(tables), "--results", str(results), "--device", "cpu", "--no-mlflow", "-q",
-                *(["--allow-code-execution"] if task in RUNS_CODE else []), *options,
+                *(["--allow-code-execution"] if task in RUNS_CODE else []),
+                *(["--set", f"judge_url={judge.url}"] if task in JUDGED else []), *options,
             ],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip

@@ -31,6 +31,7 @@ CONFIDENCE = {
     "third-party copy",
     "recalled, not checked",
 }
+UNITS = {"fraction": 1, "correlation": 1, "points of 10": 10}  # the most that there is
 # The real widths with two layers: what a plan needs of a model that is not here.
 CONFIGS = {
     "meta-llama/Llama-2-7b-hf": transformers.LlamaConfig(num_hidden_layers=2),
@@ -199,6 +200,7 @@ EXPECTED = {  # targets, ranks, recipe
     "milora-table1-llama3": (MILORA, (32,), {**MILORA_COMMONSENSE, **MILORA_BEST}),
     "milora-table2": (MILORA, (64,), MILORA_MATH),
     "milora-table5": (MILORA, (8, 12), {**MILORA_MATH, "steps": 100_000 // 16}),
+    "milora-table3": (MILORA, (32,), {**MILORA_COMMONSENSE, "max_length": 2_048, "judge_model": "gpt-4-0613"}),
     "milora-table5-code": (
         MILORA, (8, 12), {**MILORA_COMMONSENSE, "epochs": 0.0, "steps": 100_000 // 16, "warmup_fraction": 0.0},
     ),
@@ -206,6 +208,8 @@ EXPECTED = {  # targets, ranks, recipe
     "pissa-table1": (ALL, (128,), PISSA_MATH),
     **{f"pissa-table1-{model}": (ALL, (64,), PISSA_MATH) for model in ("mistral-7b", "gemma-7b")},
     **{f"pissa-table1-code-{model}": (ALL, (64,), PISSA_CODE) for model in ("mistral-7b", "gemma-7b")},
+    "pissa-table1-conversation-llama-2-7b": (ALL, (128,), PISSA_CODE),
+    **{f"pissa-table1-conversation-{model}": (ALL, (64,), PISSA_CODE) for model in ("mistral-7b", "gemma-7b")},
     "pissa-table1-code-llama-2-7b": (ALL, (128,), PISSA_CODE),
     **{
         f"pissa-table2-{model}": (("*",), (8,), PISSA_GLUE)
@@ -374,7 +378,7 @@ def test_published_numbers_name_their_method_budget_metric_model_unit_and_table(
             assert entry["budget"] == ("" if is_reference else OWN)
             assert entry["model"] == (f"from-scratch/{task_name}" if is_from_scratch else data["model"])
             assert entry["unit"] == task.metrics[entry["metric"]].unit
-            assert 0 < entry["value"] <= (1 if entry["unit"] in ("fraction", "correlation") else 1_000)
+            assert 0 < entry["value"] <= UNITS.get(entry["unit"], 1_000)
             paper, word, number = entry["source"].split()
             assert (paper in ("MoRA", "MELoRA", "MiLoRA", "PiSSA"), word) == (True, "table")
             assert path.stem.startswith(f"{paper.lower()}-table{number}")
