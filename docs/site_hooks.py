@@ -28,22 +28,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def catalogue() -> str:
-    """Return every method: formula, paper, settings."""
+    """Return every method: formula, paper, count, start, merge rule, status, settings."""
     from dataclasses import fields
 
     from harness.planning.registry import build_registry
 
     parts = ["# Methods that are built in", ""]
     for name, method in build_registry().methods.items():
-        parts += [
-            f"## {method.title or name} (`{name}`)",
-            "",
-            (method.__doc__ or "").strip().splitlines()[0],
-            "",
-            f"* parameters per layer: `{method.formula}`",
-            f"* paper: <{method.paper}>",
-            "",
-        ]
+        parts += [f"## {method.title or name} (`{name}`)", "", *definition(method), ""]
+        parts += [f"* {key}: {text}" for key, text in facts(method).items()]
+        parts.append("")
         rows = [
             (each.name, getattr(method.Config(), each.name), each.metadata.get("help", ""))
             for each in fields(method.Config)
@@ -53,6 +47,53 @@ def catalogue() -> str:
             parts += [f"| `{key}` | `{default}` | {str(text).replace('|', '/')} |" for key, default, text in rows]
             parts.append("")
     return "\n".join(parts)
+
+
+def definition(method: Any) -> list[str]:
+    """Return what the method's module says of it: what it computes, from what it starts, where that is from."""
+    import inspect
+
+    text = inspect.cleandoc(inspect.getmodule(method).__doc__ or method.__doc__ or "")  # type: ignore[union-attr]
+    lines = text.replace("``", "`").splitlines()
+    lines[0] = f"**{lines[0]}**"
+    return lines
+
+
+def facts(method: Any) -> dict[str, str]:
+    """Return what can be read off a method: its count, its start, how it is merged, where it stands."""
+    from dataclasses import replace
+
+    import torch
+
+    from harness.contract.method import Method, attaches
+
+    traits = method.traits
+    found = {"paper": f"<{method.paper}>", "trained parameters of a layer": f"`{method.formula or 'all of them'}`"}
+    if method.final_parameters is not Method.final_parameters:
+        found["budget"] = "matched to the parameters that are left at the end"
+    if traits.budget_knob and not traits.reference:
+        found["set by the budget"] = f"`{traits.budget_knob}`"
+    found["at the start"] = "the pretrained model" if traits.identity_at_init else "another function than the model's"
+    if attaches(method):
+        found["merging"] = "of whole weights, where it trains those"
+    elif traits.mergeable:
+        config = replace(method.Config(), **traits.check_config)
+        layer = torch.nn.Linear(64, 64, bias=False).requires_grad_(False)
+        adapter = method(config).adapter(layer, torch.Generator().manual_seed(0))
+        rule = (type(adapter).delta_weight.__doc__ or "").strip().splitlines()[0]
+        change = rule.removeprefix("Return ").partition(", shape")[0].rstrip(".").replace("``", "`")
+        found["merging"] = f"W becomes W + delta, delta: {change}"
+        found["export to PEFT"] = (
+            "as PEFT has it" if adapter.peft_form() is not None else "as a LoRA of the rank that the change has"
+        )
+    else:
+        found["merging"] = "none"
+    if traits.reference:
+        found["status"] = "reference, outside of every budget; trains alone"
+    else:
+        where = "in `--methods all`" if traits.in_all else "asked for by name, or in `--methods everything`"
+        found["status"] = f"{where}; {'trains alone' if attaches(method) else 'packs with others'}"
+    return found
 
 
 def command_line() -> str:

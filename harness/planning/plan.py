@@ -113,6 +113,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     notes=(
                         *(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
                         *_quantised_note(choice, found.shapes, suite.quantize),
+                        *_width_note(template, method.traits.budget_knob, layers),
                     ),
                 )
                 cells.append(cell)
@@ -133,6 +134,16 @@ def _check_seeds(suite: Suite, cells: Sequence[Cell]) -> None:
         raise UsageError(f"seeds: {both[0]} is the seed on which rates are searched; report on others")
     if suite.tune_seeds > 1 and not searched:
         raise UsageError(f"tune_seeds={suite.tune_seeds}, but nothing is searched; give tune, too, or leave it out")
+
+
+def _width_note(trial: Trial, knob: str | None, layers: Mapping[str, tuple[int, int]]) -> list[str]:
+    value, width = trial.config.get(knob or ""), max(map(min, layers.values()))
+    if not trial.is_matched or not isinstance(value, int) or value <= width:
+        return []
+    return [
+        f"{trial.method}: this budget means {knob}={value:,}, beyond the width of every layer ({width:,}): a step "
+        "costs more than at its paper's size"
+    ]
 
 
 def _quantised_note(choice: ModelChoice, shapes: Mapping[str, tuple[int, int]], quantize: str) -> list[str]:

@@ -7,6 +7,9 @@ one pair of the model's largest sizes and cuts every layer's out of it; here eac
 They follow from ``projection_seed`` and the shape alone, not from the trial's seed. So they are the same in every trial
 and stored once, however many layers and trials there are; a saved adapter does not hold them.
 
+The forward pass goes through the vectors, or forms the update first, whichever takes fewer products: the two differ by
+rounding only.
+
 Source: Kopiczko, Blankevoort, Asano, "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv:2310.11454,
 section 3.
 """
@@ -68,8 +71,12 @@ class VeRAAdapter(Adapter):
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + diag(b) B diag(d) A x``; dropout acts on ``x`` of the update only."""
-        a, b = self.shared.a.to(x.dtype), self.shared.b.to(x.dtype)
-        return base_output + linear(linear(self.dropout(x), a) * self.d, b) * self.b
+        a, b, x = self.shared.a.to(x.dtype), self.shared.b.to(x.dtype), self.dropout(x)
+        inner, outer, r, rows = self.in_features, self.out_features, len(self.d), x.numel() // self.in_features
+        if rows * r * (inner + outer) <= (rows + r) * inner * outer:
+            return base_output + linear(linear(x, a) * self.d, b) * self.b
+        # At a rank beyond the layer's width, as a budget sets it, the update itself is fewer products for many rows.
+        return base_output + linear(x, (b @ (self.d.unsqueeze(1) * a)) * self.b.unsqueeze(1))
 
     def delta_weight(self) -> Tensor:
         """Return ``diag(b) B diag(d) A``, shape (O, I)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from harness.contract.method import Purpose
@@ -203,6 +205,15 @@ def test_targets_narrow_the_layers_and_the_budget():
 
 CENTRE = REGISTRY.task("uuid").recipes["smoke"].learning_rate
 GRID = [float(f"{CENTRE * 10 ** (step / 2):.3g}") for step in range(-2, 3)]
+
+
+def test_a_rank_beyond_the_width_of_every_layer_is_said():
+    notes = [note for cell in cells(methods=["vera", "lora"], budgets=["lora:r=8"]) for note in cell.notes]
+    (said,) = [note for note in notes if "width" in note]
+    assert re.match(
+        r"vera: this budget means r=2,\d{3}, beyond the width of every layer \(128\): a step costs more", said
+    )
+    assert not [note for cell in cells(methods=["vera"], budgets=["own"]) for note in cell.notes if "width" in note]
 
 
 def test_a_trial_says_with_how_many_parameters_it_starts_and_ends():

@@ -27,6 +27,25 @@ def test_output_gradients_and_merge_follow_the_formula(kit, shape, generator):
     kit.check_against_dense(adapter, layer, dense)
 
 
+@pytest.mark.parametrize("rows", [(3,), (40, 5)])
+@pytest.mark.parametrize("r", [7, 500])
+def test_few_rows_and_many_small_ranks_and_large_ones_give_the_same(kit, generator, rows, r):
+    """Beyond the layer's width, and for many rows, the update itself is formed first."""
+    adapter = VeRA(VeRAConfig(r=r)).adapter(kit.build_layer(60, 100), generator)
+    shared = adapter.shared
+    with torch.no_grad():
+        adapter.b.normal_(generator=generator)
+    x = torch.randn(*rows, 60, dtype=adapter.dtype, generator=generator, requires_grad=True)
+    base = torch.randn(*rows, 100, dtype=adapter.dtype, generator=generator)
+    expected = base + (x @ shared.a.T * adapter.d) @ shared.b.T * adapter.b
+    found = adapter(x, base)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = [x, adapter.d, adapter.b]
+    ours, theirs = (torch.autograd.grad(each.sin().sum(), inputs) for each in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
 def test_size_and_identity_at_the_start(kit, shape, generator):
     method = VeRA(VeRAConfig(r=7))
     kit.check_size_and_identity(method, kit.build_layer(*shape), generator)
