@@ -88,7 +88,9 @@ def best_trial(registry: Registry, results: str, task: str) -> str:
     Raises:
         UsageError: Nothing recommends any.
     """
-    records = [each for each in open_results(results).records() if task in ("", each.trial.task)]
+    from harness.results.index import read_all
+
+    records = [each for each in read_all(open_results(results)) if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records of task {task!r} in {results!r}; `harness results list` shows what there is")
     found: list[str] = registry.hook.harness_best_trial(records=records)

@@ -52,8 +52,9 @@ def results() -> None:
 def results_list(results: str, as_json: bool) -> None:
     """Show one line per record."""
     from harness.results.frame import frame, render_list
+    from harness.results.index import read_all
 
-    records = open_results(results).records()
+    records = read_all(open_results(results))
     click.echo(frame(records).to_json(orient="records", date_format="iso") if as_json else render_list(records))
 
 
@@ -75,8 +76,9 @@ def results_show(trial_id: str, results: str, as_json: bool) -> None:
 def results_export(path: Path, results: str) -> None:
     """Write all records as a table: .csv, .parquet or .json."""
     from harness.results.frame import export
+    from harness.results.index import read_all
 
-    count = export(open_results(results).records(), path)
+    count = export(read_all(open_results(results)), path)
     click.echo(f"{count} records -> {path}", err=True)
 
 
@@ -87,9 +89,10 @@ def results_describe(block: tuple[str, ...], results: str) -> None:
     """Keep beside the records what their methods and tasks are, for pages that are made without the plugins."""
     from harness.planning.registry import build_registry
     from harness.results.catalogue import write_catalogue
+    from harness.results.index import read_all
 
     store = open_results(results)
-    trials = [record.trial for record in store.records()]
+    trials = [record.trial for record in read_all(store)]
     write_catalogue(store, build_registry(block), trials)
     names = sorted({trial.method for trial in trials} | {trial.task for trial in trials})
     click.echo(f"described in {store.root}: {', '.join(names)}", err=True)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, overload
 from harness.contract.record import SCHEMA_VERSION, Record, State, loads
 from harness.contract.trial import Trial
 from harness.errors import RecordError
-from harness.results.store import Store
+from harness.results.store import RECORD_NAME, Store
 
 FILE = ".index.sqlite"
 VERSION = f"1.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
@@ -86,7 +86,7 @@ class Index:
                 self.problems[f"{self.store.root.rstrip('/')}/{name}"] = problem
             else:
                 records.append(self._record(name, json.loads(light), shared))
-        return sorted(records, key=lambda record: record.trial_id)
+        return records  # in order: a file's name is its trial's id
 
     def heavy(self, name: str, field: str) -> Any:
         """Return a heavy field of a record, by the record's file name."""
@@ -186,6 +186,22 @@ class Index:
                 "history": LazySequence(self, name, "history"),
             }
         )
+
+
+def read_all(store: Store) -> list[Record]:
+    """Return every record of a result root in order of trial id, through its index: each file is read and checked once.
+
+    Raises:
+        RecordError: A file with the name of a record is none, as of ``Store.records``.
+    """
+    if not store.filesystem.isdir(store.path):
+        return []
+    index = Index(store)
+    records = index.records()
+    for path, why in index.problems.items():
+        if RECORD_NAME.fullmatch(PurePosixPath(path).name):
+            raise RecordError(f"{path}: {why}. Move it away to run the trial again.")
+    return records
 
 
 class LazyMapping(Mapping[str, Any]):

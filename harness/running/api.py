@@ -16,6 +16,7 @@ from harness.planning.registry import Registry, build_registry
 from harness.planning.request import OwnRequest, build_request
 from harness.planning.suite import Suite
 from harness.results.frame import frame
+from harness.results.index import read_all
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def plan(
 
 def read_results(results: str | Path = "results") -> pd.DataFrame:
     """Return every record below a result root, one row each; the columns are those of ``harness results export``."""
-    return frame(Store(str(results)).records())
+    return frame(read_all(Store(str(results))))
 
 
 def compare(results: str | Path = "results", task: str = "", block: Sequence[str] = ()) -> pd.DataFrame:
@@ -115,7 +116,7 @@ def compare(results: str | Path = "results", task: str = "", block: Sequence[str
     """
     import pandas as pd
 
-    records = [each for each in Store(str(results)).records() if task in ("", each.trial.task)]
+    records = [each for each in read_all(Store(str(results))) if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records in {str(results)!r}{f' of task {task!r}' if task else ''}; run something first")
     found: list[Sequence[Mapping[str, Any]]] = build_registry(block).hook.harness_compare(records=records)

@@ -79,7 +79,11 @@ def _why_not(boards: Sequence[Board], rows: Sequence[Row]) -> str:
     if len(rows) < 2:
         return "fewer than two methods have two seeds"
     if len(rows) > MOST_ROWS:
-        return f"{len(rows)} methods and budgets are more than the {MOST_ROWS} that are tested together"
+        pairs = len(rows) * (len(rows) - 1) // 2
+        return (
+            f"{len(rows)} methods and budgets are more than the {MOST_ROWS} that are tested together: {pairs:,} pairs, "
+            "each corrected for all, would leave little to be found"
+        )
     names = [name for name in COMPARABLE_FIELDS if name != "budget_parameters"]
     differing = [name for name in names if len({canonical(getattr(row.first.trial, name)) for row in rows}) > 1]
     differing += [name for board in boards for name in board.differing if name not in differing]

@@ -197,7 +197,7 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
         differences=differences,
         scope="these items" if new_half is None else "new items",
         level=level,
-        detectable=float(np.median(decision.detectable())),
+        detectable=float(np.median(decision.detectable)),
         noisier=noisier,
         stages=scores.stages,
     )

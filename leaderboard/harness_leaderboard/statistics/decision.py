@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Decision:
         """Return the errors that decide."""
         return self.these_items if self.new_items is None else self.new_items
 
+    @cached_property
     def detectable(self) -> Array:
         """Return the true differences that are separated with 80 % power, one per pair.
 
@@ -80,7 +82,7 @@ class Decision:
         distances = np.abs(self.pairs.differences)
         now = self.pairs.seed_parts + self.pairs.item_parts + self.added
         with np.errstate(divide="ignore", invalid="ignore"):
-            wanted = now * (distances / self.detectable()) ** 2
+            wanted = now * (distances / self.detectable) ** 2
             room = wanted - self.pairs.item_parts - self.added
             needed = np.ceil(self.pairs.seed_parts * self.pairs.seeds / room)
         reachable = (room > 0) & (needed < MOST_SEEDS)

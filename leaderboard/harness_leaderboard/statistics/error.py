@@ -24,6 +24,7 @@ Flags = NDArray[np.bool_]
 
 KNOWN = 400  # degrees of freedom from which a variance counts as known
 NODES = 64  # possible variances of a sum
+MOST_STEPS = 80  # of finding a distance; ten are usual
 FINE, COARSE = 40, 12  # values of an estimated variance: of the seeds, and of the items, which are many more
 
 
@@ -70,17 +71,22 @@ class Spread:
         """Return, per error, the distance that it exceeds with probability ``level``: an interval's half-width."""
         levels = np.broadcast_to(np.asarray(level, dtype=np.float64), len(self.variances))
         scale = np.sqrt((self.weights * self.variances).sum(1) + 1e-300)
-        low, high = np.zeros(len(scale)), 4 * scale
-        for _ in range(60):
-            outside = self.p_value(high) > levels
-            if not outside.any():
+        found, low, high = scale * special.ndtri(1 - levels / 2), np.zeros(len(scale)), np.full(len(scale), np.inf)
+        deviations = np.sqrt(self.variances)
+        for _ in range(MOST_STEPS):  # Newton's, of the logarithm; where a step leaves what is possible, halving
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                z = found[:, None] / deviations
+                outside = (self.weights * special.ndtr(-z)).sum(1) * 2
+                slope = (self.weights * np.exp(-(z**2) / 2) / deviations).sum(1) * np.sqrt(2 / np.pi)
+                step = np.log(outside / levels) * outside / slope
+            low, high = np.where(outside > levels, found, low), np.where(outside > levels, high, found)
+            middle = np.where(np.isinf(high), 2 * found, (low + high) / 2)
+            is_there = np.abs(step) <= 1e-8 * found
+            if is_there.all():
                 break
-            high = np.where(outside, 2 * high, high)
-        for _ in range(26):
-            middle = (low + high) / 2
-            outside = self.p_value(middle) > levels
-            low, high = np.where(outside, middle, low), np.where(outside, high, middle)
-        return np.asarray(high)
+            is_inside = is_there | ((found + step > low) & (found + step < high))
+            found = np.where(is_inside, found + step, middle)
+        return np.asarray(found)
 
     def plus(self, variances: Array | float) -> Spread:
         """Return the spread with known variances added, one per error."""

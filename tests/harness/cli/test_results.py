@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.contract.record import State
@@ -48,3 +50,13 @@ def test_without_records_the_user_is_told_to_run_something(command, tmp_path, mo
     done = command(*arguments)
     assert said in done.err
     assert done.code == 2
+
+
+def test_a_file_that_is_no_record_is_named(results, command):
+    root, record = results
+    path = Path(root) / f"{record.trial_id}.json"
+    path.write_text(path.read_text()[:-20])
+    done = command("results", "list", "--results", root)
+    assert done.code != 0
+    assert path.name in done.err
+    assert "Move it away" in done.err
