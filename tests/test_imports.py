@@ -27,6 +27,7 @@ HEAVY = (
     "mlflow",
     "ray",
     "lm_eval",
+    "peft",
     "matplotlib",
     "numpy",
 )

@@ -25,7 +25,7 @@ def list_(block: tuple[str, ...], kind: str, as_json: bool) -> None:
 
     registry = build_registry(block)
     rows: list[dict[str, Any]] = []
-    for name, thing in getattr(registry, kind).items():
+    for name, thing in getattr(registry, "every_method" if kind == "methods" else kind).items():
         origin = registry.origins["analysis" if kind == "analyses" else kind[:-1], name]
         row: dict[str, Any] = {"name": name}
         if kind == "methods":
@@ -81,10 +81,10 @@ def describe(block: tuple[str, ...], name: str, as_json: bool) -> None:
     from harness.planning.request import family
 
     registry = build_registry(block)
-    if as_json and (name in registry.methods or name in registry.tasks):
+    is_method = name in registry.every_method
+    if as_json and (is_method or name in registry.tasks):
         from harness.results import catalogue
 
-        is_method = name in registry.methods
         found = (
             catalogue.describe_method(registry.method(name))
             if is_method
@@ -93,14 +93,14 @@ def describe(block: tuple[str, ...], name: str, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
     elif as_json and (members := family(name, registry)):
         click.echo(json.dumps(members, indent=1))
-    elif name in registry.methods:
+    elif is_method:
         click.echo(describe_method(registry, name))
     elif name in registry.tasks:
         click.echo(describe_task(registry, name))
     elif members := family(name, registry):
         click.echo(describe_family(registry, name, members))
     else:
-        raise unknown_name("method or task", name, [*registry.methods, *registry.tasks])
+        raise unknown_name("method or task", name, [*registry.every_method, *registry.tasks])
 
 
 def describe_method(registry: Registry, name: str) -> str:

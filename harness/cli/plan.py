@@ -91,7 +91,7 @@ def plan_table(
         if asked is None:
             deviation = "reference"
         elif deviation_fraction is not None:
-            deviation = f"{deviation_fraction:+.2%}"
+            deviation = f"{deviation_fraction:+.2%}" + ", its largest" * trial.largest
         else:
             deviation = f"{trial.adapter_parameters / smallest[trial.task]:.2f} x smallest"
         rows.append(

@@ -24,6 +24,7 @@ LATER = (
     "searched",
     "final_parameters",
     "quantize",
+    "largest",
 )  # left out where they say nothing: trials from before them keep their ids
 # In format 1 these settings said 0 for what is now said in a word.
 ZERO_MEANT: Mapping[str, str] = {
@@ -62,6 +63,7 @@ class Trial:
         searched: Settings of which these were, or are to be, chosen on validation, as the suite wrote them
             (``melora:n=2|4|8``); empty: they were given.
         quantize: How the weights of the frozen linear layers are kept, ``nf4`` or ``nf4-double``; empty: as they are.
+        largest: Whether the method cannot be made large enough for the budget: it stands beside what is compared.
         format: Version of this JSON.
     """
 
@@ -86,6 +88,7 @@ class Trial:
     searched: str = ""
     final_parameters: int | None = None
     quantize: str = ""
+    largest: bool = False
     format: int = FORMAT
 
     @cached_property
@@ -104,7 +107,10 @@ class Trial:
         """16 hexadecimal digits that identify what one choice on validation is made among."""
         if not self.searched:
             return self.cell
-        own = ("learning_rate", "seed", "purpose", "config", "layer_settings", "adapter_parameters", "final_parameters")
+        own = (
+            "learning_rate", "seed", "purpose", "config", "layer_settings", "adapter_parameters", "final_parameters",
+            "largest",
+        )  # fmt: skip
         asked = () if self.is_matched else ("budget_parameters",)
         return _digest({name: value for name, value in self._fields().items() if name not in (*own, *asked)})
 

@@ -36,12 +36,14 @@ class Solution:
         layer_settings: ``{layer: {field: value}}``: the knob, and what follows from it.
         parameters: Adapter parameters reached when training ends.
         trained: Those that training starts with.
+        largest: The method cannot train more, and these are too few for the budget.
     """
 
     config: Any
     layer_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: int = 0
     trained: int = 0
+    largest: bool = False
 
     def deviation_fraction(self, budget: int) -> float:
         """Return how far the count is from the budget, signed, as a fraction of it."""
@@ -102,7 +104,7 @@ def _count_of_named(
     skeleton: nn.Module | None,
 ) -> int:  # fmt: skip
     """Return what the method of a budget like ``lora:r=8`` trains with those settings."""
-    name, _, settings = text.partition(":")
+    name, settings = registry.split_method(text)
     if name in RESERVED:
         raise BudgetError(f"{name!r} stands for several methods, each of its own size; name one of them (lora:r=8)")
     method = registry.method(name)
@@ -132,7 +134,8 @@ def solve(
         skeleton: The model without weights, for methods that are counted by attaching them.
 
     Raises:
-        BudgetError: Nothing within the tolerance can be reached; names the two nearest counts.
+        BudgetError: Nothing within the tolerance can be reached, and the method could be larger; names the two nearest
+            counts.
         ConfigError: The method cannot be applied to a layer of the model.
     """
     solution = _solve(method, config, budget, layers, tolerance_fraction, context, skeleton)
@@ -161,7 +164,7 @@ def _solve(
     knob = method.traits.budget_knob
     if knob is None:
         fixed = Solution(config, {}, count_parameters_of(method, config, layers, skeleton, context))
-        return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction)
+        return _within(method, fixed, [fixed.parameters], budget, tolerance_fraction, is_end=True)
     counts = _Counts(config, knob, lambda each: count_parameters_of(method, each, layers, skeleton, context))
     if counts.next_larger(counts.smallest) is None:  # another setting has fixed the size
         fixed = Solution(config, {}, count_parameters_of(method, config, layers, skeleton, context))
@@ -173,17 +176,22 @@ def _solve(
     ends = [Solution(replace(config, **{knob: value}), {}, counts[value]) for value in (low, high) if value is not None]
     nearest = min(ends, key=lambda each: abs(each.parameters - budget))
     if high is None or attaches(method) or abs(nearest.deviation_fraction(budget)) <= tolerance_fraction:
-        return _within(method, nearest, [each.parameters for each in ends], budget, tolerance_fraction)
+        counts_there = [each.parameters for each in ends]
+        return _within(method, nearest, counts_there, budget, tolerance_fraction, is_end=high is None)
     mix = _Mix(method, config, knob, low, high, layers, context)
     around = mix.nearest(budget)
     return _within(method, mix.solution(min(around, key=lambda n: abs(n - budget))), around, budget, tolerance_fraction)
 
 
 def _within(
-    method: type[Method], solution: Solution, nearest: Sequence[int], budget: int, tolerance_fraction: float
-) -> Solution:
+    method: type[Method], solution: Solution, nearest: Sequence[int], budget: int, tolerance_fraction: float,
+    is_end: bool = False,
+) -> Solution:  # fmt: skip
+    """Return a solution that is near enough, or that the method cannot be larger than (``is_end``)."""
     if abs(solution.deviation_fraction(budget)) <= tolerance_fraction:
         return solution
+    if is_end and solution.parameters < budget:
+        return replace(solution, largest=True)
     raise BudgetError(
         f"{method.name}: a budget of {budget:,} adapter parameters cannot be reached within {tolerance_fraction:.1%}; "
         f"nearest counts: {' and '.join(f'{each:,}' for each in sorted(set(nearest)))}. "

@@ -35,6 +35,9 @@ class Choice:
 def resolve_methods(names: Sequence[str], registry: Registry, with_knob: bool = False) -> list[Choice]:
     """Return methods for names, ``all``, ``everything``, ``name:field=value|value``; ``-name`` excludes.
 
+    Of a family, e.g. another library's, the name is ``family:name`` or ``family:name,field=value``, and ``family:all``
+    is all of them. These run only where they are named.
+
     Args:
         names: As a suite gives them.
         registry: Finds methods.
@@ -47,13 +50,17 @@ def resolve_methods(names: Sequence[str], registry: Registry, with_knob: bool = 
     for name in names:
         if name.startswith("-"):
             continue
+        family, _, rest = name.partition(":")
+        settings = ""
         if name in ("all", "everything"):
             found = [m for m in registry.methods.values() if name == "everything" or m.traits.in_all]
+        elif family in registry.families and rest == "all":
+            found = list(registry.families[family].values())
         else:
-            found = [registry.method(name.partition(":")[0])]
+            plain, settings = registry.split_method(name)
+            found = [registry.method(plain)]
         for method in found:
             if method.name not in excluded:
-                settings = name.partition(":")[2]
                 configs = read_choices(settings, method, with_knob)
                 written = name if settings else method.name
                 chosen[method.name, repr(configs)] = Choice(written, method, configs)

@@ -186,6 +186,7 @@ def _solve_trial(
         budget_parameters=asked,
         adapter_parameters=solution.trained,
         final_parameters=None if solution.trained == solution.parameters else solution.parameters,
+        largest=solution.largest,
     )
 
 

@@ -113,7 +113,7 @@ def _quote(task_name: str, entry: Mapping[str, Any], registry: Registry) -> Quot
             raise UsageError(f"{where} has no {name!r}; needed: {', '.join(KEYS)}")
         if isinstance(entry[name], bool) or not isinstance(entry[name], known[name]):
             raise UsageError(f"{where}: {name}={entry[name]!r} is not of the right type")
-    task, (name, _, settings) = registry.task(task_name), entry["method"].partition(":")
+    task, (name, settings) = registry.task(task_name), registry.split_method(entry["method"])
     if entry["metric"] not in task.metrics:
         raise UsageError(f"{where}: the task has no metric {entry['metric']!r}; it has {', '.join(task.metrics)}")
     if entry["unit"] != (unit := task.metrics[entry["metric"]].unit):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.contract.task import Task
 
 GROUP = "harness"
+MEMBER = re.compile(r"([a-z0-9][a-z0-9_.+-]*):([a-z0-9][a-z0-9_.+-]*)")  # a method of a family
 SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]*(/[a-z0-9][a-z0-9_.+-]*)*")  # a name that the command line can take apart
 RESERVED = ("all", "everything")
 REQUIRED = {
@@ -85,12 +86,31 @@ class Registry:
     origins: Mapping[tuple[str, str], Origin]
     data_tasks: Mapping[str, type[DataTask]]
     executors: Mapping[str, type[Executor]]
+    families: Mapping[str, Mapping[str, type[Method]]] = field(default_factory=dict)
 
     def method(self, name: str) -> type[Method]:
         """Return the method of this name; an unknown one raises ``UsageError`` with near misses."""
+        family, colon, member = name.partition(":")
+        if colon and family in self.families:
+            if member not in self.families[family]:
+                raise unknown_name(f"method of {family}", member, self.families[family])
+            return self.families[family][member]
         if name not in self.methods:
-            raise unknown_name("method", name, self.methods)
+            raise unknown_name("method", name, [*self.methods, *(f"{each}:NAME" for each in self.families)])
         return self.methods[name]
+
+    @property
+    def every_method(self) -> Mapping[str, type[Method]]:
+        """Return all methods, those of families included, by name."""
+        return {**self.methods, **{each.name: each for family in self.families.values() for each in family.values()}}
+
+    def split_method(self, text: str) -> tuple[str, str]:
+        """Return the name and the settings of ``name:field=value``, or of a family's ``family:name,field=value``."""
+        name, _, settings = text.partition(":")
+        if name not in self.families or name in self.methods:
+            return name, settings
+        member, settings = [*re.split("[:,]", settings, maxsplit=1), ""][:2]
+        return f"{name}:{member}", settings
 
     def task(self, name: str) -> type[Task]:
         """Return the task of this name; an unknown one raises ``UsageError`` with near misses.
@@ -265,7 +285,8 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
 
     def add(kind: str, name: Any, thing: Any, origin: Origin) -> None:
         where = f"plugin {origin.plugin!r} ({origin.file})"
-        if not isinstance(name, str) or not SLUG.fullmatch(name) or name in RESERVED:
+        is_member = kind == "method" and isinstance(name, str) and MEMBER.fullmatch(name) is not None
+        if not isinstance(name, str) or not (is_member or SLUG.fullmatch(name)) or name.split(":")[-1] in RESERVED:
             raise PluginLoadError(
                 f"{where} registers a {kind}, {thing!r}, whose name is {name!r}; "
                 f"give it a name of lower-case letters, digits and -_.+ (not {' or '.join(RESERVED)})."
@@ -323,6 +344,10 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
                     )
                 add(kind, thing.stem if base is Path else getattr(thing, "name", None), thing, origin)
     ordered = {kind: dict(sorted(table.items())) for kind, table in tables.items()}
+    families: dict[str, dict[str, type[Method]]] = {}
+    for name in [name for name in ordered["method"] if ":" in name]:
+        family, _, member = name.partition(":")
+        families.setdefault(family, {})[member] = ordered["method"].pop(name)
     return Registry(
         manager.hook,
         ordered["method"],
@@ -332,4 +357,5 @@ def _collect(manager: pluggy.PluginManager, origins: Mapping[str, Origin]) -> Re
         found,
         ordered["data_task"],
         ordered["executor"],
+        families,
     )

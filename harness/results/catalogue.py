@@ -30,7 +30,7 @@ Catalogue = dict[str, dict[str, Mapping[str, Any]]]  # "methods" or "tasks", the
 def write_catalogue(store: Store, registry: Registry, trials: Iterable[Trial]) -> None:
     """Describe the methods and tasks of some trials, those that the registry knows."""
     seen = list(trials)
-    for name in sorted({trial.method for trial in seen} & set(registry.methods)):
+    for name in sorted({trial.method for trial in seen} & set(registry.every_method)):
         content = {**describe_method(registry.method(name)), "plugin": registry.origins["method", name].pin}
         _write(store, "methods", name, content)
     for name in sorted({trial.task for trial in seen} & set(registry.tasks)):

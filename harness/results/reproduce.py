@@ -29,7 +29,7 @@ def command(trial: Trial, knob: str | None = "") -> str:
         words += ["--revision", trial.model_revision]
     if trial.budget:
         words += ["--budget", trial.budget]
-        if trial.budget_parameters:
+        if trial.budget_parameters and not trial.largest:
             deviation = abs(trial.matched_parameters / trial.budget_parameters - 1)
             words += ["--tolerance", f"{deviation + 1e-6:.2g}"] if deviation > 0.01 else []
     words += ["--lr", repr(trial.learning_rate), "--seeds", f"{trial.seed},", "--precision", trial.precision]

@@ -105,7 +105,7 @@ class _TellingHandler(logging.Handler):
 
     def __init__(self, emit: Emit, registry: Registry) -> None:
         super().__init__(logging.WARNING)
-        kinds = [*registry.methods.values(), *registry.tasks.values()]
+        kinds = [*registry.every_method.values(), *registry.tasks.values()]
         self.packages = {"harness", *(kind.__module__.partition(".")[0] for kind in kinds)}
         self.tell = emit
 

@@ -27,7 +27,7 @@ def check_declares_name_paper_config(kind: type[Method]) -> None:
     """It has a slug, a paper's URL, traits, and a frozen, documented ``Config`` that survives JSON."""
     name, paper = getattr(kind, "name", None), getattr(kind, "paper", None)
     expect(
-        isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9+_-]*", name) is not None,
+        isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9+_-]*(:[a-z0-9][a-z0-9+_-]*)?", name) is not None,
         f"name is {name!r}",
         'a lower-case slug such as name = "dora"',
     )

@@ -133,7 +133,7 @@ class TinyTrial:
             model = self.problem.model
             setattr(model, ADAPTED, tuple(name for name, _ in self.problem.linears()))
             attached = method.attach(model, self.generator)
-            self.problem.model = model if attached is None else attached
+            self.problem.model = (model if attached is None else attached).eval()
             self.modules = {"model": self.problem.model}
         else:
             for name, layer in self.problem.model.linears():

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness.contract.method import Method, attaches
+from harness.contract.method import Method, adapted_layers, attaches
 from harness.engine.attached import count_attached
 from harness.testing.contract import check, difference, expect, is_close, some
 from harness.testing.language import VOCABULARY, LanguageProblem, on_meta
@@ -34,8 +34,8 @@ def if_merges(kind: type[Method]) -> str | None:
 def check_attached_count_without_weights(method: Method) -> None:
     """Attached to a model without weights, it trains as many parameters as attached to one with weights."""
     trial = TinyTrial(method)
-    layers = tuple(name for name, _ in trial.problem.linears())
-    counted = count_attached(method, on_meta(), layers)
+    skeleton = on_meta()
+    counted = count_attached(method, skeleton, tuple(adapted_layers(skeleton)))
     live = sum(p.numel() for p in trial.trainable().values())
     expect(
         counted == live,

@@ -15,7 +15,7 @@ def forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
     """Return a sentence for each board that a sweep will make, with the noise seen so far or else assumed."""
     boards: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for trial in trials:
-        if trial.purpose == "report" and trial.budget_parameters is not None:
+        if trial.purpose == "report" and trial.budget_parameters is not None and not trial.largest:
             boards[trial.task, trial.budget][trial.cell] += 1
     return "\n".join(
         _sentence(task, len(cells), min(cells.values()), _seen(task, budget, records))

@@ -15,6 +15,7 @@ from harness_leaderboard.boards.model import (
     Row,
     TuningTrial,
     canonical,
+    has_no_budget,
     is_finished,
     is_reference,
 )
@@ -33,7 +34,7 @@ def build_boards(records: Iterable[Record]) -> list[Board]:
     for record in sorted(records, key=lambda each: each.trial_id):
         trial = record.trial
         cell = (trial.task, trial.scale, trial.model, record.main_metric, record.higher_is_better)
-        cells[cell]["" if is_reference(record) else trial.budget].append(record)
+        cells[cell]["" if has_no_budget(record) else trial.budget].append(record)
     boards = []
     for cell in sorted(cells):
         budgets = cells[cell]
@@ -50,6 +51,8 @@ def _place(board: Board) -> tuple[str, str, str, str]:
 
 def _build_board(budget: str, records: list[Record], reference_records: list[Record]) -> Board:
     everything = [*records, *reference_records]
+    reference_records = [*reference_records, *(each for each in records if is_reference(each))]
+    records = [each for each in records if not is_reference(each)]
     reports = [each for each in records if each.trial.purpose == "report"]
     rows = build_rows(reports, records, is_reference=False)
     reference_reports = [each for each in reference_records if each.trial.purpose == "report"]

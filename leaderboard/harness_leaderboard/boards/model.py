@@ -48,6 +48,11 @@ def is_finished(record: Record) -> bool:
 
 
 def is_reference(record: Record) -> bool:
+    """Return whether a record's method stands beside what is compared: outside every budget, or too small."""
+    return has_no_budget(record) or record.trial.largest
+
+
+def has_no_budget(record: Record) -> bool:
     """Return whether a record's method trains outside every budget."""
     return record.trial.budget_parameters is None or record.trial.budget == ""
 
@@ -142,7 +147,7 @@ class Row:
         method: Its name.
         variant: What sets it apart from the same method's other rows; empty if it has one row.
         records: Its report trials, by seed.
-        is_reference: Outside the budget.
+        is_reference: Beside what is compared: outside the budget, or too small for it.
         score: Mean of the main metric over finished seeds.
         metrics: Every final metric.
         costs: Each of ``COSTS``: means over finished seeds.
@@ -178,6 +183,14 @@ class Row:
     def label(self) -> str:
         """Return the name with what sets the row apart."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def beside(self) -> str:
+        """Return why the row stands beside what is compared; empty: it does not."""
+        trial = self.first.trial
+        if trial.largest:
+            return f"not ranked, largest it can be: {trial.adapter_parameters:,} of {trial.budget_parameters:,}"
+        return "reference, outside the budget" if self.is_reference else ""
 
     @property
     def first(self) -> Record:
@@ -229,7 +242,7 @@ class Board:
         higher_is_better: Its direction.
         metric_details: Title, unit, direction and help of each metric.
         rows: Methods within the budget, best ranks first, then by score, then those without a score.
-        references: Methods outside the budget.
+        references: Methods outside the budget, and those too small for it.
         analysis: What may be claimed about ``rows``, by their labels. ``None``: nothing.
         failures: Every trial that did not finish.
         tuning: The learning-rate search.

@@ -41,7 +41,7 @@ def _row(records: list[Record], variant: str, is_reference: bool, tune_trials: i
             name: _summary(finished, name, [each.metrics.get(name) for each in finished]) for name in metric_names
         },
         costs={name: _summary(finished, name, [each.cost.get(name) for each in finished]) for name in COSTS},
-        budget_deviation_fraction=None if is_reference else _budget_deviation(first),
+        budget_deviation_fraction=_budget_deviation(first),
         tune_trials=tune_trials,
         states={state: count for state in State if (count := sum(each.state is state for each in ordered))},
         published=published_numbers(ordered),

@@ -125,7 +125,8 @@ def _why_not(rows: Sequence[Row]) -> str:
 
 def by_cost(rows: Sequence[Row], sign: int) -> list[Row]:
     """Return rows by size, then by the time of a step in quarters more than the fastest of that size, then by score."""
-    sizes = [row.first.trial.budget_parameters or row.first.trial.adapter_parameters for row in rows]
+    trials = [row.first.trial for row in rows]
+    sizes = [(not each.largest and each.budget_parameters) or each.adapter_parameters for each in trials]
     times = [row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0 for row in rows]
 
     def cost(place: int) -> tuple[int, int, float]:

@@ -43,9 +43,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                     Cell(text=view.title, sort=view.title, link=f"boards/{view.slug}.html"),
                     Cell(text=rank_text(row.rank), sort=row.rank[0])
                     if row.rank
-                    else Cell(
-                        text=MISSING, note="reference, outside the budget" if row.is_reference else row.rank_reason
-                    ),
+                    else Cell(text=MISSING, note=row.beside or row.rank_reason),
                     Cell(text=metric_title(board, board.main_metric)),
                     Cell(text=f"{score:.{decimals}f}", sort=score)
                     if score is not None

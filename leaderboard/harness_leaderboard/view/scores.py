@@ -53,9 +53,15 @@ def scores_grid(board: Board) -> Grid:
         columns=shown,
         rows=lines[:count],
         foot=lines[count:],
-        foot_title="Reference, outside the budget" if board.references else "",
+        foot_title=_foot_title(board),
         notes=tuple(_footnotes(board, every, rows)),
     )
+
+
+def _foot_title(board: Board) -> str:
+    kinds = {row.first.trial.largest for row in board.references}
+    titles = ["Reference, outside the budget"] * (False in kinds) + ["Too small for the budget"] * (True in kinds)
+    return "; ".join(titles)
 
 
 def score_decimals(board: Board) -> int:
@@ -167,9 +173,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
             below=f"{row.tune_trials} tried" if row.tune_trials else "not searched",
         ),
         "parameters": Cell(text=parameters_text(trial), sort=trial.adapter_parameters),
-        "deviation": Cell(
-            text=MISSING, note="reference, outside the budget" if row.is_reference else "no budget to match"
-        )
+        "deviation": Cell(text=MISSING, note=row.beside or "no budget to match")
         if deviation is None
         else Cell(text=percent_text(deviation, signed=True), sort=deviation),
         "train": _number(row.costs["train_seconds"], seconds_text, below=_together(row)),
@@ -185,7 +189,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
 
 def _rank_cell(row: Row) -> Cell:
     if row.is_reference:
-        return Cell(text="ref.", note="reference, outside the budget")
+        return Cell(text="small" if row.first.trial.largest else "ref.", note=row.beside)
     if row.rank is None:
         return Cell(text=MISSING, note=f"not ranked: {row.rank_reason}")
     return Cell(text=rank_text(row.rank), sort=row.rank[0] + row.rank[1] / 1000)
@@ -271,7 +275,8 @@ def _footnotes(board: Board, columns: Sequence[Column], lines: Sequence[Mapping[
     for row, cells in zip(board.all_rows, lines, strict=True):
         for column in columns:
             cell = cells[column.key]
-            is_said_below = row.is_reference and column.key in ("rank", "deviation")  # "ref." says it
+            is_plain = row.is_reference and not row.first.trial.largest
+            is_said_below = is_plain and column.key in ("rank", "deviation")  # "ref." says it
             is_reason = cell.sort is None or "items" in column.key or cell.note.startswith("from ")
             if cell.note and is_reason and not is_said_below:
                 who.setdefault((column.title, cell.note), []).append(row.label)

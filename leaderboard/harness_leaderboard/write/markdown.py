@@ -34,7 +34,7 @@ def board(view: BoardView) -> str:
         parts.append(_list("Before you compare:", view.notes))
     if view.scores.rows or view.scores.foot:
         parts += [grid(view.scores), COST_NOTE]
-    if view.scores.foot:
+    if any(cell.text == "ref." for line in view.scores.foot for cell in line):
         parts.append("ref.: reference, outside the budget.")
     if view.scores.notes:
         parts.append(_list(f"{MISSING} means missing:", view.scores.notes))

@@ -29,7 +29,7 @@ def board(view: BoardView) -> str:
     lines = [view.title, *view.sentences]
     if view.scores.rows or view.scores.foot:
         lines += ["", *_grid(view.scores.select(COLUMNS)).splitlines()]
-    if view.scores.foot:
+    if any(cell.text == "ref." for line in view.scores.foot for cell in line):
         lines.append("ref.: reference, outside the budget")
     lines += [note for note in view.scores.notes if "not ranked" in note]
     if view.failures:

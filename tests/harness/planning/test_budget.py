@@ -182,7 +182,9 @@ def test_every_method_reaches_a_budget_or_names_the_two_nearest_counts(shapes, b
             check_refusal(str(error), method, budget, layers, tolerance)
         else:
             assert solution.parameters == count(method, solution, layers)
-            assert abs(solution.parameters - budget) <= tolerance * budget
+            near = abs(solution.parameters - budget) <= tolerance * budget
+            is_end = budget > solution.parameters == max(reachable(method, method.Config(), layers))
+            assert (near, solution.largest) in ((True, False), (False, is_end))
             assert set(solution.layer_settings) <= set(layers)
 
 
@@ -210,8 +212,8 @@ def test_values_that_a_method_refuses_are_passed_over(shapes, only, budget):
     except BudgetError:
         assert best > 0
     else:
-        assert best == 0
-        assert count(Coarse, solution, layers) == budget
+        assert count(Coarse, solution, layers) == (max(totals) if solution.largest else budget)
+        assert solution.largest == (budget > max(totals))
 
 
 def test_melora_gives_every_mini_a_whole_rank():
@@ -270,13 +272,16 @@ def test_adalora_at_loras_budget_of_rank_8_goes_from_12_to_8():
 def test_a_method_without_a_knob_fits_or_does_not():
     fixed = type("Fixed", (Coarse,), {"name": "fixed", "traits": MethodTraits(budget_knob=None)})
     assert solve(fixed, CoarseConfig(), 30, LAYERS).parameters == 30  # 3 (6 + 4)
-    with pytest.raises(BudgetError, match=r"fixed: .* 40 .*nearest counts: 30"):
-        solve(fixed, CoarseConfig(), 40, LAYERS)
+    with pytest.raises(BudgetError, match=r"fixed: .* 20 .*nearest counts: 30"):
+        solve(fixed, CoarseConfig(), 20, LAYERS)
+    small = solve(fixed, CoarseConfig(), 40, LAYERS)  # it cannot be larger
+    assert (small.parameters, small.largest) == (30, True)
 
 
 def test_the_largest_value_ends_the_search():
-    with pytest.raises(BudgetError, match=r"nearest counts: 400\. "):  # r=40 is the most that the config allows
-        solve(Coarse, CoarseConfig(), 500, LAYERS)
+    largest = solve(Coarse, CoarseConfig(), 500, LAYERS)  # r=40 is the most that the config allows
+    assert (largest.config.r, largest.parameters, largest.largest) == (40, 400, True)
+    assert not solve(Coarse, CoarseConfig(), 400, LAYERS).largest
 
 
 def test_layers_that_get_more_are_spread_over_the_depth():

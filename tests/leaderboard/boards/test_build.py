@@ -131,6 +131,16 @@ def test_references_stand_apart(make_record, make_reference):
     assert board.references[0].budget_deviation_fraction is None
 
 
+def test_a_method_too_small_for_the_budget_stands_beside_it_labelled(make_record):
+    small = {"method": "tiny", "budget_parameters": 1000, "adapter_parameters": 12, "largest": True}
+    records = [make_record(seed=seed, trial={"budget_parameters": 1000}) for seed in (0, 1)]
+    board = only([*records, *(make_record(seed=seed, trial=small) for seed in (0, 1))])
+    assert [row.method for row in board.rows] == [records[0].trial.method]
+    (row,) = board.references
+    assert (row.method, row.rank, row.beside) == ("tiny", None, "not ranked, largest it can be: 12 of 1,000")
+    assert not board.differing
+
+
 def test_a_reference_belongs_to_every_budget_of_its_task(make_record, make_reference):
     boards = build_boards([make_record(), make_record(trial={"budget": "lora:r=16"}), make_reference()])
     assert [(each.budget, len(each.references)) for each in boards] == [("lora:r=16", 1), ("lora:r=8", 1)]
