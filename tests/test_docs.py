@@ -327,7 +327,7 @@ def test_documented_commands_parse(place, words):
     registry = build_registry()
     mine = {"down-up", "backwards", "first.toml"}
     for name in re.split(r",(?!\w+=)", context.params.get("methods") or "lora"):
-        assert name.partition(":")[0] in {*registry.methods, "all", "everything", *mine}, place
+        assert name.partition(":")[0] in {*registry.methods, *registry.families, "all", "everything", *mine}, place
     for name in (context.params.get("tasks") or "uuid").split(","):
         assert name in {*registry.tasks, *mine}, place
 
