@@ -23,13 +23,9 @@ def build(kit):
 
 
 def dense_update(adapter):
-    """Return D + the update, entry by entry: M's entry at the output's group and each group that sums the input."""
-    update = adapter.merged.clone()
+    """Return D + the update, row by row: M's row of the output's group, spread over the inputs that each group sums."""
     group_of = [row.nonzero().item() for row in adapter.expand]
-    for o, group in enumerate(group_of):
-        for j in range(len(adapter.m)):
-            update[o] = update[o] + adapter.m[group, j] * adapter.compress[j]
-    return update
+    return adapter.merged + torch.stack([adapter.m[group] @ adapter.compress for group in group_of])
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
