@@ -54,6 +54,10 @@ def export(
         trial_id = best_trial(registry, results, task)
     trained = read_trained(registry, *read_record(results, trial_id))
     form = _write(trained, output, rank, form)
+    if form == "peft":
+        from harness.results.vllm import vllm_verdict
+
+        click.echo(vllm_verdict(output), err=True)
     click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
     click.echo(loading_code(trained, output, form))
 

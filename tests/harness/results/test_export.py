@@ -27,6 +27,7 @@ from harness.planning.budget import budget_parameters, solve
 from harness.planning.registry import build_registry
 from harness.results.export import export_merged, export_peft, factorise, read_trained
 from harness.results.store import Store
+from harness.results.vllm import vllm_verdict
 from harness_plugins.methods.dora import DoRAAdapter
 
 REGISTRY = build_registry()
@@ -137,6 +138,7 @@ def test_a_low_rank_update_is_an_exact_peft_checkpoint(finish, tmp_path, method,
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert max([config["r"], *config["rank_pattern"].values()]) <= most
     assert record.trial_id in (tmp_path / "out" / "README.md").read_text()
+    assert vllm_verdict(tmp_path / "out") == "vLLM serves this adapter with --enable-lora"
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
@@ -150,6 +152,7 @@ def test_what_peft_computes_itself_is_exported_as_that(finish, tmp_path, model):
     loaded = load_peft(record, tmp_path / "out")
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
     assert any("magnitude" in name for name in loaded.state_dict())
+    assert "DoRA" in vllm_verdict(tmp_path / "out")
 
 
 @pytest.fixture
