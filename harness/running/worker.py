@@ -24,6 +24,7 @@ from harness.engine.training import train
 from harness.errors import TrialError
 from harness.planning.registry import Registry
 from harness.running.checkpoints import Checkpoints
+from harness.running.readings import Readings
 from harness.running.recording import Recording, now, only_finite
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self.registry, self.shared, self.recording = registry, shared, recording
         self.emit, self.compiled, self.checkpoints = emit, compiled, checkpoints
+        self.readings = Readings(shared.device)
 
     def run(self, trials: Sequence[Trial], pack: int) -> None:
         """Train trials that may share a base, and emit a record for each.
@@ -162,7 +164,7 @@ class _Events:
                 "trial": lane.trial.id,
                 "step": step,
                 "steps": lane.steps,
-                "metrics": only_finite(metrics),
+                "metrics": {**only_finite(metrics), **self.worker.readings.now()},
             }
         )
 

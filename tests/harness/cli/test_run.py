@@ -301,3 +301,21 @@ def test_a_trial_that_was_stopped_goes_on_where_it_was_and_ends_the_same(trouble
     assert (ours.metrics, ours.items, ours.trial_id) == (theirs.metrics, theirs.items, theirs.trial_id)
     assert [each["state"] for each in ours.attempts] == (["interrupted"] if how == signal.SIGTERM else [])
     assert list(checkpoint.iterdir()) == []
+
+
+@pytest.mark.exhaustive
+def test_seeds_are_added_until_methods_are_told_apart_or_none_are_left(command, tmp_path):
+    small = ["--task", "uuid", "--steps", "2", "--set", "pairs=8", "--set", "batch_size=2", "--device", "cpu"]
+    asked = ["run", *small, "--methods", "lora,mora", "--results", tmp_path, "--no-mlflow", "--workers", "1",
+             "--seeds", "2", "--max-seeds", "4", "--until-separated"]  # fmt: skip
+    done = command(*asked, "1")
+    assert done.code == 0
+    assert "they get 3 seeds: uuid/lora, uuid/mora" in done.err
+    assert "look 3 of 3" in done.out
+    assert len(list(tmp_path.glob("*.json"))) == 8
+    again = command(*asked, "1")
+    assert "Nothing to train" in again.err
+    next(tmp_path.glob("*.json")).unlink()  # as if it had been killed before
+    assert command(*asked, "1").code == 0
+    assert len(list(tmp_path.glob("*.json"))) == 8
+    assert command(*asked, "2").code == 2  # another plan

@@ -115,3 +115,14 @@ def test_a_plug_in_that_was_edited_after_planning_trains_nothing_under_the_old_i
     record = Record.from_json(events[-1]["record"])
     assert record.state is State.FAILED
     assert "method 'lora' was edited while the run went on" in record.error["message"]
+
+
+def test_progress_says_what_the_worker_takes_of_its_machine_and_records_do_not(tmp_path):
+    events = run_events(tmp_path)
+    readings = [event["metrics"] for event in events if event["event"] == "progress"]
+    assert readings
+    for each in readings:
+        assert each["system/process_memory_usage_megabytes"] > 10
+        assert each["system/process_cpu_utilization_percentage"] >= 0
+    (record,) = (Record.from_json(event["record"]) for event in events if event["event"] == "record")
+    assert not any(name.startswith("system/") for point in record.history for name in point["metrics"])

@@ -220,6 +220,18 @@ def test_a_trials_run_has_its_data_hardware_and_system_metrics(root, hook):
     assert run.data.metrics["system/step_milliseconds"] == pytest.approx(12.5)
 
 
+def test_readings_of_the_machine_are_kept_though_the_record_has_none(root, hook):
+    what = record(root)
+    hook.harness_trial_started(trial=what.trial, environment=what.environment)
+    for step, used in ((10, 300.0), (20, 320.0)):
+        metrics = {"train/loss": 1.0, "system/process_memory_usage_megabytes": used}
+        hook.harness_trial_progress(trial=what.trial, step=step, metrics=metrics)
+    hook.harness_trial_finished(trial=what.trial, record=what)
+    _, [run] = runs(database(root))
+    points = client(database(root)).get_metric_history(run.info.run_id, "system/process_memory_usage_megabytes")
+    assert [(each.step, each.value) for each in points] == [(10, 300.0), (20, 320.0)]
+
+
 def test_an_experiment_opens_as_runs_and_not_as_traces(root, hook):
     mlflow = client(database(root))
     mlflow.create_experiment("harness/older")  # by a version that did not say so

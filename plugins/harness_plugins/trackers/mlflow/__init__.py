@@ -4,7 +4,8 @@
       main                          parent run: the sweep, with its parameters, command and a table of its trials
         uuid/lora/lr0.001/s0        child run: a trial's parameters, data, curves, final numbers and record
 
-Nothing is decided here, and nothing is kept here that a record does not hold. ``harness_trial_started`` and
+Nothing is decided here, and nothing is kept here that a record does not hold, but for readings of the machine while a
+trial ran. ``harness_trial_started`` and
 ``harness_trial_finished`` for each record of a folder make the whole view again, and doing so twice changes
 nothing: a run knows the digest of the record that it shows. A run that was cut short is replaced. What a trial trained
 stays beside the records: a run says where it is, and holds no second copy.
@@ -27,7 +28,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from harness import UsageError, hookimpl
-from harness_plugins.trackers.mlflow.entries import local_folder, milliseconds, now
+from harness_plugins.trackers.mlflow.entries import SYSTEM, local_folder, milliseconds, now
 from harness_plugins.trackers.mlflow.tracker import Running, Tracker
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def harness_trial_progress(trial: Trial, step: int, metrics: Mapping[str, float]
         return
     running.seen_milliseconds.setdefault(step, now())
     running.waiting.append((step, dict(metrics)))
+    running.readings.append((step, {name: each for name, each in metrics.items() if name.startswith(SYSTEM)}))
     opening = running.opening
     if opening.done() and opening.exception() is None:  # if it failed, the end of the trial says so
         opening.result().show([each for each in _running.values() if each.opening is opening])

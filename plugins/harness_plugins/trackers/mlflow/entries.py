@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from harness import Record, Trial
 
 
+SYSTEM = "system/"  # what MLflow's page shows apart
+
+
 def parameters(trial: Trial) -> dict[str, str]:
     """Flatten the trial: nested settings as ``config/r``, lists and layer-wise settings as JSON."""
     flat: dict[str, str] = {}

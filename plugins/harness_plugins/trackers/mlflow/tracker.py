@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from harness_plugins.trackers.mlflow.entries import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
     from harness import Record, Trial
 
@@ -61,6 +61,7 @@ class Running:
         started_milliseconds: Since the epoch.
         seen_milliseconds: When each reported step was reported, since the epoch.
         waiting: What was reported and is not yet shown: ``(step, metrics)``.
+        readings: Of the machine, while the trial ran: ``(step, metrics)``. Records do not hold them.
         shown: ``(metric, step)`` of the points in the database.
         run_id: Its run, once there is one.
     """
@@ -71,6 +72,7 @@ class Running:
     started_milliseconds: int
     seen_milliseconds: dict[int, int] = field(default_factory=dict)
     waiting: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    readings: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     shown: set[tuple[str, int]] = field(default_factory=set)
     run_id: str | None = None
 
@@ -142,7 +144,7 @@ class Tracker:
             run_id,
             metrics=[
                 point
-                for point in curves(record, running.seen_milliseconds)
+                for point in (*_readings(running), *curves(record, running.seen_milliseconds))
                 if (point.key, point.step) not in running.shown
             ],
             tags=[
@@ -224,6 +226,11 @@ class Tracker:
 
     def _runs(self, experiment: str, trial: Trial) -> list[Run]:
         return list(self.client.search_runs([experiment], f"tags.trial_id = '{trial.id}'"))
+
+
+def _readings(running: Running) -> Iterator[Metric]:
+    for step, numbers in running.readings:
+        yield from points_of("", numbers, step, running.seen_milliseconds[step])
 
 
 def _open(folder: Path) -> MlflowClient:
