@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -17,11 +19,14 @@ from harness import __version__
 from harness.cli import analyse, base, catalogue, check, data, export, new, plan, results, run, track, verify
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.errors import HarnessError, PluginLoadError
+from harness.running.leaving import ANSWER_SECONDS, leave, leave_within, stay
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = ["INTERRUPTED", "TRACKING_INCOMPLETE", "TRIALS_FAILED", "app", "main"]
+
+WORDS = "harness: interrupted; finished trials are kept, run the same command to go on"
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +135,18 @@ class _Once(logging.Filter):
         return is_new
 
 
+def answer(*_: object) -> NoReturn:
+    """Answer Ctrl-C, whatever is going on."""
+    leave_within(ANSWER_SECONDS, INTERRUPTED, WORDS)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; foreseeable errors print one message and no traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, answer)
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -146,8 +160,12 @@ def main() -> None:
         click.echo(redact(f"harness: {error}"), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("harness: interrupted; finished trials are kept, run the same command to go on", err=True)
-        sys.exit(INTERRUPTED)
+        stay()
+        click.echo(WORDS, err=True)
+        leave(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123
         sys.exit(0)
+    finally:
+        if signal.getsignal(signal.SIGINT) is answer:
+            signal.signal(signal.SIGINT, before)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from harness.cli.exit_codes import TRACKING_INCOMPLETE, TRIALS_FAILED
+from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.cli.options import build_suite_from_options, suite_options
 
 
@@ -41,6 +41,13 @@ from harness.cli.options import build_suite_from_options, suite_options
 @click.option("--recompute", "recomputes", is_flag=True, help="Keep no activations: less memory, a third more time.")
 @click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
 @click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0.01),
+    default=60.0,
+    show_default=True,
+    help="How often trials in training are saved, to go on there.",
+)
+@click.option(
     "--retry",
     is_flag=False,
     flag_value="all",
@@ -54,8 +61,8 @@ from harness.cli.options import build_suite_from_options, suite_options
 @click.pass_obj
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
-    trial_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool, quiet: bool, as_json: bool,
-    executor_text: str, address: str | None, **options: Any,
+    trial_seconds: float, checkpoint_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool,
+    quiet: bool, as_json: bool, executor_text: str, address: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
     from harness.planning.retry import parse_states
@@ -71,11 +78,13 @@ def run(
     from harness.planning.registry import build_registry
     from harness.planning.settings import read_executor
     from harness.results.store import Store
+    from harness.running.leaving import ANSWER_SECONDS, leave_within
     from harness.running.progress import Display
     from harness.running.schedule import Terminated
     from harness.running.sweep import How, run_sweep
 
     def leave(*_: object) -> None:
+        leave_within(ANSWER_SECONDS, INTERRUPTED, "harness: ended; finished trials are kept")
         raise Terminated  # a cluster's "stop" is a Ctrl-C with time to save
 
     signal.signal(signal.SIGTERM, leave)
@@ -87,7 +96,8 @@ def run(
     store = Store(options["results"])
     how = How(
         device=device, workers=workers, pack=pack, compiled=compiled, recomputes=recomputes,
-        trial_seconds=trial_seconds, allow_code_execution=allow_code_execution, retry=asked,
+        trial_seconds=trial_seconds, checkpoint_seconds=checkpoint_seconds,
+        allow_code_execution=allow_code_execution, retry=asked,
     )  # fmt: skip
     command = {"command": shlex.join(["harness", *sys.argv[1:]])}
     outcome = run_sweep(suite, registry, store, how, Display(quiet), data_dir, block, command, executor)

@@ -51,7 +51,7 @@ class Claims:
         self, store: Store, lifetime_seconds: float = LIFETIME_SECONDS, settle_seconds: float = SETTLE_SECONDS
     ) -> None:
         self.store, self.lifetime_seconds, self.settle_seconds = store, lifetime_seconds, settle_seconds
-        self.owner = uuid.uuid4().hex
+        self.owner = f"{this_machine()}.{this_process()}.{uuid.uuid4().hex}"  # so that its beat can be swept
         self.held: set[str] = set()
         self._me = json.dumps({"owner": self.owner, "machine": this_machine(), "process": this_process()}).encode()
         self._beats: dict[str, tuple[bytes | None, float]] = {}  # of other owners: what it was, and since when

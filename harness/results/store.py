@@ -25,7 +25,7 @@ from harness.errors import RecordError, UsageError
 from harness.results.owner import is_running, this_machine, this_process
 
 DAY = 86400.0
-TEMPORARY = re.compile(r"\.(?P<machine>[^.]+)\.(?P<process>\d+-\d+)\.[0-9a-f]{32}\.tmp$")
+TEMPORARY = re.compile(r"(?:^|\.)(?P<machine>[^.]+)\.(?P<process>\d+-\d+)\.[0-9a-f]{32}\.(?:tmp|beat)$")
 RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
 
 
@@ -71,8 +71,8 @@ class Store:
             ) from error
 
     def _sweep(self) -> None:
-        """Remove half-written files of this machine's processes that are gone, and of any that is a day old."""
-        for path in self.local.rglob("*.tmp") if self.local else ():
+        """Remove half-written files and beats of this machine's processes that are gone, and any that is a day old."""
+        for path in (each for kind in ("*.tmp", "*.beat") for each in (self.local.rglob(kind) if self.local else ())):
             owner = TEMPORARY.search(path.name)
             with suppress(OSError):
                 ours = owner is not None and owner["machine"] == this_machine()

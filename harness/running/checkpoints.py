@@ -1,4 +1,4 @@
-"""When trials in training are saved, and where: every minute, and when this process is asked to leave.
+"""When trials in training are saved, and where: every so often, and when this process is asked to leave.
 
 <root>/checkpoints/<trial id>.safetensors     a trial that is being trained, or was when its worker ended
 
@@ -25,7 +25,6 @@ from harness.results.store import Store
 
 logger = logging.getLogger(__name__)
 
-EVERY_SECONDS = 60.0
 MOST_FRACTION = 0.05  # of the time that saving may take: large states are saved less often
 FOLDER = "checkpoints"
 
@@ -40,10 +39,11 @@ class Checkpoints:
     Args:
         store: Where they are kept.
         circumstances: What a state depends on besides the trial: under others it is not used.
+        every_seconds: How often they are saved; less often where saving takes long.
     """
 
-    def __init__(self, store: Store, circumstances: Mapping[str, Any]) -> None:
-        self.store = store
+    def __init__(self, store: Store, circumstances: Mapping[str, Any], every_seconds: float) -> None:
+        self.store, self.every_seconds = store, every_seconds
         self.stamp = hashlib.sha256(json.dumps(circumstances, sort_keys=True, default=str).encode()).hexdigest()
         self.is_stopping = False
         self._last = time.monotonic()
@@ -60,7 +60,8 @@ class Checkpoints:
 
     def is_due(self) -> bool:
         """Return whether it is time to save."""
-        return self.is_stopping or time.monotonic() - self._last >= max(EVERY_SECONDS, self._took / MOST_FRACTION)
+        interval = max(self.every_seconds, self._took / MOST_FRACTION)
+        return self.is_stopping or time.monotonic() - self._last >= interval
 
     def restore(self, lane: Lane) -> None:
         """Let a new lane go on where an earlier try of its trial was saved, if it was."""

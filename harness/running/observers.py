@@ -12,6 +12,8 @@ from harness.planning.registry import Registry
 
 logger = logging.getLogger(__name__)
 
+LEAST_SECONDS = 0.05  # of each observer, even when all together have no time left: most only take a note
+
 
 class Observers:
     """Calls the observing hooks. A failing observer loses nothing and stops nothing; it is counted."""
@@ -30,7 +32,7 @@ class Observers:
         results: list[Any] = []
         for implementation in getattr(self.registry.hook, hook).get_hookimpls():
             try:
-                with nullcontext() if self._end is None else in_time(max(0.001, self._end - time.monotonic())):
+                with nullcontext() if self._end is None else in_time(max(LEAST_SECONDS, self._end - time.monotonic())):
                     results.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
             except (Exception, TookTooLong) as error:
                 self.failures += 1

@@ -31,6 +31,7 @@ from harness.results.claims import Claims
 from harness.results.store import Store
 from harness.running.checkpoints import forget
 from harness.running.crew import Member
+from harness.running.leaving import take
 from harness.running.observers import Observers
 from harness.running.pieces import Pieces
 from harness.running.recording import lost
@@ -42,9 +43,10 @@ LOOK_SECONDS = 2.0  # between looks at what others are training
 MOST_LOOKS = 50  # trials at a look
 MOST_MOVES = 3  # of a trial whose machine was lost: it may be what ends machines
 START_TRIES = 3  # a worker that dies while it starts is replaced, until as many in a row have
-ANSWER_SECONDS = 1.5  # that workers have to save what they train after Ctrl-C
+SAVE_SECONDS = 1.25  # that workers have to save what they train after Ctrl-C
 LEAVE_SECONDS = 20.0  # and when a machine is about to go
-TELL_SECONDS = 1.0  # that observers have then, all together: what they miss can be made again from the records
+TELL_SECONDS = 0.75  # that observers have then, all together: what they miss can be made again from the records
+REST_SECONDS = 1.25  # for that, and for records and claims
 MAKE_ROOM = "Make room, then run the same command again: finished trials are kept."
 
 
@@ -69,6 +71,7 @@ class Settings:
         data_dir: Local tables, or ``None``.
         block: Plugins left out.
         trial_seconds: Time limit of one trial; 0: none.
+        checkpoint_seconds: How often trials in training are saved.
         allow_code_execution: Whether model-written code may run.
         environment: Goes into every record.
         published: What the suite says of a paper; each record gets what belongs beside it.
@@ -84,6 +87,7 @@ class Settings:
     data_dir: Path | None = None
     block: tuple[str, ...] = ()
     trial_seconds: float = 0.0
+    checkpoint_seconds: float = 60.0
     allow_code_execution: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
@@ -138,7 +142,7 @@ class Scheduler:
                 self._enforce_limits()
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            seconds = LEAVE_SECONDS if isinstance(error, Terminated) else ANSWER_SECONDS
+            seconds = LEAVE_SECONDS if isinstance(error, Terminated) else SAVE_SECONDS
             self._stop("the run was stopped" if stopped else str(error), seconds)
             raise
 
@@ -171,6 +175,7 @@ class Scheduler:
             "environment": dict(settings.environment),
             "allow_code_execution": settings.allow_code_execution,
             "compiled": settings.compiled,
+            "checkpoint_seconds": settings.checkpoint_seconds,
             "recomputes": settings.recomputes,
         }
 
@@ -345,6 +350,7 @@ class Scheduler:
             why: For these records.
             seconds: That the workers have to save what they train.
         """
+        take(seconds + REST_SECONDS)
         for member in self._workers.values():
             member.worker.stop() if member.started else member.worker.kill()
         end: float | None = time.monotonic() + seconds

@@ -1,6 +1,7 @@
 """The worker's process: reads jobs as JSON lines from standard input, writes events as JSON lines to standard output.
 
-What libraries print goes to standard error.
+What libraries print goes to standard error. This module loads none of them: a process whose scheduler is gone before
+it has begun shall end at once, also while it is still loading.
 
 What is not here: what is done with a job (``worker``), the scheduler's end of the two pipes (``local``).
 """
@@ -18,37 +19,67 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
-from harness.contract.trial import Trial
-from harness.engine.shared import Shared
-from harness.planning.registry import Registry, build_registry
-from harness.results.store import Store
-from harness.running.checkpoints import Checkpoints, Stopped
-from harness.running.environment import conditions, describe_environment
-from harness.running.recording import Recording
-from harness.running.worker import Emit, Worker
+if TYPE_CHECKING:
+    from harness.planning.registry import Registry
+    from harness.running.checkpoints import Checkpoints
+    from harness.running.worker import Emit
 
 SAVE_SECONDS = 10.0  # that a worker whose scheduler is gone has to save what it trains
 
 
+class Inbox:
+    """What comes from standard input. When that closes, however the scheduler ended, the process ends."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._checkpoints: Checkpoints | None = None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def setup(self) -> dict[str, Any]:
+        """Return how to work."""
+        told: dict[str, Any] = json.loads(self._lines.get())
+        return told
+
+    def jobs(self, checkpoints: Checkpoints) -> Iterator[Mapping[str, Any]]:
+        """Yield jobs; what is being trained when the scheduler goes is saved."""
+        self._checkpoints = checkpoints
+        while line := self._lines.get():
+            yield json.loads(line)
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line)
+        if self._checkpoints is not None:
+            self._checkpoints.stop()
+            self._lines.put("")
+            time.sleep(SAVE_SECONDS)
+        os._exit(0)
+
+
 def main() -> None:
     """Serve jobs until standard input closes."""
-    events = _protocol_stream()
+    inbox, events = Inbox(), _protocol_stream()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What every model needs takes seconds to load, and the scheduler is still planning.
+    import torch
     import transformers.modeling_layers
     import transformers.models.auto.modeling_auto  # noqa: F401
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+    from harness.contract.trial import Trial
+    from harness.engine.shared import Shared
+    from harness.planning.registry import build_registry
+    from harness.results.store import Store
+    from harness.running.checkpoints import Checkpoints, Stopped
+    from harness.running.environment import conditions, describe_environment
+    from harness.running.recording import Recording
+    from harness.running.worker import Worker
+
     set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    line = sys.stdin.readline()
-    if not line:
-        return  # the command found nothing to do
-    setup = json.loads(line)
+    setup = inbox.setup()
     with suppress(OSError):  # on another machine it may not exist, and then no path begins there
         os.chdir(setup["folder"])
     if setup["threads"]:
@@ -66,12 +97,13 @@ def main() -> None:
     environment = {**setup["environment"], **describe_environment(device)}
     store = Store(setup["results"])
     recording = Recording(store, environment)
-    checkpoints = Checkpoints(store, conditions([setup["device"]], threads=setup["threads"]))
+    circumstances = conditions([setup["device"]], threads=setup["threads"])
+    checkpoints = Checkpoints(store, circumstances, setup["checkpoint_seconds"])
     signal.signal(signal.SIGTERM, checkpoints.stop)
     worker = Worker(registry, shared, recording, emit, setup["compiled"], checkpoints)
     emit({"event": "idle", "environment": environment})
     with suppress(Stopped):
-        for job in _jobs(checkpoints):
+        for job in inbox.jobs(checkpoints):
             worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
             emit({"event": "idle"})
 
@@ -81,23 +113,6 @@ def _protocol_stream() -> TextIO:
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     return stream
-
-
-def _jobs(checkpoints: Checkpoints) -> Iterator[Mapping[str, Any]]:
-    """Yield jobs. When the scheduler is gone, however it ended, save what is being trained and end."""
-    lines: queue.Queue[str] = queue.Queue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        checkpoints.stop()
-        lines.put("")
-        time.sleep(SAVE_SECONDS)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    while line := lines.get():
-        yield json.loads(line)
 
 
 class _TellingHandler(logging.Handler):

@@ -46,6 +46,7 @@ class How:
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
         recomputes: Whether the backward pass computes activations again instead of keeping them.
         trial_seconds: Time limit of one trial; 0: none.
+        checkpoint_seconds: How often trials in training are saved.
         allow_code_execution: Whether model-written code may run.
         retry: End states to try again.
     """
@@ -56,6 +57,7 @@ class How:
     compiled: str = "auto"
     recomputes: bool = False
     trial_seconds: float = 0.0
+    checkpoint_seconds: float = 60.0
     allow_code_execution: bool = False
     retry: tuple[Any, ...] = ()
 
@@ -135,6 +137,7 @@ def run_sweep(
         threads=threads,
         retry=retries,
         **given,
+        checkpoint_seconds=how.checkpoint_seconds,
         published=read_published(suite, registry),
         data_dir=data_dir,
         block=block,

@@ -263,5 +263,10 @@ def test_half_written_files_of_dead_processes_are_swept_and_others_left(folder, 
     for name in (dead, living, elsewhere, old, f"adapters/{dead}"):
         (tmp_path / name).write_text("half")
     os.utime(tmp_path / old, (0, 0))
+    beats = [f"{this_machine()}.{process}.{uuid.uuid4().hex}.beat" for process in ("999999999-1", this_process())]
+    (tmp_path / "claims").mkdir()
+    for name in beats:
+        (tmp_path / "claims" / name).write_text("7")
     folder.prepare()
     assert sorted(path.name for path in tmp_path.rglob("*.tmp")) == sorted([living, elsewhere])
+    assert [path.name for path in tmp_path.rglob("*.beat")] == beats[1:]

@@ -1,7 +1,8 @@
 """A stranger's plugin that makes all the trouble a plugin can make, and an observer that notes what it is told.
 
-Every method trains one number per output, so ``--budget quick`` fits them all. ``TROUBLE_SECONDS``, ``TROUBLE_RAISE``
-and ``TROUBLE_LOG`` in the environment say how long ``slow`` sleeps, whether the observer raises, and where it writes.
+Every method trains one number per output, so ``--budget quick`` fits them all. ``TROUBLE_SECONDS``, ``TROUBLE_STEPS``,
+``TROUBLE_RAISE`` and ``TROUBLE_LOG`` in the environment say how long ``slow`` sleeps at each step and where it counts
+them, whether the observer raises, and where it writes.
 
 Its executor is written from nothing but the contract: a worker is a command whose two ends are wired to messages.
 """
@@ -68,6 +69,9 @@ class Slow(Quick):
 
     def after_step(self, info):
         time.sleep(float(os.environ.get("TROUBLE_SECONDS", "0")))
+        if path := os.environ.get("TROUBLE_STEPS"):
+            with Path(path).open("a") as file:
+                file.write(".")
 
 
 class Diverging(Quick):
