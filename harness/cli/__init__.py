@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from harness import __version__
-from harness.cli import analyse, base, catalogue, check, data, export, new, plan, results, run, track, verify
+from harness.cli import analyse, base, catalogue, check, data, export, new, plan, results, run, sign, track, verify
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.errors import HarnessError, PluginLoadError
 from harness.running.leaving import ANSWER_SECONDS, leave, leave_within, stay
@@ -89,7 +89,7 @@ def broken(point: EntryPoint, error: Exception) -> click.Command:
     commands=[
         run.run, plan.plan, catalogue.list_, catalogue.describe, check.check,
         results.results, export.export, analyse.analyse, track.track, new.new, data.data, base.base,
-        verify.verify,
+        sign.sign, verify.verify,
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip

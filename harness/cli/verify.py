@@ -13,22 +13,30 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.record import Record
+    from harness.contract.task import Task
 
 NOT_VERIFIED = 1
 
 
 @click.command()
 @click.argument("where", metavar="RECORD|ROOT", default="results")
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    help="OpenSSH's file of allowed signers: every record must be signed by one of them.",
+)
 @click.option("--retrain", is_flag=True, help="Train the trial again here, and say whether it gives the same score.")
 @click.option("--device", default="auto", show_default=True, help="For --retrain: auto, cpu, cuda or cuda:N.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
 @data_dir_option
 @click.pass_obj
 def verify(
-    block: tuple[str, ...], /, where: str, retrain: bool, device: str, allow_code_execution: bool,
+    block: tuple[str, ...], /, where: str, signers: Path | None, retrain: bool, device: str, allow_code_execution: bool,
     data_dir: Path | None,
 ) -> int:  # fmt: skip
-    """Check the digests of records, recompute their metrics from their items, and train one again on request."""
+    """Check digests and signatures of records, recompute their metrics from items, and train one again on request."""
+    from harness.planning.registry import build_registry
+    from harness.results.signing import read_signatures
     from harness.results.store import RECORD_NAME, Store
     from harness.results.verify import compare
     from harness.results.verify import verify as findings
@@ -41,8 +49,18 @@ def verify(
         raise UsageError(f"no records in {where!r}; name a result root, or one record's .json file in it")
     if retrain and len(ids) != 1:
         raise UsageError(f"--retrain trains one trial, and {where!r} holds {len(ids)}; name its .json file")
-    bad = 0
-    for finding in findings(store, ids):
+    registry, bad = build_registry(block), 0
+
+    def task(name: str) -> type[Task] | None:
+        try:
+            return registry.task(name)
+        except UsageError:  # of a plug-in that is not here: its metrics are means of their items, or not recomputed
+            return None
+
+    signatures = None if signers is None else read_signatures(store, signers)
+    for problem in signatures.problems if signatures else ():
+        click.echo(f"harness: {problem}", err=True)
+    for finding in findings(store, ids, task, signatures):
         bad += finding.is_bad
         click.echo("\n    ".join([f"{finding.trial_id}  {finding.verdict}", *finding.notes]))
     click.echo(f"{len(ids)} records, {bad} not to be believed", err=True)

@@ -327,6 +327,17 @@ class Task:
         """
         raise NotImplementedError
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> Mapping[str, float]:
+        """Return metrics that follow from per-item scores by a formula of the task's own, e.g. perplexity from losses.
+
+        ``harness verify`` holds a record against it. Metrics that are the mean of their items need none.
+
+        Args:
+            items: As in ``Evaluation.items``; of one evaluation, so that some may be missing.
+        """
+        return {}
+
     def model_arguments(self, recipe: Any) -> Mapping[str, Any]:
         """Return keyword arguments for loading the model, e.g. ``num_labels`` of a classification head."""
         return {}

@@ -195,6 +195,12 @@ class C4Task(Task):
             splits={"validation": held_out, "test": scored},
         )
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+        """Return the perplexity of the windows' losses."""
+        losses = [each for each in items.get("loss", ()) if each is not None]
+        return {"perplexity": math.exp(sum(losses) / len(losses))} if losses else {}
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the perplexity, and the large singular values of what the adapters learned."""
         size = context.recipe.rows_at_once

@@ -261,6 +261,12 @@ class CommonsenseTask(Task):
             },
         )
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+        """Return the mean of the sets' means."""
+        sets = [[each for each in items[name] if each is not None] for name in SETS if name in items]
+        return {"average": sum(sum(each) / len(each) for each in sets) / len(sets)} if all(sets) and sets else {}
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Generate answers, take the first word in each that can be an answer; measure forgetting."""
         asked = [question for questions in split.questions.values() for question in questions]

@@ -135,6 +135,12 @@ class ContinualTask(Task):
             },
         )
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+        """Return the perplexity of the windows' losses."""
+        losses = [each for each in items.get("loss", ()) if each is not None]
+        return {"perplexity": math.exp(sum(losses) / len(losses))} if losses else {}
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return perplexity, the question sets' scores and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
 from harness.contract.record import State
+from harness.planning.registry import build_registry
 from harness.results.store import Store
 from harness.results.verify import compare, verify
 
@@ -35,6 +37,52 @@ def test_a_number_that_does_not_follow_is_said(store, make_record):
         "accuracy=0.5: not the plain mean of its 4 items, which is 0.75",
         "mcc=0.3: without items, it cannot be recomputed",
     )
+
+
+class Formula:
+    """Stands in for a task: two of its metrics follow from the items of others."""
+
+    @classmethod
+    def recompute(cls, items):
+        mean = sum(items["accuracy"]) / len(items["accuracy"])
+        return {"error": 1 - mean, "doubled": 2 * mean}
+
+
+def test_metrics_without_items_of_their_own_are_recomputed_by_the_task_s_formula(store, make_record):
+    record = make_record(metrics={"accuracy": 0.75, "error": 0.25, "mcc": 0.3}, reasons={})
+    store.write(record)
+    (found,) = verify(store, [record.trial_id], lambda name: Formula)
+    assert found.verdict == "sound"
+    assert found.notes == (
+        "accuracy=0.75: recomputed from 4 items",
+        "error=0.25: recomputed by the task's own formula",
+        "mcc=0.3: without items, it cannot be recomputed",
+    )
+
+
+def test_a_metric_that_the_task_s_formula_contradicts_is_not_to_be_believed(store, make_record):
+    record = make_record(metrics={"accuracy": 0.75, "doubled": 1.6}, reasons={})
+    store.write(record)
+    (found,) = verify(store, [record.trial_id], lambda name: Formula)
+    assert (found.verdict, found.is_bad) == ("inconsistent", True)
+    assert "doubled=1.6: the task's own formula makes 1.5 of these items" in found.notes
+
+
+def test_a_formula_that_fails_on_items_is_said(store, make_record):
+    record = make_record(items={"other": [1.0]})
+    store.write(record)
+    (found,) = verify(store, [record.trial_id], lambda name: Formula)
+    assert found.notes[0] == "the task's own formulas fail on these items: KeyError: 'accuracy'"
+
+
+def test_the_tasks_own_formulas_are_those_they_evaluate_by():
+    registry = build_registry()
+    losses = [1.0, 2.0, 3.0, None]
+    assert registry.task("c4").recompute({"loss": losses}) == {"perplexity": math.exp(2.0)}
+    assert registry.task("continual/finance").recompute({"loss": losses}) == {"perplexity": math.exp(2.0)}
+    items = {"boolq": [1.0, 0.0], "piqa": [1.0, 1.0, 1.0, 0.0], "average": [0.0] * 6}
+    assert registry.task("commonsense").recompute(items) == {"average": 0.625}
+    assert registry.task("commonsense").recompute({}) == registry.task("uuid").recompute(items) == {}
 
 
 def test_an_edited_an_unbound_and_a_broken_record_are_told_apart(store, make_record, tmp_path):
