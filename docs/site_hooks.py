@@ -36,7 +36,8 @@ def catalogue() -> str:
     parts = ["# Methods that are built in", ""]
     for name, method in build_registry().methods.items():
         parts += [f"## {method.title or name} (`{name}`)", "", *definition(method), ""]
-        parts += [f"* {key}: {text}" for key, text in facts(method).items()]
+        parts += ["| fact | value |", "|---|---|"]
+        parts += [f"| {key} | {text.replace('|', '/')} |" for key, text in facts(method).items()]
         parts.append("")
         rows = [
             (each.name, getattr(method.Config(), each.name), each.metadata.get("help", ""))

@@ -383,6 +383,10 @@ def test_the_site_builds_offline_without_a_warning(tmp_path):
         capture_output=True, timeout=240, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    catalogue = (tmp_path / "catalogue.html").read_text(encoding="utf-8")
+    methods = len(build_registry().methods)
+    for fact in ("paper", "trained parameters of a layer", "at the start", "merging", "status"):
+        assert catalogue.count(f"<td>{fact}</td>") == methods, fact
     assert "harness data show" in (tmp_path / "cli.html").read_text(encoding="utf-8")
     assert 'id="harness.contract.method.Method"' in (tmp_path / "reference.html").read_text(encoding="utf-8")
     pages = [page for page in tmp_path.glob("*.html") if page.name != "404.html"]
