@@ -3,7 +3,7 @@
     analyse    the findings about one trial or model, layer by layer
     write      as JSON beside the records, in ``analyses/``
     table      a line per projection, a column per number
-    figure     the curves, a panel per projection, as SVG or PNG
+    figure     the curves, a panel per projection, or without curves the numbers as bars, as SVG or PNG
 
 A *projection* is the last part of a layer's name: layers of one name in all blocks are averaged.
 """
@@ -15,13 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.contract.analysis import Analysis, LayerChange, LayerFindings
 from harness.errors import HarnessError
 from harness.results.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1  # of the JSON
 SEED = 0  # of what analyses draw: the same vectors for every trial, so that trials can be compared
@@ -120,15 +123,12 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
-    """Draw every curve, averaged over the layers of a projection, a line per subject.
-
-    Raises:
-        HarnessError: The analysis has no curves.
-    """
-    if not analysis.curves:
-        raise HarnessError(f"analysis {analysis.name!r} has no curves, so there is no figure; leave --figure out")
+    """Draw every curve, averaged over the layers of a projection, a line per subject; without curves, numbers as bars."""
     from matplotlib.figure import Figure
 
+    if not analysis.curves:
+        _bars(analysis, several).savefig(path)
+        return
     projections = list(several[0].by_projection())
     canvas = Figure(figsize=(3.2 * len(projections), 2.8 * len(analysis.curves)), layout="constrained")
     axes = canvas.subplots(len(analysis.curves), len(projections), squeeze=False)
@@ -144,3 +144,24 @@ def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
     if len(several) > 1:
         axes[0][0].legend(fontsize=6)
     canvas.savefig(path)
+
+
+def _bars(analysis: Analysis, several: Sequence[Findings]) -> Figure:
+    """Return a panel per number: its mean over the layers of each projection, a bar per subject."""
+    from matplotlib.figure import Figure
+
+    projections = list(several[0].by_projection())
+    canvas = Figure(figsize=(1.6 * len(projections), 1.9 * len(analysis.columns)), layout="constrained")
+    axes = canvas.subplots(len(analysis.columns), 1, squeeze=False)[:, 0]
+    width = 0.8 / len(several)
+    for axis, column in zip(axes, analysis.columns, strict=True):
+        for number, findings in enumerate(several):
+            found = findings.by_projection()
+            heights = [mean_of(each.values[column] for each in found[projection]) for projection in projections]
+            places = [place + width * (number - (len(several) - 1) / 2) for place in range(len(projections))]
+            axis.bar(places, [height or 0.0 for height in heights], width, label=findings.name)
+        axis.set_xticks(range(len(projections)), projections, fontsize=8)
+        axis.set_title(column, fontsize=9)
+    if len(several) > 1:
+        axes[0].legend(fontsize=6)
+    return canvas

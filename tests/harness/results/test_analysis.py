@@ -78,9 +78,16 @@ def test_nothing_to_look_at_is_an_error():
         analyse(Size(), [], SUBJECT)
 
 
-def test_a_figure_needs_curves(tmp_path):
+def test_without_curves_a_figure_has_bars_of_every_number(tmp_path):
     class Plain(Size):
         curves: ClassVar = {}
 
-    with pytest.raises(HarnessError, match="no curves"):
-        figure(Plain(), [], tmp_path / "f.svg")
+        def look(self, layer, generator):
+            return LayerFindings(super().look(layer, generator).values)
+
+    found = analyse(Plain(), LAYERS, SUBJECT)
+    figure(Plain(), [found, found], tmp_path / "f.svg")
+    drawn = (tmp_path / "f.svg").read_text(encoding="utf-8")
+    assert drawn.count('id="axes_') == len(Plain.columns)
+    for text in (*Plain.columns, "q", "v", "all", "task/method"):
+        assert f"<!-- {text} -->" in drawn
