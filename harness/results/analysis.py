@@ -123,7 +123,7 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
-    """Draw every curve, averaged over the layers of a projection, a line per subject; without curves, numbers as bars."""
+    """Draw every curve, averaged over the layers of a projection, a line per subject; without any, numbers as bars."""
     from matplotlib.figure import Figure
 
     if not analysis.curves:
