@@ -44,8 +44,8 @@ def run(
         mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         block: Plugins to leave out.
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
-            ``learning_rates``, ``targets``, ``precision``, ``tolerance``, ``revision``, ``steps``, ``suite``,
-            ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``, and ``recipe``, a
+            ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``, ``revision``, ``steps``,
+            ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``, and ``recipe``, a
             dictionary of what ``--set`` sets.
 
     Raises:

@@ -110,7 +110,7 @@ def test_verdicts_are_read_from_their_end():
 def test_an_address_that_is_none_or_holds_a_key_is_refused_before_training(context, url, said):
     where = context(MTBench)
     with pytest.raises(UsageError, match=said) as error:
-        MTBench().load(replace(where, recipe=replace(where.recipe, judge_url=url)))
+        MTBench().check(replace(where, recipe=replace(where.recipe, judge_url=url)))
     assert "secret" not in str(error.value)
 
 

@@ -84,6 +84,23 @@ def test_lanes_of_several_methods_share_it_and_train_as_alone(kit):
         )
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_classifier_with_biases_and_a_head_that_trains(kit, kind):
+    histories = []
+    for quantize in ("nf4", ""):
+        model, task = kit.classifier(kind).float(), kit.ToyClassification()
+        if not quantize:
+            names = Base(kit.classifier(kind).float(), task, "float32").layers
+            round_weights(model, names, "nf4")
+        base = Base(model, task, "float32", quantize=quantize)
+        lane = kit.make_lane(base, "dora", steps=4)
+        kit.run(base, [lane])
+        assert lane.modules
+        assert len(lane.history) == 4
+        histories.append([each["metrics"]["train/loss"] for each in lane.history])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+
+
 def test_lora_on_it_is_qlora(kit):
     lanes = []
     for base, name in (

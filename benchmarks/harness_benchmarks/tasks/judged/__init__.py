@@ -102,10 +102,13 @@ class JudgedTask(Task):
         """Return the training set and the questions."""
         return [Table(self.training, "train"), self.asked]
 
+    def check(self, context: TaskContext) -> None:
+        """Refuse a trial without a judge."""
+        context.recipe.judge.check()
+
     def load(self, context: TaskContext) -> TaskData:
         """Read the tables and hold validation out."""
         recipe, folder = context.recipe, context.data_dir
-        recipe.judge.check()  # now, not after hours of training
         rows = [turns for row in read_rows(self.training, "train", folder) if (turns := conversation(row))]
         asked = [self.question(row) for row in read_rows(self.asked.source, self.asked.split, folder)]
         scored = {same(instruction_prompt(question.turns[0])) for question in asked}
