@@ -45,8 +45,8 @@ def run(
         block: Plugins to leave out.
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
             ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``, ``revision``, ``steps``,
-            ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``, and ``recipe``, a
-            dictionary of what ``--set`` sets.
+            ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``,
+            and ``recipe``, a dictionary of what ``--set`` sets.
 
     Raises:
         HarnessError: The request is wrong, or every trial failed.
