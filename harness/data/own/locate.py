@@ -95,6 +95,9 @@ def understand(where: str, columns: str = "", kind: str = "", labels: str = "") 
     return OwnData(_slug(path), found, data_dir, fields, unused)
 
 
+PART = "part"  # as Spark, Dask, DuckDB and others call the files of one table: part-00000-....parquet
+
+
 def _slug(path: Path) -> str:
     name = path.name
     ending = next((each for each in ENDINGS if name.endswith(each)), "")
@@ -127,6 +130,8 @@ def _local_splits(path: Path) -> tuple[str, ...]:
     files = sorted(each for each in path.iterdir() if each.is_file() and file_kind(each))
     if len(files) == 1:
         return (f"all={path.name}/{files[0].name}",)
+    if files and local_files(Source(folder=path.name), PART, path.parent) == files:
+        return (f"all={path.name}/{PART}",)
     there = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
     raise DataError(
         f"data: {path} holds {there}; wanted: train.jsonl (or {', '.join(list(ENDINGS)[1:])}), and if there are any "

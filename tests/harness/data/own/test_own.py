@@ -7,6 +7,7 @@ import io
 import json
 import random
 
+import pandas as pd
 import pytest
 
 from harness.data.own.locate import understand
@@ -210,3 +211,18 @@ def test_what_is_not_there_is_said(tmp_path):
         understand(str(tmp_path / "nothing.csv"))
     with pytest.raises(DataError, match=r"holds nothing; wanted: train\.jsonl"):
         understand(str(tmp_path))
+
+
+def test_parts_that_another_tool_wrote_are_one_table(tmp_path):
+    frame = pd.DataFrame(reviews(40))
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    frame[:25].to_parquet(folder / "part-00000-1b2c.snappy.parquet")
+    frame[25:].to_parquet(folder / "part-00001-1b2c.snappy.parquet")
+    (folder / "_SUCCESS").touch()
+    own, tables = read(folder)
+    assert (own.title, own.kind) == ("exported", "classification")
+    assert sum(len(rows) for rows in tables.splits.values()) == 40
+    frame[:5].to_csv(folder / "part-00002.csv")  # some other table: not read as one, and not left out without a word
+    with pytest.raises(DataError, match=r"exported holds .*part-00002\.csv"):
+        understand(str(folder))
