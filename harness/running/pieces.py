@@ -46,6 +46,7 @@ class Pieces:
         self._groups: dict[str, _Group] = {}
         self._alone: deque[Trial] = deque()
         self._on: dict[int, str] = {}  # by worker: the group of its last piece
+        self._busy: Counter[str] = Counter()  # by group: how many workers are on it
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -89,7 +90,10 @@ class Pieces:
         key = self._choose(worker)
         if key is None:
             return [], 0
+        if (last := self._on.get(worker)) is not None:
+            self._busy[last] -= 1
         self._on[worker] = key
+        self._busy[key] += 1
         group = self._groups[key].trials
         if self._attaches(group[0]):
             return [group.popleft()], self.pack
@@ -104,13 +108,12 @@ class Pieces:
     def _choose(self, worker: int) -> str | None:
         last = self._on.get(worker)
         base = self._groups[last].base if last in self._groups else None
-        busy = Counter(key for number, key in self._on.items() if number != worker)
         waiting = [key for key, group in self._groups.items() if group.trials]
         places = {key: place for place, key in enumerate(self._groups)}
 
         def rank(key: str) -> tuple[bool, bool, int, int]:
             group = self._groups[key]
-            return key != last, group.base != base, busy[key] + group.elsewhere, places[key]
+            return key != last, group.base != base, self._busy[key] - (key == last) + group.elsewhere, places[key]
 
         return min(waiting, key=rank, default=None)
 
