@@ -84,6 +84,7 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
     before = torch.cuda.memory_reserved(base.device) if on_gpu else 0
     with PeakMemory(base.device) as peak:
         lane.hold_rows()
+        _, held = foresee(base, [lane])
         pack = Pack(base, [lane])
         try:
             counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
@@ -103,7 +104,6 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
         reasons["step_seconds"] = f"a trial of {lane.steps} updates is too short to time one"
     found["peak_memory_bytes"] = peak.bytes()
     if on_gpu:
-        _, held = foresee(base, [lane])
         taken = max(0, torch.cuda.memory_reserved(base.device) - before)
         # What memory a batch takes grows at most with its tokens; some does not grow, so this is on the safe side.
         growth = every.sizes[-1].tokens / held.sizes[-1].tokens if every.sizes and held.sizes else 1.0

@@ -285,7 +285,7 @@ def _upcoming(lanes: Sequence[Lane]) -> list[list[list[Row]]]:
     for key, lane in zip(keys, lanes, strict=True):
         if len(read.get(key, [])) < min(most, lane.steps - lane.done):
             read[key] = list(lane.upcoming(most))
-    return [list(each) for each in zip(*(read[key] for key in keys), strict=False)]
+    return [list(each) for each in zip(*(read.get(key, []) for key in keys), strict=False)]
 
 
 def order(lanes: Sequence[Lane]) -> list[Lane]:

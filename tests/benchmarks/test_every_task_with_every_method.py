@@ -140,7 +140,8 @@ def check_scores(record):
     assert set(record.metrics) == set(task.metrics)
     assert record.score is not None, record.reasons
     missing = {name for name, value in record.metrics.items() if value is None}
-    assert set(record.reasons) == missing
+    unmeasured = {name for name, value in record.cost.items() if value is None}  # on a GPU two updates time none
+    assert missing <= set(record.reasons) <= missing | unmeasured
     for name in missing:
         assert record.reasons[name]
         assert "--data-dir" not in record.reasons[name]  # every table is there
