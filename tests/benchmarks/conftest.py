@@ -251,7 +251,7 @@ class StubJudge:
     """A server of this machine that speaks OpenAI's chat protocol, and says what it is told to."""
 
     def __init__(self):
-        self.says(lambda text: "[[7]] [[A]]")
+        self.says()
         judge = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -276,7 +276,7 @@ class StubJudge:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def says(self, answer, refusals=()):
+    def says(self, answer=lambda text: "[[7]] [[A]]", refusals=()):
         """Answer so from now on, after refusing with these statuses; forget what was asked."""
         self.answer, self.refusals = answer, list(refusals)
         self.asked, self.bodies, self.keys = [], [], []

@@ -16,6 +16,13 @@ TASKS = pytest.mark.parametrize("task", [MTBench, AlpacaEval])
 
 
 @pytest.fixture
+def judge(judge):
+    """The one server of all tests, which afterwards says again what others expect."""
+    yield judge
+    judge.says()
+
+
+@pytest.fixture
 def context(nano, tables, judge):
     def context(task, **changes):
         recipe = replace(task.recipes["smoke"], judge_url=judge.url, max_new_tokens=12, **changes)
