@@ -1,4 +1,4 @@
-"""Pages of the site that are made, not written: the catalogue of methods, the command line, the Python names.
+"""Pages of the site that are made, not written: the tutorial, the catalogue of methods, the command line, Python names.
 
 MkDocs calls these functions while it builds. What they show is what is installed.
 """
@@ -15,9 +15,24 @@ REPOSITORY = "../"  # links that leave docs/ lead to the repository, which a sit
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the made pages."""
-    for name, content in (("catalogue.md", catalogue()), ("cli.md", command_line()), ("reference.md", reference())):
+    made = {
+        "tutorial.md": tutorial(), "catalogue.md": catalogue(), "cli.md": command_line(), "reference.md": reference()
+    }  # fmt: skip
+    for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def tutorial() -> str:
+    """Return the notebook as a page."""
+    import json
+    from pathlib import Path
+
+    parts = []
+    for cell in json.loads((Path(__file__).parent / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
