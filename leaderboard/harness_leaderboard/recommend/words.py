@@ -7,9 +7,8 @@ from typing import Any
 
 from harness_leaderboard.boards.model import Row
 from harness_leaderboard.recommend.choose import Larger, Recommendation
-from harness_leaderboard.statistics.analysis import Difference
+from harness_leaderboard.statistics.analysis import NOTHING, Difference
 
-NOTHING = 1e-12  # below it, rounding is all that differs
 BYTES = 4  # of a stored parameter: adapters are kept in float32
 
 
@@ -26,7 +25,8 @@ def as_text(found: Recommendation, root: str = "results") -> str:
         lines.append(f"* Not sure of it: {found.why_not}.")
     lines.append(f"* {_beside_the_best(found)}")
     if found.analysis.detectable is not None and found.analysis.detectable < NOTHING:
-        lines.append("* Every seed got the same score: what sets the configurations apart, this task does not measure.")
+        said = "In every seed the configurations have the same score: what sets them apart, this task does not measure."
+        lines.append(f"* {said}")
     elif found.analysis.detectable is not None:
         scope = "new items of the same kind" if found.analysis.scope == "new items" else "these items"
         lines.append(

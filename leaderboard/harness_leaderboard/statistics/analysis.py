@@ -22,6 +22,7 @@ from harness_leaderboard.statistics.ranks import letters, rank_ranges
 from harness_leaderboard.statistics.scores import Scores, Stages, Units, units
 from harness_leaderboard.statistics.search import Selection
 
+NOTHING = 1e-12  # of a difference: below it, rounding is all that differs
 LEVEL = 0.05  # of a whole board's claims; intervals cover 1 - LEVEL
 
 

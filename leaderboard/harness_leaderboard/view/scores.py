@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from harness.results.wording import parameters_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Failure, Published, Row, Summary, is_finished
 from harness_leaderboard.statistics import Stages
+from harness_leaderboard.statistics.analysis import NOTHING
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.text import (
@@ -358,6 +359,8 @@ def _power_text(board: Board, difference: float) -> str:
     is_fraction = board.metric_details.get(board.main_metric, {}).get("unit") == "fraction"
     if not math.isfinite(difference) or (is_fraction and difference >= 1):
         return "So few seeds cannot tell a typical pair of methods apart (80 % power): run more."
+    if difference < NOTHING:
+        return "In every seed these methods have the same score, so nothing says how they would differ elsewhere."
     return (
         f"A typical pair of methods must truly differ by about {difference:.2g} for this board to tell them apart "
         "(80 % power); a pair with less noise, by less."

@@ -271,6 +271,19 @@ def test_latex_has_a_booktabs_table_per_board(site):
             assert len(re.findall(r"(?<!\\)&", line)) in (8, 9, 10)  # a column without values is left out
 
 
+def test_methods_of_equal_scores_in_every_seed_get_no_number_for_what_would_be_seen(make_record, terminal_table):
+    items = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
+    text = terminal_table(
+        [
+            make_record(method, seed, sum(items[seed]) / 4, items=items[seed])
+            for method in ("lora", "mora")
+            for seed in range(2)
+        ]
+    )
+    assert "In every seed these methods have the same score" in text
+    assert "must truly differ" not in text
+
+
 def test_terminal_table_shows_ranks_failures_and_notes(example_records, terminal_table):
     text = terminal_table(example_records)
     assert re.search(r"^ +1–\d  dora", text, flags=re.MULTILINE)
