@@ -36,10 +36,12 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def item_limit(recipe: Mapping[str, Any]) -> int:
-    """Return the most items per set that a recipe scores; 0: all."""
-    found = [value for name in ITEM_LIMITS if isinstance(value := recipe.get(name), int) and value]
-    return min(found, default=0)
+def item_limit(record: Record) -> int:
+    """Return the most items per set that were scored; 0: all, also where there were no more than the recipe allows."""
+    recipe = record.trial.recipe
+    found = min((each for name in ITEM_LIMITS if isinstance(each := recipe.get(name), int) and each), default=0)
+    scored = record.items.get(record.main_metric, ()) if found else ()
+    return 0 if 0 < len(scored) < found else found
 
 
 def is_finished(record: Record) -> bool:
@@ -198,6 +200,11 @@ class Row:
         return self.records[0]
 
     @cached_property
+    def item_limit(self) -> int:
+        """Return the most items per set that it was scored on; 0: all."""
+        return item_limit(self.first)
+
+    @cached_property
     def looks(self) -> Looks | None:
         """Return the plan of looks by which the row's seeds were added; ``None``: they were run without one."""
         return next((found for each in self.records if (found := Looks.of(each.environment)) is not None), None)
@@ -283,7 +290,7 @@ class Board:
     @property
     def item_limits(self) -> list[int]:
         """Return how many items per set the rows were scored on; 0: all."""
-        return sorted({item_limit(row.first.trial.recipe) for row in self.all_rows})
+        return sorted({row.item_limit for row in self.all_rows})
 
     @property
     def is_ranked(self) -> bool:

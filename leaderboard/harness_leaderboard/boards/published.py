@@ -72,6 +72,6 @@ def _differences(record: Record, model: str) -> list[str]:
         found.append("in what our recipe differs from the paper's, the record does not say")
     elif count := sum(each.differs for each in recipe_fields(record)):
         found.append(f"{count} of the recipe's fields are not the paper's")
-    if limit := item_limit(trial.recipe):
+    if limit := item_limit(record):
         found.append(f"ours was scored on {limit} items per set")
     return found

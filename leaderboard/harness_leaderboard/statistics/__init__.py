@@ -4,12 +4,13 @@
 from them. What the parts assume and how they held up in simulation: ``docs/fairness.md``.
 """
 
-from harness_leaderboard.statistics.analysis import Analysis, Difference, Estimate, Share, analyse
+from harness_leaderboard.statistics.analysis import NOTHING, Analysis, Difference, Estimate, Share, analyse
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.statistics.scores import Scores, Search, Stages
 from harness_leaderboard.statistics.search import Selection
 
 __all__ = [
+    "NOTHING",
     "Analysis",
     "Difference",
     "Estimate",

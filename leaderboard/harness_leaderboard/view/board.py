@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.contract.record import State
-from harness_leaderboard.boards.model import Board, Row, item_limit
+from harness_leaderboard.boards.model import Board, Row
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.curves import board_curves
 from harness_leaderboard.view.details import details
@@ -128,7 +128,7 @@ def _values(board: Board, row: Row) -> dict[str, Any]:
         "published_model": published.model if published else None,
         "published_source": published.source if published else None,
         "published_caveat": "; ".join(filter(None, (*published.differences, published.caveat))) if published else None,
-        "items_per_set": str(limit) if (limit := item_limit(trial.recipe)) else None,
+        "items_per_set": str(limit) if (limit := row.item_limit) else None,
         "seeds_finished": len(row.seed_scores),
         "seeds_started": len(row.records),
         "learning_rate": trial.learning_rate,

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from harness.results.wording import parameters_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Failure, Published, Row, Summary, is_finished
-from harness_leaderboard.statistics import Stages
-from harness_leaderboard.statistics.analysis import NOTHING
+from harness_leaderboard.statistics import NOTHING, Stages
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.text import (
@@ -369,9 +368,8 @@ def _power_text(board: Board, difference: float) -> str:
 
 def limit_text(board: Board) -> str:
     """Return on how much of the data a board's rows were scored, or nothing if on all of it."""
-    if not any(board.item_limits):
-        return ""
-    return f"Evaluated on {' or '.join(f'{each:,}' if each else 'all' for each in board.item_limits)} items per set"
+    limits = " or ".join(f"{each:,}" if each else "all" for each in board.item_limits)
+    return f"Evaluated on {limits} items per set" if any(board.item_limits) else ""
 
 
 def leaders_text(board: Board) -> str:

@@ -391,6 +391,12 @@ def test_every_way_of_scoring_a_part_of_the_data_is_said(make_record, recipe, li
     assert limit_text(board) == text
 
 
+def test_a_limit_that_was_not_reached_left_nothing_out(make_record):
+    scored = [make_record(seed=seed, items=[1.0, 0.0, 0.5], trial={"recipe": {"limit": 8}}) for seed in range(2)]
+    assert only(scored).item_limits == [0]
+    assert only([make_record(items=[0.5] * 8, trial={"recipe": {"limit": 8}})]).item_limits == [8]
+
+
 def test_boards_that_differ_in_the_main_metric_alone_have_titles_of_their_own(make_record):
     loss = {"main_metric": "loss", "higher_is_better": False}
     records = [make_record(seed=0), make_record(seed=1, **loss), make_record(trial={"task": "c4"})]
