@@ -326,7 +326,7 @@ def summary_sentences(board: Board) -> list[str]:
         level, pairs = f"{board.analysis.level:.0%}".replace("%", " %"), many(len(board.analysis.differences), "pair")
         sentences.append(
             f"Two methods whose ranks do not overlap differ {items} ({level} level for the whole board, corrected for "
-            f"{pairs}); others cannot be told apart."
+            f"{pairs}); of others, the paired comparisons say whether they do."
         )
         if board.analysis.stages is not None:
             sentences.append(_looks_text(board.analysis.stages, board.analysis.level))
