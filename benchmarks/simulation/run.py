@@ -52,6 +52,14 @@ def cells() -> Iterator[tuple[str, World]]:
         yield "sequential", world
     for methods, seeds, items in product((5,), (3, 5, 10), (16, 64, 256)):
         yield "coverage", World(methods=methods, seeds=seeds, items=items)
+    for search_seeds, halves in ((1, False), (4, False), (4, True), (8, False), (8, True)):
+        for methods, seeds in product((5, 8), (3, 10)):
+            yield (
+                "halving",
+                World(
+                    methods=methods, seeds=seeds, items=256, is_searched=True, search_seeds=search_seeds, halves=halves
+                ),
+            )
 
 
 def separations(world: World, boards: int, generator: np.random.Generator) -> str:
@@ -111,6 +119,18 @@ def sequential(world: World, boards: int, generator: np.random.Generator) -> str
     return f"false {wrong / boards:6.1%}  at any look {ever / boards:6.1%}{power}  seeds {np.mean(spent):4.1f}"
 
 
+def halving(world: World, boards: int, generator: np.random.Generator) -> str:
+    """Return how often boards separate equals, and how good and how dear the searches for their rates were."""
+    wrong, lost, spent = 0, [], []
+    for _ in range(boards):
+        drawn = draw(world, generator)
+        decision = decide(drawn.scores, units(drawn.scores), LEVEL)
+        wrong += bool(decision.separated.any())
+        lost.append(drawn.lost.mean())
+        spent.append(np.mean([(~np.isnan(each.scores)).sum() for each in drawn.scores.searches]))
+    return f"false {wrong / boards:6.1%}  lost {100 * np.mean(lost):5.2f} points  trials {np.mean(spent):5.1f}"
+
+
 def coverage(world: World, boards: int, generator: np.random.Generator) -> str:
     """Return how often the named intervals of methods and of differences hold the truth."""
     inside: dict[str, list[bool]] = {"these": [], "new": [], "difference, these": [], "difference, new": []}
@@ -142,12 +162,13 @@ def main() -> None:
             continue
         generator = np.random.default_rng([arguments.seed, number])
         start = time.process_time()
-        measure = {"coverage": coverage, "sequential": sequential}.get(kind, separations)
+        measure = {"coverage": coverage, "sequential": sequential, "halving": halving}.get(kind, separations)
         result = measure(world, arguments.boards, generator)
         what = (
             f"{world.methods:2} methods {world.seeds:2} seeds {world.items:4} items  deviation {world.item_deviation}"
             f"{'' if world.metric == 'mean' else ' ' + world.metric}"
             f"{' one noisier' if world.is_unequal else ''}{f' gap {world.gap}' if world.gap else ''}"
+            f"{f' searched on {world.search_seeds}' if world.is_searched else ''}{' halving' if world.halves else ''}"
         )
         cost = (time.process_time() - start) / arguments.boards * 1e3
         print(f"{kind:9} {what}  {result}  ({arguments.boards} boards, {cost:.0f} ms each)", flush=True)

@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 
 from harness import pseudo_values
 from harness_leaderboard.statistics import Scores, Search
+from harness_leaderboard.statistics.search import halve
 
 Array = NDArray[np.float64]
 
@@ -37,7 +38,9 @@ class World:
         is_unequal: Whether one method's seeds vary six times as much.
         document: Items per document; effects of documents make up the method x item effects. 1: no documents.
         metric: ``mean``, ``matthews``, ``f1`` or ``perplexity``.
-        is_searched: Whether each method's rate was searched on one seed.
+        is_searched: Whether each method's rate was searched.
+        search_seeds: On how many seeds.
+        halves: Whether the worse half of the rates gets no more of them after 1, 2, 4, ...
         middle: The mean score.
     """
 
@@ -50,17 +53,23 @@ class World:
     document: int = 1
     metric: str = "mean"
     is_searched: bool = False
+    search_seeds: int = 1
+    halves: bool = False
     middle: float = 0.6
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A board's scores and the truth: each method's score over all seeds, of these items and of all such items."""
+    """A board's scores and the truth: each method's score over all seeds, of these items and of all such items.
+
+    ``lost`` is what each method's rate costs it against the best rate of its grid.
+    """
 
     scores: Scores
     better: Array
     these_items: Array = field(default_factory=lambda: np.zeros(0))
     new_items: float | Array = 0.0
+    lost: Array = field(default_factory=lambda: np.zeros(0))
 
 
 def draw(world: World, generator: np.random.Generator) -> Drawn:
@@ -81,7 +90,7 @@ def draw(world: World, generator: np.random.Generator) -> Drawn:
     documents = np.repeat(np.arange(units), world.document)
     seeds = SEED / slope.mean() * generator.standard_normal(world.seeds)
     own_seeds = (deviations / slope)[:, None] * generator.standard_normal((count, world.seeds))
-    searches, penalties = _search(world, deviations, generator)
+    searches, penalties, lost = _search(world, deviations, generator)
     level = ndtri(means - penalties) * spread
     parts = (items + own_items)[:, documents]
     chances = ndtr((level[:, None] + seeds + own_seeds)[:, :, None] + parts[:, None])
@@ -99,23 +108,29 @@ def draw(world: World, generator: np.random.Generator) -> Drawn:
     )
     if world.metric in ("matthews", "f1"):
         scores = _as_corpus(scores, world.metric, generator)
-    return Drawn(scores, better, these, new)
+    return Drawn(scores, better, these, new, lost)
 
 
-def _search(world: World, deviations: Array, generator: np.random.Generator) -> tuple[tuple[Search, ...], Array]:
-    """Return each method's search on one seed, and what the rate that it chose costs."""
+def _search(world: World, deviations: Array, generator: np.random.Generator) -> tuple[tuple[Search, ...], Array, Array]:
+    """Return each method's search, what the rate that it chose costs, and what against the best of its grid."""
     if not world.is_searched:
-        return (), np.zeros(world.methods)
+        return (), np.zeros(world.methods), np.zeros(world.methods)
     best = generator.uniform(1.5, 2.5, world.methods)  # between the grid's places
     curves = -LOSS * (np.arange(RATES) - best[:, None]) ** 2
     noise = np.sqrt(deviations[:, None] ** 2 + world.middle * (1 - world.middle) / world.items)
-    seen = world.middle + curves + noise * generator.standard_normal(curves.shape)
-    chosen = seen.argmax(1)
+    shape = (world.methods, world.search_seeds, RATES)
+    seen = world.middle + curves[:, None] + noise[:, None] * generator.standard_normal(shape)
+    chosen = seen.mean(1).argmax(1)
+    if world.halves:
+        chosen, spent = halve(seen)
+        seen[np.arange(world.search_seeds)[:, None] >= spent[:, None]] = np.nan
     rates = tuple(10.0 ** (np.arange(RATES) / 2 - 4))
     searches = tuple(
-        Search(rates=rates, scores=row[None], chosen=int(place)) for row, place in zip(seen, chosen, strict=True)
+        Search(rates=rates, scores=scores, chosen=int(place), halves=world.halves)
+        for scores, place in zip(seen, chosen, strict=True)
     )
-    return searches, -curves[np.arange(world.methods), chosen]
+    found = curves[np.arange(world.methods), chosen]
+    return searches, -found, curves.max(1) - found
 
 
 def _as_corpus(scores: Scores, metric: str, generator: np.random.Generator) -> Scores:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from harness.planning.suite import Suite
 
 PLAIN = (  # options that are fields of a suite as they stand
-    "scale", "model", "revision", "tolerance", "tune", "tune_seeds", "until_separated", "max_seeds", "precision",
+    "scale", "model", "revision", "tolerance", "tune", "tune_seeds", "halving", "until_separated", "max_seeds",
+    "precision",
 )  # fmt: skip
 
 data_dir_option = click.option(
@@ -60,6 +61,8 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--tune", type=int, metavar="N", help="Search N learning rates per method on validation first."),
         option("--tune-seeds", type=int, metavar="N",
                help="... on N seeds; the best mean is chosen.  [default: 1]"),
+        option("--halving", is_flag=True, default=None,
+               help="... the worse half of the rates gets no more after 1, 2, 4, ... of them."),
         option("--until-separated", type=float, metavar="POINTS",
                help="Add seeds while methods that are not told apart may differ by so much."),
         option("--max-seeds", type=int, metavar="N", help="... up to so many.  [default: 10, or twice --seeds]"),

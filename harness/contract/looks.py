@@ -20,6 +20,11 @@ MOST_LOOKS = 4
 KEY = "looks"  # in a record's environment
 
 
+def rungs(seeds: int) -> tuple[int, ...]:
+    """Return after how many seeds a search that halves stops the worse half: 1, 2, 4, ... and all of them."""
+    return (*(2**number for number in range(seeds.bit_length()) if 2**number < seeds), seeds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Looks:
     """A plan of looks.

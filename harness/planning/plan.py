@@ -108,6 +108,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     tune=0 if given else suite.tune,
                     seeds=suite.seeds,
                     tune_seeds=tuple(range(TUNE_SEED, TUNE_SEED + suite.tune_seeds)),
+                    halves=suite.halving,
                     centre=centre,
                     higher_is_better=task.metrics[task.main_metric].higher_is_better,
                     notes=(

@@ -1,15 +1,22 @@
 """Which trials a cell needs next: those of its search on validation, then the reported ones.
 
 A pure function of the cell and the records so far, so it is asked again after every round.
+
+A search on several seeds may halve: after 1, 2, 4, ... of them, the worse half of what is searched gets no more. Every
+method is searched by the same rule, and what is reported are other seeds, so boards stay what they are.
+
+Source: Karnin, Koren and Somekh 2013, "Almost optimal exploration in multi-armed bandits" (sequential halving);
+Jamieson and Talwalkar 2016, arXiv:1502.07943, for settings of training. Here scores of earlier rounds count on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from harness.contract.looks import rungs
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 
@@ -35,6 +42,7 @@ class Cell:
         others: Templates with other settings of the same method; where there are any, one of all is chosen.
         chooses: Whether one of ``rates`` is chosen; else every one is reported.
         tune_seeds: On which the choice is made, by the mean.
+        halves: Whether the worse half of what is searched gets no further seeds.
     """
 
     template: Trial
@@ -47,6 +55,7 @@ class Cell:
     others: tuple[Trial, ...] = ()
     chooses: bool = False
     tune_seeds: tuple[int, ...] = (TUNE_SEED,)
+    halves: bool = False
 
     @property
     def searches(self) -> bool:
@@ -98,62 +107,91 @@ def wanted(cell: Cell, look_up: Look, settles: Settles = has_ended) -> list[Tria
     """Return every trial of a cell that is known to be needed, finished or not."""
     if not cell.searches:
         return [cell.trial(rate, seed, "report") for rate in cell.rates for seed in cell.seeds]
-    found = [_search(cell, template, look_up, settles) for template in (cell.template, *cell.others)]
-    search = [trial for each in found for trials in each.rates for trial in trials]
-    if not all(each.is_over for each in found):
-        return search
-    best = [each.rates[each.best] for each in found if each.best is not None]
-    if best:
-        (chosen, *_) = best[best_index([_looked_up(each, look_up) for each in best], cell.higher_is_better) or 0]
-    else:  # nothing trained at any rate: report the centre, whose failure is a result
-        (chosen, *_) = found[0].rates[len(found[0].rates) // 2]
-    return [*search, *(cell.trial(chosen.learning_rate, seed, "report", chosen) for seed in cell.seeds)]
+    searched, chosen = _search(cell, look_up, settles)
+    if chosen is None:
+        return searched
+    return [*searched, *(cell.trial(chosen.learning_rate, seed, "report", chosen) for seed in cell.seeds)]
 
 
 @dataclass(frozen=True)
-class _Search:
-    """The trials that search the rate of one template, by rate, whether all have ended, and the place of the best."""
+class _Candidate:
+    """What may be chosen: a rate of a template.
 
-    rates: list[list[Trial]]
-    is_over: bool = False
-    best: int | None = None
+    Attributes:
+        trials: One per seed of the search.
+        template: The template's place.
+        from_middle: How far from the middle of the template's grid.
+        edge: Of the grid: -1 the lowest, 1 the highest, 0 neither.
+    """
+
+    trials: tuple[Trial, ...]
+    template: int
+    from_middle: float
+    edge: int
 
 
-def _search(cell: Cell, template: Trial, look_up: Look, settles: Settles) -> _Search:
-    below = above = 0
+def _search(cell: Cell, look_up: Look, settles: Settles) -> tuple[list[Trial], Trial | None]:
+    """Return the trials that the search is known to need and, once it is over, one that has what it chose."""
+    templates = (cell.template, *cell.others)
+    grown = [{-1: 0, 1: 0} for _ in templates]  # by how many rates, on either side
+    counts = rungs(len(cell.tune_seeds)) if cell.halves else (len(cell.tune_seeds),)
+    known: dict[str, Trial] = {}
     while True:
-        rates = [
-            [cell.trial(rate, seed, "tune", template) for seed in cell.tune_seeds] for rate in cell.grid(below, above)
-        ]
-        records = [_looked_up(trials, look_up) for trials in rates]
-        if not all(record is not None and settles(record) for found in records for record in found):
-            return _Search(rates)
-        best = best_index(records, cell.higher_is_better)
-        if cell.tune and best == 0 and below < MOST_EXTENSIONS:
-            below += 1
-        elif cell.tune and best == len(rates) - 1 and above < MOST_EXTENSIONS:
-            above += 1
+        left = [each for place in range(len(templates)) for each in _grid(cell, templates[place], place, grown[place])]
+        grid = [each for each in left if each.template == 0]
+        best = grid[len(grid) // 2]  # where nothing trains at any rate, its failure is a result
+        for count in counts:
+            trials = [trial for each in left for trial in each.trials[:count]]
+            known |= {trial.id: trial for trial in trials}
+            if not all((record := look_up(trial)) is not None and settles(record) for trial in trials):
+                return list(known.values()), None
+            ranked = _ranked(left, count, cell.higher_is_better, look_up)
+            best = ranked[0] if ranked else best
+            # At first the best of every template makes its grid grow, later the best of all.
+            heads = {each.template: each for each in reversed(ranked)} if count == counts[0] else {best.template: best}
+            if cell.tune and _grow(heads.values(), grown):
+                break
+            left = ranked[: math.ceil(len(ranked) / 2)]
+            if len(left) < 2:
+                return list(known.values()), best.trials[0]
         else:
-            return _Search(rates, True, best)
+            return list(known.values()), best.trials[0]
 
 
-def _looked_up(trials: Sequence[Trial], look_up: Look) -> list[Record | None]:
-    return [look_up(trial) for trial in trials]
+def _grid(cell: Cell, template: Trial, place: int, grown: dict[int, int]) -> list[_Candidate]:
+    rates = cell.grid(grown[-1], grown[1])
+    last = len(rates) - 1
+    return [
+        _Candidate(
+            trials=tuple(cell.trial(rate, seed, "tune", template) for seed in cell.tune_seeds),
+            template=place,
+            from_middle=abs(number - last / 2),
+            edge=-1 if number == 0 else 1 if number == last else 0,
+        )
+        for number, rate in enumerate(rates)
+    ]
 
 
-def best_index(records: Sequence[Sequence[Record | None]], higher_is_better: bool) -> int | None:
-    """Return the place of the best mean score over the search's seeds.
+def _ranked(
+    candidates: Sequence[_Candidate], count: int, higher_is_better: bool, look_up: Look
+) -> list[_Candidate]:  # fmt: skip
+    """Return those with a score on any of the first seeds, by their means on these, the best first.
 
     What has a score on more of them comes first: a rate that diverges on one is not chosen while another never does.
     Ties go to the one nearest the middle, so that a flat grid does not grow.
     """
-    scored = []
-    for place, found in enumerate(records):
-        scores = [each.score for each in found if each is not None and each.score is not None]
+    sign, scored = 1 if higher_is_better else -1, []
+    for each in candidates:
+        records = [look_up(trial) for trial in each.trials[:count]]
+        scores = [record.score for record in records if record is not None and record.score is not None]
         if finite := [score for score in scores if math.isfinite(score)]:
-            scored.append((place, len(finite), fmean(finite)))
-    if not scored:
-        return None
-    sign = 1 if higher_is_better else -1
-    middle = (len(records) - 1) / 2
-    return max(scored, key=lambda each: (each[1], sign * each[2], -abs(each[0] - middle)))[0]
+            scored.append(((-len(finite), -sign * fmean(finite), each.from_middle), each))
+    return [each for _, each in sorted(scored, key=lambda pair: pair[0])]
+
+
+def _grow(heads: Iterable[_Candidate], grown: Sequence[dict[int, int]]) -> bool:
+    """Let the grids grow whose best lies on an edge; return whether any did."""
+    growing = [each for each in heads if each.edge and grown[each.template][each.edge] < MOST_EXTENSIONS]
+    for each in growing:
+        grown[each.template][each.edge] += 1
+    return bool(growing)

@@ -11,6 +11,7 @@ seeds = [0, 1, 2]
 learning_rates = [1e-3, 3e-3]     # absolute, the same for every method; absent: the recipe's, times the method's factor
 tune = 5                          # instead: so many rates per method, searched on validation with a seed of its own
 tune_seeds = 3                    # ... on so many seeds, by the mean
+halving = true                    # ... of which the worse half gets no more after 1, 2, 4, ... of them
 until_separated = 5               # add seeds while two methods may differ by so many points, see ``contract.looks``
 max_seeds = 10                    # ... up to so many
 targets = []                      # name patterns of the adapted layers
@@ -62,6 +63,7 @@ class Suite:
     learning_rates: tuple[float, ...] = ()
     tune: int = 0
     tune_seeds: int = 1
+    halving: bool = False
     until_separated: float = 0.0
     max_seeds: int = 0
     targets: tuple[str, ...] = ()
@@ -95,6 +97,8 @@ class Suite:
             raise UsageError(f"tune={self.tune} must be 0 (off) or at least 2 learning rates")
         if not 1 <= self.tune_seeds <= MOST_TUNE_SEEDS:
             raise UsageError(f"tune_seeds={_shorten(self.tune_seeds)} must be from 1 to {MOST_TUNE_SEEDS} seeds")
+        if self.halving and self.tune_seeds < 2:
+            raise UsageError("halving stops what is worse after the first of several seeds; give tune_seeds, e.g. 4")
         self._check_looks()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
@@ -175,7 +179,7 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
 
 _TYPES: Mapping[str, type] = {  # others: text
     "tolerance": float, "tune": int, "tune_seeds": int, "until_separated": float, "max_seeds": int,
-    "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
+    "halving": bool, "recipe": dict, "published": dict, "rates": dict, "precisions": dict,
 }  # fmt: skip
 _ITEMS = {"methods": str, "tasks": str, "budgets": str, "seeds": int, "learning_rates": float, "targets": str}
 
@@ -193,7 +197,9 @@ def _typed(name: str, value: Any, where: str) -> Any:
     """Return a value as its field's type: lists as tuples, whole numbers as floats where those are meant."""
 
     def is_a(each: Any, kind: type) -> bool:
-        return not isinstance(each, bool) and isinstance(each, (int, float) if kind is float else kind)
+        if isinstance(each, bool) or kind is bool:
+            return isinstance(each, bool) and kind is bool
+        return isinstance(each, (int, float) if kind is float else kind)
 
     if (kind := _ITEMS.get(name)) is not None:
         if isinstance(value, list | tuple) and all(is_a(each, kind) for each in value):
@@ -203,7 +209,7 @@ def _typed(name: str, value: Any, where: str) -> Any:
         )
     kind = _TYPES.get(name, str)
     if not is_a(value, kind):
-        words = {str: "a text", float: "a number", int: "a whole number", dict: "a table"}
+        words = {str: "a text", float: "a number", int: "a whole number", dict: "a table", bool: "true or false"}
         raise UsageError(f"{where}: {name}={_shorten(value)} is not {words[kind]}")
     if name == "rates":
         return {key: _typed("learning_rates", rates, f"{where}: rates: {key}") for key, rates in value.items()}

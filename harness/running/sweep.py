@@ -85,6 +85,11 @@ class Outcome:
         return "\n".join(str(text) for text in said if text is not None)
 
 
+def _search_plan(suite: Suite) -> dict[str, Any]:
+    plan = {"rates": suite.tune, "seeds": suite.tune_seeds}
+    return {**plan, "halves": True} if suite.halving else plan
+
+
 def plan_sweep(
     suite: Suite, registry: Registry, data_dir: Path | None, precision: str, store: Store
 ) -> tuple[list[Cell], list[Trial], dict[str, str]]:
@@ -146,7 +151,7 @@ def run_sweep(
                 **describe_environment(torch.device("cpu")),
                 **(environment or {}),
                 **({KEY: suite.looks.to_json()} if suite.looks else {}),
-                **({"search": {"rates": suite.tune, "seeds": suite.tune_seeds}} if suite.tune else {}),
+                **({"search": _search_plan(suite)} if suite.tune or suite.halving else {}),
                 "results_root": store.root,
                 "sweep": suite.title or " ".join(suite.tasks),
             }

@@ -15,6 +15,7 @@ from harness_leaderboard.boards.model import (
     Row,
     TuningTrial,
     canonical,
+    halves,
     has_no_budget,
     is_finished,
     is_reference,
@@ -91,7 +92,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         references=references,
         analysis=analysis,
         failures=tuple(_failure(each) for each in by_method if not is_finished(each)),
-        tuning=tuple(_tuning_trial(each, chosen) for each in by_method if each.trial.purpose == "tune"),
+        tuning=_tuning([each for each in by_method if each.trial.purpose == "tune"], chosen),
         notes=(
             *notes_on_published([*ranked, *references]),
             *board_notes(ranked, differing, reports, everything),
@@ -148,7 +149,17 @@ def _failure(record: Record) -> Failure:
     )
 
 
-def _tuning_trial(record: Record, chosen: set[tuple[str, float]]) -> TuningTrial:
+def _tuning(records: Sequence[Record], chosen: set[tuple[str, float]]) -> tuple[TuningTrial, ...]:
+    spent = Counter((each.trial.search, each.trial.cell, each.trial.learning_rate) for each in records)
+    found = []
+    for each in records:
+        own = spent[each.trial.search, each.trial.cell, each.trial.learning_rate]
+        most = max(count for (search, *_), count in spent.items() if search == each.trial.search)
+        found.append(_tuning_trial(each, chosen, own if halves(each) and own < most else None))
+    return tuple(found)
+
+
+def _tuning_trial(record: Record, chosen: set[tuple[str, float]], stopped_after: int | None) -> TuningTrial:
     score = record.score if is_finished(record) else None
     seconds = record.cost.get("train_seconds")
     return TuningTrial(
@@ -162,5 +173,6 @@ def _tuning_trial(record: Record, chosen: set[tuple[str, float]]) -> TuningTrial
         state=record.state,
         train_seconds=None if seconds is None else float(seconds),
         trial_id=record.trial_id,
+        stopped_after=stopped_after,
         is_chosen=(record.trial.cell, record.trial.learning_rate) in chosen,
     )

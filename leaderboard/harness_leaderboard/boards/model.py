@@ -54,6 +54,12 @@ def is_reference(record: Record) -> bool:
     return has_no_budget(record) or record.trial.largest
 
 
+def halves(record: Record) -> bool:
+    """Return whether a record is of a run whose searches stop the worse half after 1, 2, 4, ... seeds."""
+    plan = record.environment.get("search")
+    return isinstance(plan, Mapping) and plan.get("halves") is True
+
+
 def has_no_budget(record: Record) -> bool:
     """Return whether a record's method trains outside every budget."""
     return record.trial.budget_parameters is None or record.trial.budget == ""
@@ -128,7 +134,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningTrial:
-    """One trial of the learning-rate search."""
+    """One trial of the learning-rate search.
+
+    ``stopped_after`` is the number of seeds after which its rate got no more, while better ones did.
+    """
 
     method: str
     learning_rate: float
@@ -138,6 +147,7 @@ class TuningTrial:
     state: State
     train_seconds: float | None
     is_chosen: bool
+    stopped_after: int | None
     trial_id: str
 
 

@@ -134,9 +134,10 @@ def _notes_on_effort(rows: Sequence[Row], everything: Sequence[Record]) -> list[
     if len(asked) == 1 and isinstance(plan, Mapping) and min(efforts.values()):
         rates, seeds = plan.get("rates"), plan.get("seeds")
         on = "a seed" if seeds == 1 else f"{seeds} seeds"
+        halved = ", the worse half getting no more after 1, 2, 4, ... of them" if plan.get("halves") else ""
         return [
-            f"Learning-rate trials: {listed}. All methods were searched by one rule: {rates} rates on {on}, and one "
-            "more where the best lay on an edge, until it did not."
+            f"Learning-rate trials: {listed}. All methods were searched by one rule: {rates} rates on {on}{halved}, "
+            "and one more where the best lay on an edge, until it did not."
         ]
     if min(efforts.values()):
         return [f"Learning-rate trials: {listed}. The records do not say whether all were searched by one rule."]
@@ -149,8 +150,9 @@ def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:
     for each in everything:
         if each.trial.purpose == "tune" and each.trial.cell == row.first.trial.cell:
             scores[each.trial.learning_rate] += [each.score] if is_finished(each) and each.score is not None else []
-    found = {rate: fmean(each) for rate, each in scores.items() if each}
-    if len(found) < 2:
+    most = max(map(len, scores.values()), default=0)  # what diverged on a seed, or was stopped, comes after the others
+    found = {rate: fmean(each) for rate, each in scores.items() if len(each) == most > 0}
+    if sum(map(bool, scores.values())) < 2:
         return []
     best = (max if row.first.higher_is_better else min)(found.values())
     rates = [rate for rate, score in found.items() if score == best]

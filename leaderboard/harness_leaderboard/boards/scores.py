@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.contract.record import Record, State
-from harness_leaderboard.boards.model import Row, is_finished
+from harness_leaderboard.boards.model import Row, halves, is_finished
 from harness_leaderboard.statistics.error import Array, Places
 from harness_leaderboard.statistics.scores import Scores, Search, Stages
 
@@ -119,4 +119,9 @@ def _search(records: Sequence[Record], row: Row) -> Search | None:
         return None
     seeds = sorted({each.trial.seed for each in records})
     values = [[found.get((rate, seed), math.nan) for rate in rates] for seed in seeds]
-    return Search(rates=tuple(rates), scores=np.asarray(values), chosen=rates.index(row.first.trial.learning_rate))
+    return Search(
+        rates=tuple(rates),
+        scores=np.asarray(values),
+        chosen=rates.index(row.first.trial.learning_rate),
+        halves=any(halves(each) for each in records),
+    )

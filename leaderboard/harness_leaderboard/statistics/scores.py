@@ -26,11 +26,13 @@ class Search:
         rates: Those tried, ascending.
         scores: Shape (search seeds, rates), in the metric's unit; NaN where a rate diverged or was not tried.
         chosen: Place of the rate that the reported seeds use.
+        halves: Whether the worse half got no further seeds after 1, 2, 4, ... of them.
     """
 
     rates: tuple[float, ...]
     scores: Array
     chosen: int
+    halves: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.results.wording import layers_text, parameters_text
-from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row
+from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row, TuningTrial
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
 from harness_leaderboard.view.curves import Curve
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.scores import grouped_notes, interval_text, metric_title, paper_text, score_decimals
-from harness_leaderboard.view.text import p_value_text, percent_text, seconds_text, signed_text, slug_of, value_text
+from harness_leaderboard.view.text import (
+    many,
+    p_value_text,
+    percent_text,
+    seconds_text,
+    signed_text,
+    slug_of,
+    value_text,
+)
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
@@ -195,6 +203,13 @@ def _pairs(board: Board) -> list[Grid]:
     return [table(caption, heads, rows)]
 
 
+def _fate(trial: TuningTrial) -> str:
+    """Return what became of a rate of the search."""
+    if trial.is_chosen:
+        return "reported"
+    return "no" if trial.stopped_after is None else f"stopped after {many(trial.stopped_after, 'seed')}"
+
+
 def _search(board: Board) -> Grid:
     flat = {row.method: row.estimate.selection for row in board.rows if row.estimate}
     decimals = score_decimals(board)
@@ -213,7 +228,7 @@ def _search(board: Board) -> Grid:
                 if trial.train_seconds is not None
                 else Cell(text=MISSING, note="no training time in the record"),
                 text_cell(trial.state.value.replace("_", " ")),
-                Cell(text="reported" if trial.is_chosen else "no", sort=float(trial.is_chosen)),
+                Cell(text=_fate(trial), sort=float(trial.is_chosen)),
                 Cell(text=percent_text(chosen.again), sort=chosen.again)
                 if chosen is not None
                 else Cell(text=MISSING, note="too few rates with a score"),

@@ -210,3 +210,73 @@ def test_a_plan_counts_every_trial_that_a_search_may_take():
 def test_seeds_of_a_search_that_cannot_be_are_refused(given, said):
     with pytest.raises(UsageError, match=said):
         cells(**given)
+
+
+# --- halving --------------------------------------------------------------------------------------------------------
+
+
+def seeds_by_rate(searched):
+    spent: dict[float, int] = {}
+    for trial in searched:
+        spent[trial.learning_rate] = spent.get(trial.learning_rate, 0) + 1
+    return [spent[rate] for rate in sorted(spent)]
+
+
+def test_a_search_that_halves_stops_the_worse_half_after_each_doubling_of_its_seeds():
+    found = cells(tune=5, tune_seeds=4, halving=True, seeds=[0, 1])
+    grid = found[0].grid()
+    value = dict(zip(grid, (0.1, 0.5, 0.9, 0.7, 0.2), strict=True))
+    searched, reported = run(lambda t: value[t.learning_rate], found)
+    assert seeds_by_rate(searched) == [1, 2, 4, 4, 1]  # 5 rates on 1 seed, 3 on 2, 2 on 4: 12 trials, not 20
+    assert {t.learning_rate for t in reported} == {grid[2]}
+    assert [t.seed for t in reported] == [0, 1]
+
+
+def test_what_halving_leaves_is_chosen_by_the_mean_over_all_of_its_seeds():
+    found = cells(tune=3, tune_seeds=4, halving=True, seeds=[0])
+    low, middle, high = found[0].grid()
+    first = {low: 0.4, middle: 0.7, high: 0.6}
+    later = {low: 0.9, middle: 0.3, high: 0.6}  # what the low one would have shown, nobody sees
+    _, (reported,) = run(lambda t: (first if t.seed == TUNE_SEED else later).get(t.learning_rate, 0.0), found)
+    assert reported.learning_rate == high
+
+
+def test_a_rate_that_diverges_gets_no_further_seeds_of_a_search_that_halves():
+    found = cells(tune=3, tune_seeds=8, halving=True, seeds=[0])
+    middle = found[0].grid()[1]
+    searched, (reported,) = run(lambda t: 0.5 if t.learning_rate == middle else None, found)
+    assert len(searched) == 3
+    assert reported.learning_rate == middle
+    assert len(run(lambda t: None, cells(tune=3, tune_seeds=8, halving=True, seeds=[0]))[0]) == 3
+
+
+def test_settings_and_rates_are_halved_together_by_one_rule():
+    found = cells(methods=["lora+:ratio=2|4"], tune=3, tune_seeds=4, halving=True, seeds=[0])
+    middle = found[0].grid()[1]
+    best = {(2.0, middle): 0.5, (4.0, middle): 0.7}
+    searched, (reported,) = run(lambda t: best.get((t.config["ratio"], t.learning_rate), 0.1), found)
+    assert len(searched) == 6 + 3 + 2 * 2
+    assert (reported.config["ratio"], reported.learning_rate) == (4, middle)
+
+
+def test_a_grid_grows_where_halving_chooses_its_edge():
+    found = cells(tune=3, tune_seeds=2, halving=True, seeds=[0])
+    low, middle, high = found[0].grid()
+    first = {low: 0.1, middle: 0.9, high: 0.8}
+    later = {middle: 0.1, high: 0.8}  # by the mean of both seeds the upper edge is best
+    searched, (reported,) = run(lambda t: (first if t.seed == TUNE_SEED else later).get(t.learning_rate, 0.2), found)
+    assert len({t.learning_rate for t in searched}) == 4
+    assert max(t.learning_rate for t in searched) > high == reported.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tune": 3, "halving": True}, "give tune_seeds, e.g. 4"),
+        ({"tune": 3, "tune_seeds": 2, "halving": 1}, "halving=1 is not true or false"),
+        ({"tune": True}, "tune=True is not a whole number"),
+    ],
+)
+def test_halving_that_cannot_be_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        cells(**given)

@@ -8,6 +8,7 @@ from harness.contract.trial import Trial
 from harness_leaderboard.boards.build import build_boards
 from harness_leaderboard.view.board import board_view
 from harness_leaderboard.view.curves import history
+from harness_leaderboard.view.details import details
 from harness_leaderboard.view.scores import leaders_text, limit_text, summary_sentences
 
 
@@ -160,6 +161,29 @@ def test_tuning_trials_are_effort_and_not_results(make_record):
     assert row.score.value == 0.5
     assert row.tune_trials == 2
     assert [(each.learning_rate, each.is_chosen) for each in board.tuning] == [(1e-3, True), (1e-2, False)]
+
+
+def test_a_rate_that_halving_stopped_is_shown_as_stopped_and_no_rival_of_the_chosen_one(make_record):
+    def searched(method, rate, *scores):
+        trial = {"purpose": "tune", "learning_rate": rate}
+        environment = {"search": {"rates": 3, "seeds": 2, "halves": True}}
+        return [
+            make_record(method, 100 + place, score, trial=trial, environment=environment)
+            for place, score in enumerate(scores)
+        ]
+
+    rates = [(3e-4, (0.2,)), (1e-3, (0.7, 0.5)), (3e-3, (0.65, 0.5))]
+    tune = [each for rate, found in rates for each in searched("lora", rate, *found)]
+    tune += searched("mora", 3e-4, 0.9) + searched("mora", 1e-3, 0.95, 0.1)  # 0.9 on one seed is no better than these
+    board = only([make_record(name, seed, 0.5) for name in ("lora", "mora") for seed in range(2)] + tune)
+    assert {(each.method, each.learning_rate, each.stopped_after) for each in board.tuning} == {
+        ("lora", 3e-4, 1), ("lora", 1e-3, None), ("lora", 3e-3, None), ("mora", 3e-4, 1), ("mora", 1e-3, None),
+    }  # fmt: skip
+    said = "3 rates on 2 seeds, the worse half getting no more after 1, 2, 4, ... of them, and one more where"
+    assert any(said in note for note in board.notes)
+    assert not any("its search found" in note for note in board.notes)
+    grids = [grid for _, found in details(board, []) for grid in found if grid.caption.startswith("Learning-rate")]
+    assert {row[6].text for row in grids[0].rows} == {"stopped after 1 seed", "reported", "no"}
 
 
 def test_unequal_tuning_effort_is_said(make_record):

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from harness_leaderboard.statistics import Scores, Search, analyse
+from harness_leaderboard.statistics.search import halve
 
 
 def scores(values, **more):
@@ -145,6 +146,26 @@ def test_a_search_that_might_have_gone_elsewhere_widens_the_error():
     assert width[1] < width[2]
     assert sure.estimates[0].selection.again == 1
     assert unsure.estimates[0].selection.flatness == 3
+
+
+def test_a_rate_that_was_stopped_early_is_chosen_again_only_as_the_search_would():
+    values, nan = noisy([0.5, 0.6, 0.55, 0.58]), np.nan
+    rates = (1e-4, 1e-3, 1e-2)
+    seen = np.array([[0.55, 0.60, 0.59], [nan, 0.60, 0.59], [nan, 0.60, 0.59], [nan, 0.60, 0.59]])
+    halved = Search(rates=rates, scores=seen, chosen=1, halves=True)
+    unknown = Search(rates=rates, scores=seen, chosen=1)
+    found, other = (analyse(scores(values, searches=(each,) * 4)).estimates[0] for each in (halved, unknown))
+    assert 0 < found.selection.variance < other.selection.variance
+
+
+def test_halving_redrawn_is_halving_as_it_is_planned():
+    drawn = np.random.default_rng(3).standard_normal((40, 4, 5))
+    chosen, spent = halve(drawn)
+    for search, place, seeds in zip(drawn, chosen, spent, strict=True):
+        first = list(np.argsort(-search[0])[:3])
+        second = sorted(first, key=lambda rate: -search[:2, rate].mean())[:2]
+        assert place == max(second, key=lambda rate: search[:, rate].mean())
+        assert [seeds[rate] for rate in range(5)] == [1 + (rate in first) + 2 * (rate in second) for rate in range(5)]
 
 
 def test_the_same_scores_give_the_same_analysis():
