@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,12 @@ BEST = "best"
 @click.option("--rank", type=click.IntRange(min=1), help="Cut the update to this rank (--format peft).")
 @click.option("--task", default="", metavar="NAME", help="Of which task the best, where there are records of several.")
 @results_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def export(
-    block: tuple[str, ...], /, trial_id: str, output: Path, form: str, rank: int | None, task: str, results: str
-) -> None:
+    block: tuple[str, ...], /, trial_id: str, output: Path, form: str, rank: int | None, task: str, results: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write a finished trial as a model that other programs load.
 
     `best` is the trial that `harness recommend` names.
@@ -53,37 +56,43 @@ def export(
     if trial_id == BEST:
         trial_id = best_trial(registry, results, task)
     trained = read_trained(registry, *read_record(results, trial_id))
-    form = _write(trained, output, rank, form)
+    form, notes = _write(trained, output, rank, form)
     if form == "peft":
         from harness.results.vllm import vllm_verdict
 
-        click.echo(vllm_verdict(output), err=True)
-    click.echo(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}", err=True)
-    click.echo(loading_code(trained, output, form))
+        notes.append(vllm_verdict(output))
+    code = loading_code(trained, output, form)
+    if as_json:
+        told = {"trial_id": trained.trial.id, "folder": str(output), "format": form, "notes": notes, "code": code}
+        click.echo(json.dumps(told, indent=1))
+        return
+    for each in (*notes, f"trial {trained.trial.id} ({trained.trial.label}) -> {output}"):
+        click.echo(each, err=True)
+    click.echo(code)
 
 
-def _write(trained: TrainedTrial, output: Path, rank: int | None, form: str) -> str:
-    """Write a trial in a format, or in the smallest that there is, and return the format."""
+def _write(trained: TrainedTrial, output: Path, rank: int | None, form: str) -> tuple[str, list[str]]:
+    """Write a trial in a format, or in the smallest that there is; return the format and what must be known of it."""
     from harness.results.export import export_merged, export_own, export_peft, is_peft
 
+    why: list[str] = []
     if form == "own" or (form == "auto" and trained.is_private):
         try:
-            click.echo(export_own(trained, output), err=True)
-            return "peft" if is_peft(output) else "own"
+            note = export_own(trained, output)
+            return "peft" if is_peft(output) else "own", [note]
         except UsageError as error:
             if form == "own":
                 raise
-            click.echo(f"{error}. So the whole model is written.", err=True)
+            why = [f"{error}. So the whole model is written."]
     elif form != "merged":
         try:
-            click.echo(export_peft(trained, output, rank), err=True)
-            return "peft"
+            return "peft", [export_peft(trained, output, rank)]
         except UsageError as error:
             if form == "peft":
                 raise
-            click.echo(f"no PEFT checkpoint: {error}. So the whole model is written.", err=True)
+            why = [f"no PEFT checkpoint: {error}. So the whole model is written."]
     export_merged(trained, output)
-    return "merged"
+    return "merged", why
 
 
 def best_trial(registry: Registry, results: str, task: str) -> str:

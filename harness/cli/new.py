@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 from importlib import resources
@@ -21,13 +22,18 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to write; new or empty.  [default: harness-NAME]"
 )
-def new(kind: str, name: str, output: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def new(kind: str, name: str, output: Path | None, as_json: bool) -> None:
     """Write an installable package with a method or a task that works, and its tests."""
     folder = output or Path(f"harness-{name}")
-    for path, content in package(kind, name).items():
+    files = package(kind, name)
+    for path, content in files.items():
         _write(folder, path, content)
-    click.echo(f"{folder}: now run\n\n    cd {folder}\n    pip install -e .[test]\n    pytest\n")
     check = f"harness check {name}" if kind == "method" else f"harness describe {name}"
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "files": sorted(files), "check": check}, indent=1))
+        return
+    click.echo(f"{folder}: now run\n\n    cd {folder}\n    pip install -e .[test]\n    pytest\n")
     click.echo(f"then change it into your own, and `{check}`.")
 
 

@@ -73,19 +73,24 @@ def results_show(trial_id: str, results: str, as_json: bool) -> None:
 @results.command("export")
 @click.argument("path", type=click.Path(path_type=Path))
 @results_option
-def results_export(path: Path, results: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def results_export(path: Path, results: str, as_json: bool) -> None:
     """Write all records as a table: .csv, .parquet or .json."""
     from harness.results.frame import export
     from harness.results.index import read_all
 
     count = export(read_all(open_results(results)), path)
-    click.echo(f"{count} records -> {path}", err=True)
+    if as_json:
+        click.echo(json.dumps({"records": count, "path": str(path)}, indent=1))
+    else:
+        click.echo(f"{count} records -> {path}", err=True)
 
 
 @results.command("describe")
 @results_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def results_describe(block: tuple[str, ...], results: str) -> None:
+def results_describe(block: tuple[str, ...], results: str, as_json: bool) -> None:
     """Keep beside the records what their methods and tasks are, for pages that are made without the plugins."""
     from harness.planning.registry import build_registry
     from harness.results.catalogue import write_catalogue
@@ -95,4 +100,7 @@ def results_describe(block: tuple[str, ...], results: str) -> None:
     trials = [record.trial for record in read_all(store)]
     write_catalogue(store, build_registry(block), trials)
     names = sorted({trial.method for trial in trials} | {trial.task for trial in trials})
-    click.echo(f"described in {store.root}: {', '.join(names)}", err=True)
+    if as_json:
+        click.echo(json.dumps({"root": store.root, "described": names}, indent=1))
+    else:
+        click.echo(f"described in {store.root}: {', '.join(names)}", err=True)

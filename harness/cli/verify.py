@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +31,11 @@ NOT_VERIFIED = 1
 @click.option("--device", default="auto", show_default=True, help="For --retrain: auto, cpu, cuda or cuda:N.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
 @data_dir_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def verify(
     block: tuple[str, ...], /, where: str, signers: Path | None, retrain: bool, device: str, allow_code_execution: bool,
-    data_dir: Path | None,
+    data_dir: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Check digests and signatures of records, recompute their metrics from items, and train one again on request."""
     from harness.planning.registry import build_registry
@@ -60,16 +63,23 @@ def verify(
     signatures = None if signers is None else read_signatures(store, signers)
     for problem in signatures.problems if signatures else ():
         click.echo(f"harness: {problem}", err=True)
+    told: dict[str, Any] = {"records": []}
     for finding in findings(store, ids, task, signatures):
         bad += finding.is_bad
-        click.echo("\n    ".join([f"{finding.trial_id}  {finding.verdict}", *finding.notes]))
+        told["records"].append({**asdict(finding), "is_bad": finding.is_bad})
+        if not as_json:
+            click.echo("\n    ".join([f"{finding.trial_id}  {finding.verdict}", *finding.notes]))
     click.echo(f"{len(ids)} records, {bad} not to be believed", err=True)
     if retrain and not bad:
         record = store.read(ids[0])
         assert record is not None
         same, said = compare(record, train_again(record, block, device, data_dir, allow_code_execution))
-        click.echo(f"{ids[0]}  {'reproduced' if same else 'not reproduced'}\n    {said}")
+        told["retrained"] = {"is_reproduced": same, "notes": said}
+        if not as_json:
+            click.echo(f"{ids[0]}  {'reproduced' if same else 'not reproduced'}\n    {said}")
         bad += not same
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
     return NOT_VERIFIED if bad else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import webbrowser
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open
 @results_option
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
-def serve(roots: Sequence[str], port: int, open_: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the address as JSON.")
+def serve(roots: Sequence[str], port: int, open_: bool, as_json: bool) -> None:
     """Show the pages on this machine while a sweep runs: they are renewed as records come."""
     from harness.errors import UsageError
     from harness_leaderboard.live import LOOPBACK, Site, renewing, server
@@ -115,7 +117,10 @@ def serve(roots: Sequence[str], port: int, open_: bool) -> None:
         stop = Event()
         thread = renewing(site, stop)
         address = f"http://{LOOPBACK}:{listening.server_port}/"
-        click.echo(f"{address}  (Ctrl-C ends it)", err=True)
+        if as_json:
+            click.echo(json.dumps({"address": address}))
+        else:
+            click.echo(f"{address}  (Ctrl-C ends it)", err=True)
         if open_:
             webbrowser.open(address)
         try:
@@ -131,15 +136,18 @@ def serve(roots: Sequence[str], port: int, open_: bool) -> None:
 @leaderboard.command()
 @click.argument("old", type=Root())
 @click.argument("new", type=Root())
-def diff(old: str, new: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from one result root to another: scores, ranks, what came and what went."""
     from harness_leaderboard.boards.build import build_boards
     from harness_leaderboard.load import load
     from harness_leaderboard.view.changes import changes
+    from harness_leaderboard.write.csv import rows
     from harness_leaderboard.write.terminal import table
 
     before, after = (build_boards(load([root]).records) for root in (old, new))
-    click.echo(table(changes(before, after)))
+    found = changes(before, after)
+    click.echo(rows(found) if as_json else table(found))
 
 
 def view_of(loaded: Loaded, output: Path | None) -> SiteView:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.results.frame import to_csv
-from harness_leaderboard.view.model import BoardView, SiteView
+from harness_leaderboard.view.model import BoardView, Grid, SiteView
 
 
 def lines(boards: Sequence[BoardView]) -> str:
@@ -41,6 +41,17 @@ def everything(view: SiteView) -> str:
     """Return all that the pages show as JSON, but for single trials, of which the records say more."""
     content = {each.name: getattr(view, each.name) for each in fields(view) if each.name != "trials"}
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def rows(grid: Grid) -> str:
+    """Return a table as JSON, one object per row, named by the columns' titles; numbers unrounded, missing ones null."""
+    names = [column.title.lower().replace(" ", "_") for column in grid.columns]
+    values = [
+        [None if cell.is_missing else cell.text if cell.sort is None else cell.sort for cell in row]
+        for row in grid.rows
+    ]
+    found = [dict(zip(names, row, strict=True)) for row in values]
+    return json.dumps(finite(found), indent=1, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -65,12 +65,21 @@ def test_the_spectrum_of_trained_trials(results, tmp_path):
 def test_json_has_every_layer_and_is_the_adapters_own_product(results):
     trial = ids(results)["lora"]
     done = invoke("analyse", "spectrum", trial, "--results", results, "--json")
-    (found,) = json.loads(done.stdout[done.stdout.index("[") :])
+    (found,) = json.loads(done.stdout)
     tensors = load_file(results / "adapters" / f"{trial}.safetensors")
     layer = found["layers"][0]
     a, b = (tensors[f"{layer['layer']}.{name}"].double() for name in ("a", "b"))
     scale = 16 / a.shape[0]
     assert layer["values"]["largest"] == pytest.approx(float(torch.linalg.svdvals(scale * b @ a)[0]), rel=1e-4)
+
+
+def test_an_export_is_told_as_json(results, tmp_path):
+    trial = ids(results)["lora"]
+    done = invoke("export", trial, "--results", results, "-o", tmp_path / "out", "--format", "auto", "--json")
+    told = json.loads(done.stdout)
+    assert (told["trial_id"], told["format"], told["folder"]) == (trial, "peft", str(tmp_path / "out"))
+    assert "PeftModel.from_pretrained" in told["code"]
+    assert any("vLLM" in note for note in told["notes"])
 
 
 def test_a_base_model(results):
