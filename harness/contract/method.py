@@ -288,7 +288,8 @@ class Method:
         Not overridden: what ``attach`` added cannot be put into the weights.
 
         Args:
-            model: What ``attach`` made of the model, in float32 on the CPU, with the trained values.
+            model: What ``attach`` made of the model, in float32 on the CPU, with the trained values. What was trained
+                requires gradients, the task's head too.
         """
         raise NotImplementedError
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,15 +174,16 @@ def load_model(
             model = _auto_class(task).from_config(task.model_config(recipe), **NO_CODE).to(dtype)
             fresh = [name for name, _ in model.named_parameters()]
         else:
-            model, report = _auto_class(task).from_pretrained(
-                resolve(choice.name),
-                config=_load_config(choice, task, recipe),
-                dtype=dtype,
-                output_loading_info=True,
-                use_safetensors=True,  # other weights are pickles, and loading a pickle runs what it says
-                **NO_CODE,
-                **_revision(choice, choice.name),
-            )
+            with _report_held():
+                model, report = _auto_class(task).from_pretrained(
+                    resolve(choice.name),
+                    config=_load_config(choice, task, recipe),
+                    dtype=dtype,
+                    output_loading_info=True,
+                    use_safetensors=True,  # other weights are pickles, and loading a pickle runs what it says
+                    **NO_CODE,
+                    **_revision(choice, choice.name),
+                )
             fresh = sorted(report["missing_keys"])
     finally:
         torch.random.set_rng_state(state)
@@ -196,6 +198,31 @@ def load_model(
     model = model.to(device).requires_grad_(False)
     model.config.use_cache = False
     return model.eval(), fresh
+
+
+@contextmanager
+def _report_held() -> Iterator[None]:
+    """Keep transformers' report of missing weights from the terminal: what is missing is judged here.
+
+    Where loading fails, its message speaks of the report, so it is shown.
+    """
+    logger, held = logging.getLogger("transformers.modeling_utils"), list[logging.LogRecord]()
+
+    def hold(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        held.extend([record] if is_report else [])
+        return not is_report
+
+    logger.addFilter(hold)
+    try:
+        yield
+    except Exception:
+        logger.removeFilter(hold)
+        for record in held:
+            logger.handle(record)
+        raise
+    finally:
+        logger.removeFilter(hold)
 
 
 def is_causal(model: nn.Module) -> bool:

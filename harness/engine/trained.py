@@ -5,7 +5,6 @@ What is not here: reading records and adapters (``results.store``), formats of f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -98,19 +97,34 @@ class TrainedTrial:
     def changes(self) -> Iterator[LayerChange]:
         """Yield each linear layer that the trial changed, with what it added, one at a time.
 
-        Of a method without adapters, these are all linear layers whose weights it trained.
+        Of a method that attaches, these are the linear layers whose weights are others once it is merged.
+
+        Raises:
+            UsageError: The trial changed no weight of a linear layer.
         """
-        for name in linear_layers(self.model, ()) if self.is_private else ():
-            if f"{name}.weight" in self.state:
-                layer = self.model.get_submodule(name)
-                trained = copy.deepcopy(layer)  # which may store its weight transposed
-                trained.load_state_dict({"weight": self.state[f"{name}.weight"]}, strict=False)
-                before, after = (present_as_linear(each).weight.detach() for each in (layer, trained))
-                yield LayerChange(name, before, after - before)
         if self.is_private:
+            yield from self._attached_changes()
             return
         for name, update in self.updates():
             yield LayerChange(name, present_as_linear(self.model.get_submodule(name)).weight.detach(), update)
+
+    def _attached_changes(self) -> Iterator[LayerChange]:
+        layers = linear_layers(self.model, self.task.trains)
+        before = {name: present_as_linear(self.model.get_submodule(name)).weight.detach().clone() for name in layers}
+        attached = self.attached()
+        if not self._has_weights(attached):
+            raise UsageError(f"{self._said_of_parts()}: there is no update of a weight to look at")
+        merged, is_changed = self._merge(attached), False
+        for name, weight in before.items():
+            update = present_as_linear(merged.get_submodule(name)).weight.detach() - weight
+            if update.any():
+                is_changed = True
+                yield LayerChange(name, weight, update)
+        if not is_changed:
+            raise UsageError(
+                f"method {self.trial.method!r} trained {', '.join(list(self.state)[:2])}, ...: it changed no weight of "
+                "a linear layer, so there is no update to look at"
+            )
 
     @torch.no_grad()
     def merged(self) -> Any:
@@ -120,7 +134,12 @@ class TrainedTrial:
             UsageError: What was trained cannot be put into weights.
         """
         if self.is_private:
-            return self._merge_attached()
+            attached = self.attached()
+            if not self._has_weights(attached):
+                raise UsageError(
+                    f"{self._said_of_parts()}, and it has no merge_attached(); use --format own, or the trial itself"
+                )
+            return self._merge(attached)
         for name, update in self.updates():
             present_as_linear(self.model.get_submodule(name)).weight.data.add_(update)
         self._untie()
@@ -128,15 +147,19 @@ class TrainedTrial:
             self._fill(self.model.get_submodule(name), name)
         return self.model
 
-    def _merge_attached(self) -> nn.Module:
-        attached = self.attached()
+    def _has_weights(self, attached: nn.Module) -> bool:
+        """Return whether what was trained is, or can be put into, weights of the base model."""
+        return is_as_before(attached) or type(self._method).merge_attached is not Method.merge_attached
+
+    def _said_of_parts(self) -> str:
+        return (
+            f"method {self.trial.method!r} adds to the model what its weights cannot hold, e.g. "
+            f"{next(iter(self.state))!r}"
+        )
+
+    def _merge(self, attached: nn.Module) -> nn.Module:
         if is_as_before(attached):
             return attached
-        if type(self._method).merge_attached is Method.merge_attached:
-            raise UsageError(
-                f"method {self.trial.method!r} adds to the model what its weights cannot hold, e.g. "
-                f"{next(iter(self.state))!r}, and has no merge_attached(); use --format own, or the trial itself"
-            )
         merged = self._method.merge_attached(attached)
         for parameter in merged.parameters():
             parameter.requires_grad_(False)
@@ -176,6 +199,7 @@ class TrainedTrial:
                     f"trial {self.trial.id}: what was trained at {name!r} does not fit the method and the model of "
                     f"today; install the versions that trained it: {dict(self.trial.plugins)}"
                 )
+            live[name].requires_grad_(True)  # the task's head too, so that a method knows to write it
             live[name].data.copy_(value)
         return attached.eval()
 

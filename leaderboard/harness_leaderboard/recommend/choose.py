@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.contract.record import Record
+from harness.contract.trial import Trial
 from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
 from harness_leaderboard.boards.rows import build_rows
 from harness_leaderboard.boards.scores import scores_of
@@ -67,6 +68,11 @@ class Recommendation:
     record: Record
     failed: int
     why_not: str = ""
+
+    @property
+    def at_whole_budget(self) -> Row | None:
+        """Return the cheapest that cannot be told apart from the best and is as large as its budget asks, if any is."""
+        return next((row for row in self.tied if not row.first.trial.largest), None)
 
 
 def recommend(records: Iterable[Record]) -> list[Recommendation]:
@@ -125,8 +131,7 @@ def _why_not(rows: Sequence[Row]) -> str:
 
 def by_cost(rows: Sequence[Row], sign: int) -> list[Row]:
     """Return rows by size, then by the time of a step in quarters more than the fastest of that size, then by score."""
-    trials = [row.first.trial for row in rows]
-    sizes = [(not each.largest and each.budget_parameters) or each.adapter_parameters for each in trials]
+    sizes = [_size(row.first.trial) for row in rows]
     times = [row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0 for row in rows]
 
     def cost(place: int) -> tuple[int, int, float]:
@@ -138,13 +143,23 @@ def by_cost(rows: Sequence[Row], sign: int) -> list[Row]:
     return [rows[place] for place in sorted(range(len(rows)), key=cost)]
 
 
+def _size(trial: Trial) -> int:
+    """Return the parameters of a trial's budget, or its own where it has none or cannot be as large."""
+    return (not trial.largest and trial.budget_parameters) or trial.adapter_parameters
+
+
 def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Larger, ...]:
     """Return the best configuration of each larger budget."""
     own = rows[chosen].first.trial.adapter_parameters
     found: dict[int, Larger] = {}
     for place, row in enumerate(rows):  # best score first
-        budget = row.first.trial.budget_parameters
-        if budget is not None and budget > own * 1.02 and budget not in found:
+        budget = _size(row.first.trial)
+        if (
+            row.first.trial.budget_parameters
+            and not row.first.trial.largest
+            and budget > own * 1.02
+            and budget not in found
+        ):
             found[budget] = Larger(row=row, difference=analysis.between(place, chosen))
     return tuple(found[budget] for budget in sorted(found))[:MOST_TOLD]
 

@@ -24,6 +24,8 @@ def as_text(found: Recommendation, root: str = "results") -> str:
     if found.why_not:
         lines.append(f"* Not sure of it: {found.why_not}.")
     lines.append(f"* {_beside_the_best(found)}")
+    if found.choice.first.trial.largest:
+        lines.append(f"* {_below_the_budget(found)}")
     if found.analysis.detectable is not None and found.analysis.detectable < NOTHING:
         said = "In every seed the configurations have the same score: what sets them apart, this task does not measure."
         lines.append(f"* {said}")
@@ -61,6 +63,7 @@ def as_json(found: Recommendation) -> dict[str, Any]:
         "trial_id": found.record.trial_id,
         "best": _row_json(found.best),
         "loss_against_best": _difference_json(found.loss),
+        "cheapest_at_whole_budget": None if found.at_whole_budget is None else _row_json(found.at_whole_budget),
         "cannot_be_told_apart": [_row_json(row) for row in found.tied],
         "detectable_difference": found.analysis.detectable,
         "scope": found.analysis.scope,
@@ -100,7 +103,8 @@ def _named(row: Row) -> dict[str, Any]:
 def configuration(row: Row) -> str:
     """Return a configuration in words: method, budget, rate, and what else was set."""
     trial = row.first.trial
-    budget = f"budget {trial.budget}" if trial.budget else "outside every budget"
+    where = "the largest it can be, below budget" if trial.largest else "budget"
+    budget = f"{where} {trial.budget}" if trial.budget else "outside every budget"
     settings = ", ".join(f"{name}={value}" for name, value in trial.config.items())
     return f"{trial.method}, {budget}, learning rate {trial.learning_rate:g}" + (f" ({settings})" if settings else "")
 
@@ -109,7 +113,7 @@ def _score(found: Recommendation) -> str:
     row, estimate = found.choice, found.analysis.estimates[found.rows.index(found.choice)]
     interval = estimate.new_items or estimate.these_items
     seeds = f"over {row.score.count} {'seed' if row.score.count == 1 else 'seeds'}"
-    if interval is None:
+    if interval is None or interval.high - interval.low < NOTHING:  # nothing varied, which is no certainty
         return f"{row.score.value:.4g} {seeds}, no interval"
     return f"{row.score.value:.4g}, 95 % interval {interval.low:.4g} to {interval.high:.4g}, {seeds}"
 
@@ -147,6 +151,18 @@ def _beside_the_best(found: Recommendation) -> str:
     )
 
 
+def _below_the_budget(found: Recommendation) -> str:
+    """Return that the choice is smaller than what it is compared with, and which would have been chosen otherwise."""
+    trial, whole = found.choice.first.trial, found.at_whole_budget
+    said = (
+        f"It is smaller than the budget asks, with {trial.adapter_parameters:,} of {trial.budget_parameters:,} "
+        f"parameters: {trial.method} cannot be larger on this model."
+    )
+    if whole is None:
+        return f"{said} No configuration at a whole budget does as well."
+    return f"{said} The cheapest at a whole budget is {configuration(whole)}, {whole.score.value:.4g}."
+
+
 def _signed(difference: Difference) -> str:
     interval = difference.new_items or difference.these_items
     if interval.high - interval.low < NOTHING:
@@ -175,7 +191,9 @@ def _brought(larger: Larger, found: Recommendation) -> str:
     if difference is None:
         return f"Budget {row.first.trial.budget} cannot be compared with it."
     sure = "which is more than chance" if difference.is_separated else "which may be chance"
-    return f"A larger budget, {row.first.trial.budget} with {row.method}, brought {_signed(difference)}, {sure}."
+    budget = row.first.trial.budget
+    what = "The whole" if budget == found.choice.first.trial.budget else "A larger"  # of what is the largest it can be
+    return f"{what} budget, {budget} with {row.method}, brought {_signed(difference)}, {sure}."
 
 
 def _next_budget(row: Row) -> str:
@@ -189,6 +207,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "budget": trial.budget or None,
         "learning_rate": trial.learning_rate,
         "adapter_parameters": trial.adapter_parameters,
+        "is_largest_it_can_be": trial.largest,
         "score": row.score.value,
         "seeds": sorted(row.seed_scores),
         "train_seconds": row.costs["train_seconds"].value,

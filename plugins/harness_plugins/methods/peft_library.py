@@ -96,7 +96,7 @@ TUNERS: Mapping[str, Tuner] = {
     "waveft": Tuner("WaveFT", "2505.12532", ("n_frequency", 2592), {"scaling": 25.0}, check={"n_frequency": 50}),
 }  # fmt: skip
 PROMPTS = ("p_tuning", "prompt_tuning")
-OWN_LAYERS = ("ln_tuning",)  # PEFT knows which layers these act on; they are not linear
+OWN_LAYERS = ("ln_tuning",)  # PEFT knows of many models which layers these act on; of others, all norms
 MOST_OF_POSITIONS = 4  # a prompt may take every fourth of the model's positions
 
 
@@ -151,6 +151,8 @@ class PeftMethod(Method):
             given["task_type"] = "CAUSAL_LM"
         elif self.member not in OWN_LAYERS:
             given["target_modules"] = list(adapted_layers(model))
+        elif model.config.model_type not in peft.utils.constants.TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING:
+            given["target_modules"] = [name for name, each in model.named_modules() if "Norm" in type(each).__name__]
         if self.member == "ia3":  # every output is scaled; PEFT scales the input of layers named here
             given["feedforward_modules"] = []
         if self.member == "oft":

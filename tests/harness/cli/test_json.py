@@ -23,7 +23,9 @@ def leaves(group, *path):
 
 def test_every_command_takes_json():
     found = dict(leaves(app))
-    assert {("run",), ("plan",), ("export",), ("results", "show"), ("leaderboard", "diff"), ("recommend",)} <= set(found)
+    assert {("run",), ("plan",), ("export",), ("results", "show"), ("leaderboard", "diff"), ("recommend",)} <= set(
+        found
+    )
     without = [path for path, each in found.items() if "--json" not in {o for p in each.params for o in p.opts}]
     assert without == []
 

@@ -82,28 +82,77 @@ def test_what_is_about_data_needs_data(command):
     assert (told.code, "--columns is about --data" in told.err) == (2, True)
 
 
-@pytest.mark.parametrize("method", ["lora", "mora"])
-def test_the_best_adapter_is_exported_with_code_that_loads_it(command, tmp_path, method):
-    """An encoder whose config does not know every dropout of a head: the code must load it all the same."""
-    import torch
-    import transformers
+CLASSIFIERS = ("lora", "mora", "peft:ia3", "peft:vera", "peft:ln_tuning", "peft:beft")
 
-    base = tmp_path / "bert"
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """Return a result root with a trial per method, whose base is an encoder that knows not every dropout of a head."""
+    import transformers
+    from click.testing import CliRunner
+
+    from harness import cli
+
+    base, root = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("results")
     config = transformers.BertConfig(
         vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     transformers.BertModel(config).save_pretrained(base)
     transformers.AutoTokenizer.from_pretrained(resolve("nano")).save_pretrained(base)
-    data, root = tmp_path / "mine.csv", tmp_path / "results"
+    data = base / "mine.csv"
     data.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
-    run = ["run", "--data", data, "--model", base, "--methods", method, "--budget", "lora:r=1", "--steps", 2]
-    more = ["--seeds", 1, "--workers", 1, "--device", "cpu", "--no-mlflow", "--results", root, "--tolerance", 0.5]
-    assert command(*run, *more).code == 0
-    told = command("export", "best", "--results", root, "--format", "auto", "-o", tmp_path / "out")
+    run = ["run", "--data", data, "--model", base, "--methods", ",".join(CLASSIFIERS), "--budget", "lora:r=1"]
+    run += ["--steps", 2, "--lr", 0.05, "--seeds", 1, "--workers", 1, "--device", "cpu", "--no-mlflow"]
+    done = CliRunner().invoke(cli.app, [*map(str, run), "--results", str(root), "--tolerance", "0.5"])
+    assert done.exit_code == 0, done.output
+    return root
+
+
+def trial_of(root, method):
+    return next(each.trial_id for each in Store(str(root)).records() if each.trial.method == method)
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS[:-1])
+def test_a_trained_classifier_is_exported_with_its_head_and_code_that_loads_it(command, tmp_path, classifiers, method):
+    import torch
+
+    from harness.planning.registry import build_registry
+    from harness.results.export import read_trained
+
+    trial = trial_of(classifiers, method)
+    told = command("export", trial, "--results", classifiers, "--format", "auto", "-o", tmp_path / "out")
     assert told.code == 0, told.err
+    assert "LOAD REPORT" not in told.err, "that the head is new is no news: it was trained"
     names: dict[str, object] = {}
     exec(told.out, names)
     model, tokenizer = names["model"], names["tokenizer"]
     assert model.config.id2label == {0: "a", 1: "b"}
+    given = tokenizer("text", return_tensors="pt", return_token_type_ids=False)
+    store = Store(str(classifiers))
+    trained = read_trained(build_registry(), store, store.read(trial))
+    expected = trained.attached() if trained.is_private else trained.merged()
     with torch.no_grad():
-        assert model(**tokenizer("text", return_tensors="pt", return_token_type_ids=False)).logits.shape == (1, 2)
+        logits = model(**given).logits
+        assert logits.shape == (1, 2)
+        assert torch.allclose(logits, expected(**given).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "peft:ia3", "peft:vera"])
+def test_what_a_classifier_s_method_did_to_the_weights_is_analysed(command, classifiers, method):
+    told = command("analyse", "spectrum", trial_of(classifiers, method), "--results", classifiers, "--json")
+    assert told.code == 0, told.err
+    (found,) = json.loads(told.out)
+    assert [each["layer"].rpartition(".")[2] for each in found["layers"]] == ["query", "value"], "and not the head"
+    assert all(each["values"]["frobenius_norm"] > 0 for each in found["layers"])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("peft:ln_tuning", "it changed no weight of a linear layer, so there is no update to look at"),
+        ("peft:beft", "what its weights cannot hold"),
+    ],
+)
+def test_where_there_is_no_update_of_a_weight_an_analysis_says_so(command, classifiers, method, said):
+    told = command("analyse", "spectrum", trial_of(classifiers, method), "--results", classifiers)
+    assert (told.code, said in told.err) == (2, True)

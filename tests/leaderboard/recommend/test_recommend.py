@@ -42,6 +42,30 @@ def test_of_what_cannot_be_told_apart_the_smallest_budget_is_recommended(make_gr
     assert (larger.row.method, larger.difference.is_separated) == ("large", False)
 
 
+def test_what_is_smaller_than_its_budget_may_be_the_cheapest_and_that_is_said(make_graded):
+    tiny = {**SMALL["trial"], "adapter_parameters": 500, "largest": True}
+    whole = make_graded("whole", 0.801, SEEDS, **SMALL)
+    found = one([*make_graded("tiny", 0.8, SEEDS, trial=tiny), *whole])
+    assert found.choice.method == "tiny"
+    told, said = as_json(found), as_text(found)
+    assert (told["use"]["is_largest_it_can_be"], told["cheapest_at_whole_budget"]["method"]) == (True, "whole")
+    assert "Use tiny, the largest it can be, below budget 100k" in said
+    assert "It is smaller than the budget asks, with 500 of 100,000 parameters: tiny cannot be larger" in said
+    assert "The cheapest at a whole budget is whole, budget 100k" in said
+    assert "The whole budget, 100k with whole, brought " in said
+    other = one([*make_graded("tiny", 0.3, SEEDS, trial=tiny), *whole])
+    assert (other.choice.method, as_json(other)["use"]["is_largest_it_can_be"]) == ("whole", False)
+    assert "smaller than the budget" not in as_text(other)
+    best = one([*make_graded("tiny", 0.9, SEEDS, trial=tiny), *make_graded("whole", 0.3, SEEDS, **SMALL)])
+    assert "No configuration at a whole budget does as well." in as_text(best)
+    assert as_json(best)["cheapest_at_whole_budget"] is None
+
+
+def test_where_nothing_varied_no_interval_is_claimed(make_graded, make_record):
+    same = [make_record(name, seed, 1.0) for name in ("a", "b") for seed in range(3)]
+    assert "1 over 3 seeds, no interval" in as_text(one(same))
+
+
 def test_at_one_budget_the_faster_is_recommended_and_a_little_faster_is_not(make_graded):
     def cost(seconds):
         return {"cost": {"train_seconds": 100 * seconds, "step_seconds_solo": seconds}}
