@@ -153,13 +153,8 @@ def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Large
     own = rows[chosen].first.trial.adapter_parameters
     found: dict[int, Larger] = {}
     for place, row in enumerate(rows):  # best score first
-        budget = _size(row.first.trial)
-        if (
-            row.first.trial.budget_parameters
-            and not row.first.trial.largest
-            and budget > own * 1.02
-            and budget not in found
-        ):
+        trial, budget = row.first.trial, row.first.trial.budget_parameters
+        if budget is not None and not trial.largest and budget > own * 1.02 and budget not in found:
             found[budget] = Larger(row=row, difference=analysis.between(place, chosen))
     return tuple(found[budget] for budget in sorted(found))[:MOST_TOLD]
 

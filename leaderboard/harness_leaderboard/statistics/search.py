@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.contract.looks import rungs
-from harness_leaderboard.statistics.scores import Array, Search
+from harness_leaderboard.statistics.error import Array
+from harness_leaderboard.statistics.scores import Search
 
 DRAWS = 2000
 SEED = 20240601  # any fixed number: the same records always give the same page

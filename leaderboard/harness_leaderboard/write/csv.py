@@ -44,7 +44,7 @@ def everything(view: SiteView) -> str:
 
 
 def rows(grid: Grid) -> str:
-    """Return a table as JSON, one object per row, named by the columns' titles; numbers unrounded, missing ones null."""
+    """Return a table as JSON: an object per row, keyed by the titles; numbers unrounded, missing ones null."""
     names = [column.title.lower().replace(" ", "_") for column in grid.columns]
     values = [
         [None if cell.is_missing else cell.text if cell.sort is None else cell.sort for cell in row]
