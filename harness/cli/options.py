@@ -27,6 +27,11 @@ data_dir_option = click.option(
     help="Folder of local tables.",
 )  # fmt: skip
 
+shard_option = click.option(
+    "--shard", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Divide a model that one GPU cannot hold over N of them.",
+)  # fmt: skip
+
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to run."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import build_suite_from_options, suite_options
+from harness.cli.options import build_suite_from_options, shard_option, suite_options
 
 if TYPE_CHECKING:
     from harness.contract.looks import Looks
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 @click.command()
 @suite_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@shard_option
 @click.option("--json", "as_json", is_flag=True, help="Print the trials as JSON.")
 @click.pass_obj
-def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) -> None:
+def plan(block: tuple[str, ...], /, device: str, as_json: bool, shard: int, **options: Any) -> None:
     """Show what a run would do: trials, settings, counts and what is finished. Loads no weights."""
     from harness.planning.registry import build_registry
     from harness.results.store import Store
@@ -34,7 +35,7 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, **options: Any) 
     suite, data_dir = build_suite_from_options(registry, options)
     precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
     store = Store(options["results"])
-    cells, trials, states = plan_sweep(suite, registry, data_dir, precision, store)
+    cells, trials, states = plan_sweep(suite, registry, data_dir, precision, store, shard)
     if as_json:
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return

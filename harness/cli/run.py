@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
-from harness.cli.options import build_suite_from_options, suite_options
+from harness.cli.options import build_suite_from_options, shard_option, suite_options
 
 
 @click.command()
@@ -39,6 +39,7 @@ from harness.cli.options import build_suite_from_options, suite_options
     help="Compile the model where that saves time.",
 )
 @click.option("--recompute", "recomputes", is_flag=True, help="Keep no activations: less memory, a third more time.")
+@shard_option
 @click.option("--trial-seconds", type=click.FloatRange(min=0), default=0.0, help="Time limit of one trial; 0: none.")
 @click.option(
     "--checkpoint-seconds",
@@ -62,7 +63,7 @@ from harness.cli.options import build_suite_from_options, suite_options
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
     trial_seconds: float, checkpoint_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool,
-    quiet: bool, as_json: bool, executor_text: str, address: str | None, **options: Any,
+    quiet: bool, as_json: bool, executor_text: str, address: str | None, shard: int, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
     from harness.planning.retry import parse_states
@@ -97,7 +98,7 @@ def run(
     how = How(
         device=device, workers=workers, pack=pack, compiled=compiled, recomputes=recomputes,
         trial_seconds=trial_seconds, checkpoint_seconds=checkpoint_seconds,
-        allow_code_execution=allow_code_execution, retry=asked,
+        allow_code_execution=allow_code_execution, retry=asked, shard=shard,
     )  # fmt: skip
     command = {"command": shlex.join(["harness", *sys.argv[1:]])}
     outcome = run_sweep(suite, registry, store, how, Display(quiet), data_dir, block, command, executor)

@@ -123,7 +123,9 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
     The third says that rows are read as a slice; from the end, they are counted from there.
     """
     found: list[tuple[int, int, bool]] = []
-    tables = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    # Matrices that are divided over ranks (``sharding``) have no storage to point to, and are no tables of positions.
+    whole = (each for each in (*model.parameters(), *model.buffers()) if not hasattr(each, "full_tensor"))
+    tables = {each.untyped_storage().data_ptr() for each in whole}
 
     def note(table: Tensor, dimension: int, index: Tensor | None) -> None:
         if index is not None and index.dtype is not torch.bool and index.numel():

@@ -89,7 +89,7 @@ def _adapters(
 ) -> dict[str, Adapter]:
     """Return an adapter for every target."""
     return {
-        name: layer_methods.get(name, method).adapter(cast(nn.Linear, base.linear_slots[name].linear[0]), generator)
+        name: layer_methods.get(name, method).adapter(base.layer(name), generator)
         for name in select_layers(base.layers, targets)
     }
 

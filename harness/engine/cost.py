@@ -64,6 +64,8 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
     try:
         _measure(base, lane, found, reasons)
     except Exception as error:
+        if base.ranks.count > 1:  # the others are in the middle of it
+            raise
         logger.warning("%s: its cost alone cannot be measured: %s", lane.trial.label, error)
         logger.debug("", exc_info=True)
         let_go(error)
@@ -89,7 +91,7 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
         try:
             counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
             pack.count(counter)
-            found["step_flops"] = counter.get_total_flops()
+            found["step_flops"] = base.ranks.total(counter.get_total_flops())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -20,6 +20,7 @@ from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE
 from harness.engine.capture import capture
 from harness.engine.evaluation import by_length
 from harness.engine.losses import head_sees
+from harness.engine.sharding import is_divided
 
 logger = logging.getLogger(__name__)
 
@@ -188,11 +189,11 @@ def is_capturable(model: Any, tokens: int) -> bool:
     """Return whether a step of decoding texts of so many tokens changes tensors only.
 
     A recurrent state also counts in Python, which the replay of a captured step does not repeat, and so does a sliding
-    window that a text outgrows.
+    window that a text outgrows. Where a model is divided, ranks exchange its parts at each step.
     """
     from transformers.cache_utils import StaticLayer
 
-    if not getattr(model, "_can_compile_fullgraph", False):
+    if not getattr(model, "_can_compile_fullgraph", False) or is_divided(model):
         return False
     return all(type(layer) is StaticLayer for layer in fixed_cache(model, tokens).layers)
 

@@ -108,7 +108,7 @@ class Lane:
         self._order: Iterator[list[Row]] = self._from_the_start()
         self._rows: list[Row] | None = None
         self.holds_rows = False
-        self.rows_at_once = int(self.recipe.rows_at_once)
+        self.rows_at_once = self.base.ranks.rows_at_once(int(self.recipe.batch_size), int(self.recipe.rows_at_once))
 
     @property
     def recipe(self) -> Any:

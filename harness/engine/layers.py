@@ -227,6 +227,13 @@ def select_layers(
     return chosen
 
 
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of which a model is a stack; none where it is not."""
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+    alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
+    return max(alike, key=lambda blocks: sum(p.numel() for block in blocks for p in block.parameters()), default=[])
+
+
 def trained_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Return names of the outermost modules that match any of a task's ``trains`` patterns."""
     names = [name for name, _ in model.named_modules() if name and any(matches(name, p) for p in patterns)]

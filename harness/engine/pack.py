@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import cast
 
 import torch
@@ -112,7 +113,7 @@ class Pack:
                 assert self._forms is not None
                 batches = lane.collate(rows, self._forms)
                 self._set_rates(lane.done)
-                losses = self._step(batches) if self._replay is None else self._replay(batches)
+                losses = self._uncaptured(batches) if self._replay is None else self._replay(batches)
             self._is_midway = True
             padded = sum(batch.input_ids.numel() for batch in batches) // len(self.lanes)
             for each in self.lanes:
@@ -143,7 +144,7 @@ class Pack:
         updates, self._forms = foresee(self.base, self.lanes)
         for lane in self.lanes:
             lane.forms = max(lane.forms, len(self._forms.sizes))
-        if self.base.device.type == "cuda":
+        if self.base.device.type == "cuda" and self.base.ranks.count == 1:  # what ranks exchange cannot be captured
             self._capture(updates)
 
     def _capture(self, updates: Sequence[Sequence[Sequence[Row]]]) -> None:
@@ -215,6 +216,11 @@ class Pack:
             for group, rate in zip(lane.optimizer.param_groups, lane.rates, strict=True):
                 group["lr"] = rate * lane.multipliers[done]
 
+    def _uncaptured(self, batches: Sequence[Batch]) -> Tensor:
+        """Do a step from batches on the host."""
+        on_gpu = self.base.device.type == "cuda"
+        return self._step([batch.to(self.base.device) for batch in batches] if on_gpu else batches)
+
     def _step(self, batches: Sequence[Batch]) -> Tensor:
         """Do the part of a step that is the same every time: gradients, clipping, optimizers. Waits for nothing."""
         losses = self._gradients(batches)
@@ -233,13 +239,17 @@ class Pack:
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         self.leaves.drop_gradients()
         total = torch.zeros(len(self.lanes), device=self.base.device)
-        for batch in batches:
-            losses = lane_losses(self.model, self.base.task.model_kind, batch)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            total += losses.detach()
+        for batch in self.base.ranks.part(batches):
+            if batch is not None:
+                losses = lane_losses(self.model, self.base.task.model_kind, batch)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                total += losses.detach()
             for dropout in self._dropouts:
                 dropout.advance()
         self.leaves.gradients_up()
+        self.base.ranks.add_up(
+            chain([total], (p.grad for lane in self.lanes for p in lane.parameters() if p.grad is not None))
+        )
         for lane in self.lanes:
             extra = lane.method.extra_loss(lane.adapters)
             if extra is not None:

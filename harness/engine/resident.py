@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
-from harness.engine.layers import find_layers, present_as_linear, trained_modules
+from harness.engine.layers import find_layers, present_as_linear, repeated_blocks, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
 from harness.engine.quantised import QuantisedLinear
+from harness.engine.ranks import Ranks
+from harness.engine.sharding import DividedLinear
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
 from harness.errors import ConfigError
 
@@ -35,13 +38,16 @@ class Base:
             there is a kernel for it, on GPUs in half precision.
         quantize: How the weights of linear layers are kept (``quantised.KINDS``); empty: as they are.
         device: Where to train, if the model is not there yet: then its quantised weights never are there as they were.
+        ranks: The processes over which the model is divided; mostly one.
     """
 
     def __init__(
         self, model: nn.Module, task: Task, precision: str, fresh: Sequence[str] = (), recomputes: bool = False,
         lays_flat: bool | None = None, quantize: str = "", device: torch.device | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 - has no state
     ) -> None:  # fmt: skip
         self.model, self.task, self.dtype, self.fresh = model.eval(), task, DTYPES[precision], frozenset(fresh)
+        self.ranks = ranks
         self.device = device or next(model.parameters()).device
         found = find_layers(model, task.trains)
         self.layers, self.left_out = found.shapes, found.left_out
@@ -73,6 +79,11 @@ class Base:
             trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
             fuse_norms(each for each in model.modules() if id(each) not in trained)
         announce([] if quantize else [slot.linear[0].weight for slot in self.linear_slots.values()])
+
+    def layer(self, name: str) -> nn.Linear:
+        """Return a frozen layer as adapters see it."""
+        layer = self.linear_slots[name].linear[0]
+        return cast(nn.Linear, layer if self.ranks.count == 1 else DividedLinear(cast(nn.Linear, layer)))
 
     def check_length(self, tokens: int) -> None:
         """Refuse a text with more tokens than the model has positions; on a GPU reading beyond them ends the process.
@@ -140,13 +151,6 @@ class Base:
         """Take every lane out: the model is the pretrained one again."""
         for slot in self.slots.values():
             slot.parts = ()
-
-
-def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of which a model is a stack; none where it is not."""
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
-    alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
-    return max(alike, key=lambda blocks: sum(count_parameters(block) for block in blocks), default=[])
 
 
 def recompute(model: nn.Module, on: bool) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from harness.contract.method import Method
 from harness.contract.task import Task, TaskContext, TaskData
@@ -18,8 +20,10 @@ from harness.contract.trial import Trial
 from harness.engine.build import build_lane
 from harness.engine.cost import SoloCost, measure_solo
 from harness.engine.lane import Lane
-from harness.engine.model import ModelChoice, load_model, load_tokenizer
+from harness.engine.model import ModelChoice, build_on_meta, load_model, load_tokenizer
+from harness.engine.ranks import Ranks, Together
 from harness.engine.resident import Base
+from harness.engine.sharding import load_divided
 
 MOST_DATA = 8  # tasks' data kept; the oldest goes first
 _COST_KEYS = (
@@ -45,6 +49,7 @@ class Shared:
         data_dir: Local tables, or ``None``.
         allow_code_execution: Whether model-written code may run.
         recomputes: Whether the backward pass computes activations again instead of keeping them.
+        ranks: The processes over which a base model is divided; mostly one.
     """
 
     def __init__(
@@ -53,10 +58,11 @@ class Shared:
         data_dir: Path | None = None,
         allow_code_execution: bool = False,
         recomputes: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008 - has no state
     ) -> None:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # for whatever code does not say which GPU it means
-        self.device, self.data_dir = device, data_dir
+        self.device, self.data_dir, self.ranks = device, data_dir, ranks
         self.allow_code_execution, self.recomputes = allow_code_execution, recomputes
         self._loaded: _Loaded | None = None
         self._data: dict[tuple[Any, ...], TaskData] = {}
@@ -85,6 +91,9 @@ class Shared:
         )  # fmt: skip
         data = self._load_data(trial, task, context)
         lane = build_lane(loaded.base, trial, *trial.build_methods(method), context, data)
+        self.ranks.align(
+            each for module in lane.trained().values() for each in (*module.parameters(), *module.buffers())
+        )
         if lane.adapter_parameters() != trial.adapter_parameters:
             raise RuntimeError(
                 f"method {trial.method!r} trains {lane.adapter_parameters():,} adapter parameters, "
@@ -108,15 +117,23 @@ class Shared:
         if self._loaded is None or self._loaded.key != key:
             self._loaded = None  # free the old one first
             choice = ModelChoice(trial.model, trial.model_revision)
-            device = torch.device("cpu") if trial.quantize else self.device
-            model, fresh = load_model(choice, task, recipe, trial.precision, device)
+            model, fresh = self._load_model(choice, task, recipe, trial)
             tokenizer = load_tokenizer(choice, task, recipe)
             cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
             base = Base(
-                model, task, trial.precision, fresh, self.recomputes, quantize=trial.quantize, device=self.device
-            )
+                model, task, trial.precision, fresh, self.recomputes, quantize=trial.quantize, device=self.device,
+                ranks=self.ranks,
+            )  # fmt: skip
             self._loaded = _Loaded(key, base, tokenizer)
         return self._loaded
+
+    def _load_model(self, choice: ModelChoice, task: Task, recipe: Any, trial: Trial) -> tuple[nn.Module, list[str]]:
+        whole = torch.device("cpu") if trial.quantize or self.ranks.count > 1 else self.device
+        load = partial(load_model, choice, task, recipe, trial.precision, whole)
+        if not isinstance(self.ranks, Together):
+            return load()
+        empty = partial(build_on_meta, choice, task, recipe)
+        return load_divided(load, empty, task.trains, self.ranks, self.device)
 
     def _load_data(self, trial: Trial, task: Task, context: TaskContext) -> TaskData:
         seed = trial.seed if task.seeded_data else None

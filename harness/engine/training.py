@@ -94,6 +94,8 @@ def _less(base: Base, lanes: Sequence[Lane]) -> list[list[Lane]]:
     Halves of the lanes; then, alone, with activations computed again; then with half the examples per forward pass. The
     result is the same each time.
     """
+    if base.ranks.count > 1:  # the others may have memory left, and are in the middle of the step
+        return []
     if len(lanes) > 1:
         middle = len(lanes) // 2
         return [list(lanes[middle:]), list(lanes[:middle])]
@@ -214,7 +216,8 @@ def _validate(base: Base, lane: Lane) -> Evaluation:
     found = _evaluate(base, lane, "validation")
     lane.history[-1]["metrics"] |= found.metrics_present()
     if lane.recipe.checkpoint == "best":
-        lane.consider(found.metrics[base.task.main_metric])
+        score = found.metrics[base.task.main_metric]
+        lane.consider(base.ranks.told(lambda: score))  # a judge may say something else to each
     return found
 
 

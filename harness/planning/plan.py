@@ -22,6 +22,7 @@ from harness.errors import BudgetError, ConfigError, UsageError
 from harness.planning.budget import budget_parameters, solve
 from harness.planning.choices import resolve_methods
 from harness.planning.counting import FINAL, TRAINED, count_parameters_of
+from harness.planning.divided import check_divisible, division_note, why_not
 from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
@@ -29,7 +30,7 @@ from harness.planning.settings import parse_value
 from harness.planning.suite import Suite
 
 
-def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str) -> list[Cell]:
+def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str, shard: int = 1) -> list[Cell]:
     """Return the cells of a suite.
 
     Args:
@@ -37,6 +38,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         registry: Finds methods and tasks.
         data_dir: Local tables, or ``None``.
         precision: ``float32`` or ``bfloat16``, resolved from ``auto``.
+        shard: Over how many devices each base model is divided.
 
     Raises:
         UsageError: Anything named does not exist, does not fit, or cannot reach the budget. All refused methods are
@@ -63,6 +65,8 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         check_fitness(choice, task, recipe, skeleton, data_dir)
         found = find_layers(skeleton, task.trains)
         layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
+        if shard > 1:
+            check_divisible(choice, skeleton, layers, suite.quantize)
         for budget_number, budget in enumerate(suite.budgets):
             is_own = budget == OWN
             asked = None
@@ -78,6 +82,9 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                         f"{method.name}: it works on a model of its own, and quantize={suite.quantize} keeps the "
                         "weights of the one that all share in 4 bits"
                     )
+                    continue
+                if shard > 1 and (why := why_not(method)):
+                    refused.append(f"{method.name}: {why}, and --shard {shard} divides the one that all share")
                     continue
                 common: dict[str, Any] = {
                     "task": task.name, "scale": suite.scale, "recipe": asdict(recipe), "model": choice.name,
@@ -114,6 +121,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     notes=(
                         *(f"{choice.name}: no adapter for layers {each}" for each in found.left_out),
                         *_quantised_note(choice, found.shapes, suite.quantize),
+                        *([division_note(choice, skeleton, task.trains, shard)] if shard > 1 else []),
                         *_width_note(template, method.traits.budget_knob, layers),
                     ),
                 )

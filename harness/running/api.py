@@ -28,7 +28,7 @@ Names = str | Sequence[str]
 def run(
     *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
     results: str | Path = "results", quiet: bool = False, device: str = "auto", workers: int = 0, mlflow: bool = False,
-    executor: str = "local", block: Sequence[str] = (), **request: Any,
+    executor: str = "local", shard: int = 1, block: Sequence[str] = (), **request: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what no record answers yet, and return one row per trial, as ``read_results`` does.
 
@@ -41,6 +41,7 @@ def run(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes; 0: one per GPU, two on a CPU.
         executor: Where they run, as ``--executor``.
+        shard: Over how many GPUs a base model is divided.
         mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         block: Plugins to leave out.
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
@@ -59,7 +60,7 @@ def run(
     registry = build_registry(left_out)
     suite, data_dir = _suite(registry, methods, tasks, data, request)
     store = Store(str(results))
-    how = How(device=device, workers=workers)
+    how = How(device=device, workers=workers, shard=shard)
     outcome = run_sweep(
         suite, registry, store, how, Display(quiet), data_dir, left_out, {"command": "harness.run(...)"},
         read_executor(registry, executor),

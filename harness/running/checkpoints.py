@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 
 from harness.engine.checkpoint import restore_lane, save_lane, unsaved
 from harness.engine.lane import Lane
+from harness.engine.ranks import Ranks
+from harness.errors import HarnessError
 from harness.results.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,14 @@ class Checkpoints:
         store: Where they are kept.
         circumstances: What a state depends on besides the trial: under others it is not used.
         every_seconds: How often they are saved; less often where saving takes long.
+        ranks: The processes that train together; all of them save at once, and the first says when.
     """
 
-    def __init__(self, store: Store, circumstances: Mapping[str, Any], every_seconds: float) -> None:
-        self.store, self.every_seconds = store, every_seconds
+    def __init__(
+        self, store: Store, circumstances: Mapping[str, Any], every_seconds: float,
+        ranks: Ranks = Ranks(),  # noqa: B008 - has no state
+    ) -> None:  # fmt: skip
+        self.store, self.every_seconds, self.ranks = store, every_seconds, ranks
         self.stamp = hashlib.sha256(json.dumps(circumstances, sort_keys=True, default=str).encode()).hexdigest()
         self.is_stopping = False
         self._last = time.monotonic()
@@ -61,11 +67,16 @@ class Checkpoints:
     def is_due(self) -> bool:
         """Return whether it is time to save."""
         interval = max(self.every_seconds, self._took / MOST_FRACTION)
-        return self.is_stopping or time.monotonic() - self._last >= interval
+        return self.ranks.agree(self.is_stopping or time.monotonic() - self._last >= interval)
 
     def restore(self, lane: Lane) -> None:
         """Let a new lane go on where an earlier try of its trial was saved, if it was."""
         self._at_start[lane.trial.id] = unsaved(lane)
+        self._restore(lane)
+        if self.ranks.told(lambda: lane.done) != lane.done:
+            raise HarnessError(f"{lane.trial.label}: not all of the processes that train it could read its checkpoint")
+
+    def _restore(self, lane: Lane) -> None:
         try:
             content = self.store.read_artifact(name_of(lane.trial.id))
         except OSError:
@@ -100,7 +111,7 @@ class Checkpoints:
                 logger.warning("%s cannot be saved, and goes on: %s", lane.trial.label, error)
         self._last = time.monotonic()
         self._took = self._last - begin
-        if self.is_stopping:
+        if self.ranks.agree(self.is_stopping):
             raise Stopped
 
 

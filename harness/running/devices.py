@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from harness.errors import UsageError
 
@@ -36,6 +37,24 @@ def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
     else:
         raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
     return devices, max(1, min(cores // len(devices), torch.get_num_threads()))
+
+
+def divide_devices(devices: Sequence[str], shard: int) -> tuple[tuple[str, ...], ...]:
+    """Return groups of so many devices, one for each worker that divides its base model over them.
+
+    Raises:
+        UsageError: There are not so many different GPUs.
+    """
+    starts = range(0, len(devices) - shard + 1, shard)
+    groups = tuple(tuple(devices[start : start + shard]) for start in starts)
+    on_gpu = devices[0].startswith("cuda")
+    if not groups or (on_gpu and any(len(set(group)) < shard for group in groups)):
+        raise UsageError(
+            f"--shard {shard}: a model can be divided over {len(set(devices))} GPU(s) here at most"
+            if on_gpu
+            else f"--shard {shard}: give --workers N times as many processes"
+        )
+    return groups
 
 
 def parse_pack(text: str, device: str) -> int:

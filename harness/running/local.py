@@ -116,10 +116,17 @@ class WorkerProcess(ExecutorWorker):
             self.process.terminate()
 
     def _read_events(self) -> None:
+        end: Mapping[str, Any] | None = None
         for line in self._stream(self.process.stdout):
-            if line.endswith("\n"):  # else the process ended in the middle of it
-                self._hear(json.loads(line))
-        self._hear(self._ended())
+            if not line.endswith("\n"):  # the process ended in the middle of it
+                continue
+            event = json.loads(line)
+            if event["event"] == "ended":  # it knows better why
+                end = event
+            else:
+                self._hear(event)
+        ended = self._ended()
+        self._hear(end or ended)
 
     def _ended(self) -> Mapping[str, Any]:
         """Return how the process ended, with the last lines it printed."""

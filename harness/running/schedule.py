@@ -64,6 +64,7 @@ class Settings:
     Attributes:
         executor: Where workers run.
         devices: One per worker, e.g. ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``, as they are called where it runs.
+        ranks: The devices over which each worker divides a base model, its own first; empty: it has one.
         threads: CPU threads per worker; 0: PyTorch's choice.
         pack: Most trials to train together; 0: the worker measures what fits.
         compiled: Whether to compile the model's repeated block: ``auto``, ``on`` or ``off``.
@@ -80,6 +81,7 @@ class Settings:
 
     executor: Executor
     devices: tuple[str, ...]
+    ranks: tuple[tuple[str, ...], ...] = ()
     threads: int = 0
     pack: int = 0
     compiled: str = "auto"
@@ -169,6 +171,7 @@ class Scheduler:
             "folder": os.getcwd(),  # noqa: PTH109  where relative paths begin, as the user wrote them
             "results": self.store.root,
             "device": settings.devices[number],
+            "ranks": list(settings.ranks[number]) if settings.ranks else [],
             "threads": settings.threads,
             "data_dir": str(settings.data_dir) if settings.data_dir else None,
             "block": list(settings.block),

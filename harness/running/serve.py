@@ -42,8 +42,8 @@ class Inbox:
         told: dict[str, Any] = json.loads(self._lines.get())
         return told
 
-    def jobs(self, checkpoints: Checkpoints) -> Iterator[Mapping[str, Any]]:
-        """Yield jobs; what is being trained when the scheduler goes is saved."""
+    def jobs(self, checkpoints: Checkpoints | None) -> Iterator[Mapping[str, Any]]:
+        """Yield jobs; what is being trained when the scheduler goes is saved, if that is this process's to do."""
         self._checkpoints = checkpoints
         while line := self._lines.get():
             yield json.loads(line)
@@ -74,6 +74,7 @@ def main() -> None:
     from harness.results.store import Store
     from harness.running.checkpoints import Checkpoints, Stopped
     from harness.running.environment import conditions, describe_environment
+    from harness.running.followers import Followers, Unwritten, meet
     from harness.running.recording import Recording
     from harness.running.worker import Worker
 
@@ -90,22 +91,31 @@ def main() -> None:
             print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
     registry = build_registry(setup["block"])
+    is_first, count = not setup.get("rank"), len(setup["ranks"])
+    followers = Followers(setup, emit) if count and is_first else None
+    emit = followers.emit if followers else emit
     logging.basicConfig(handlers=[logging.StreamHandler(), _TellingHandler(emit, registry)])
     device = torch.device(setup["device"])
     data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
-    shared = Shared(device, data_dir, setup["allow_code_execution"], setup["recomputes"])
-    environment = {**setup["environment"], **describe_environment(device)}
-    store = Store(setup["results"])
+    ranks = meet(setup, followers)
+    shared = Shared(device, data_dir, setup["allow_code_execution"], setup["recomputes"], ranks)
+    divided = {"ranks": count} if count else {}
+    environment = {**setup["environment"], **describe_environment(device), **divided}
+    store = Store(setup["results"]) if is_first else Unwritten(setup["results"])
     recording = Recording(store, environment)
-    circumstances = conditions([setup["device"]], threads=setup["threads"])
-    checkpoints = Checkpoints(store, circumstances, setup["checkpoint_seconds"])
+    circumstances = conditions(setup["ranks"][:1] or [setup["device"]], threads=setup["threads"], **divided)
+    checkpoints = Checkpoints(store, circumstances, setup["checkpoint_seconds"], ranks)
     signal.signal(signal.SIGTERM, checkpoints.stop)
     worker = Worker(registry, shared, recording, emit, setup["compiled"], checkpoints)
     emit({"event": "idle", "environment": environment})
     with suppress(Stopped):
-        for job in inbox.jobs(checkpoints):
+        for job in inbox.jobs(checkpoints if is_first else None):
+            if followers:
+                followers.send(job)
             worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
             emit({"event": "idle"})
+    if not is_first:
+        emit({"event": "leaving"})
 
 
 def _protocol_stream() -> TextIO:

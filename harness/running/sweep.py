@@ -17,6 +17,7 @@ from harness.contract.executor import Executor
 from harness.contract.looks import KEY
 from harness.contract.record import Record
 from harness.contract.trial import Trial
+from harness.errors import UsageError
 from harness.planning.plan import plan_cells
 from harness.planning.published import read_published
 from harness.planning.registry import Registry
@@ -25,7 +26,7 @@ from harness.planning.search import Cell, pending, wanted
 from harness.planning.suite import Suite
 from harness.results.catalogue import write_catalogue
 from harness.results.store import Store
-from harness.running.devices import parse_pack, resolve_precision
+from harness.running.devices import divide_devices, parse_pack, resolve_precision
 from harness.running.environment import conditions, describe_environment
 from harness.running.local import LocalExecutor
 from harness.running.looking import Looking, names
@@ -49,6 +50,7 @@ class How:
         checkpoint_seconds: How often trials in training are saved.
         allow_code_execution: Whether model-written code may run.
         retry: End states to try again.
+        shard: Over how many devices a worker divides its base model.
     """
 
     device: str = "auto"
@@ -60,6 +62,7 @@ class How:
     checkpoint_seconds: float = 60.0
     allow_code_execution: bool = False
     retry: tuple[Any, ...] = ()
+    shard: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def _search_plan(suite: Suite) -> dict[str, Any]:
 
 
 def plan_sweep(
-    suite: Suite, registry: Registry, data_dir: Path | None, precision: str, store: Store
+    suite: Suite, registry: Registry, data_dir: Path | None, precision: str, store: Store, shard: int = 1
 ) -> tuple[list[Cell], list[Trial], dict[str, str]]:
     """Return the cells of a suite, every trial that is known to be needed, and by id how far each is."""
     there = store.ids()
@@ -100,7 +103,7 @@ def plan_sweep(
     def look_up(trial: Trial) -> Record | None:
         return look_up_id(trial.id)
 
-    cells = plan_cells(suite, registry, data_dir, precision)
+    cells = plan_cells(suite, registry, data_dir, precision, shard)
     if suite.looks is not None:
         looking = Looking(suite.looks, registry, look_up)
         looking.check(cells)
@@ -109,6 +112,27 @@ def plan_sweep(
     trials = [trial for cell in cells for trial in wanted(cell, look_up)]
     states = {trial.id: record.state.value if (record := look_up(trial)) else "to do" for trial in trials}
     return cells, trials, states
+
+
+def _workers(executor: Executor, how: How) -> tuple[tuple[str, ...], int, tuple[tuple[str, ...], ...]]:
+    """Return each worker's device, threads per process, and the devices of each worker's ranks, if it has several.
+
+    Raises:
+        UsageError: There are not so many, or what is asked for is not possible with several.
+    """
+    if how.shard == 1:
+        return *executor.devices(how.device, how.workers), ()
+    if not isinstance(executor, LocalExecutor):
+        raise UsageError(f"--shard divides a model over devices of one machine, not on {executor.title}; leave one out")
+    if how.pack not in ("auto", "off", "1") or how.compiled == "on":
+        raise UsageError(
+            "--shard: a model that is divided trains one trial at a time, uncompiled; leave out --pack and --compile"
+        )
+    wants_gpu = how.device.startswith("cuda") or (how.device == "auto" and torch.cuda.is_available())
+    wanted = how.workers * how.shard or (0 if wants_gpu else how.shard)
+    devices, threads = executor.devices(how.device, wanted)
+    ranks = divide_devices(devices, how.shard)
+    return tuple(group[0] for group in ranks), threads, ranks
 
 
 def run_sweep(
@@ -130,15 +154,19 @@ def run_sweep(
         executor: Where workers run; ``None``: on this machine.
     """
     executor = executor or LocalExecutor()
-    devices, threads = executor.devices(how.device, how.workers)
+    devices, threads, ranks = _workers(executor, how)
     given: dict[str, Any] = {
         "pack": parse_pack(how.pack, devices[0]), "compiled": how.compiled, "recomputes": how.recomputes,
         "trial_seconds": how.trial_seconds, "allow_code_execution": how.allow_code_execution,
     }  # fmt: skip
-    retries = Retry(conditions(devices, **given), how.retry)
+    if how.shard > 1:
+        given |= {"pack": 1, "compiled": "off"}
+    among = {"shard": how.shard} if how.shard > 1 else {}
+    retries = Retry(conditions(devices, **given, **among), how.retry)
     settings = Settings(
         executor=executor,
         devices=devices,
+        ranks=ranks,
         threads=threads,
         retry=retries,
         **given,
@@ -167,7 +195,7 @@ def run_sweep(
 
     try:
         scheduler.start()
-        cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]))
+        cells = plan_cells(suite, registry, data_dir, resolve_precision(suite.precision, devices[0]), how.shard)
         store.prepare()
         write_catalogue(store, registry, [cell.template for cell in cells])
         looking = None

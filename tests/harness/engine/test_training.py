@@ -10,8 +10,8 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from harness.contract.task import Evaluation
+from harness.engine.layers import repeated_blocks
 from harness.engine.pack import Pack
-from harness.engine.resident import repeated_blocks
 from harness.engine.training import evaluating
 from harness.errors import HarnessError, TrialDivergedError
 

@@ -105,6 +105,22 @@ class Killed(Quick):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class OneRaising(Quick):
+    name = "one-raising"
+
+    def after_step(self, info):
+        if torch.distributed.get_rank() == 1:
+            raise RuntimeError("raised on purpose, here only")
+
+
+class OneKilled(Quick):
+    name = "one-killed"
+
+    def after_step(self, info):
+        if torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Miscounting(Quick):
     name = "miscounting"
 
@@ -195,7 +211,7 @@ def harness_register_executors():
 
 @hookimpl
 def harness_register_methods():
-    return [Quick, Slow, Diverging, Raising, Exiting, Killed, Miscounting]
+    return [Quick, Slow, Diverging, Raising, Exiting, Killed, OneRaising, OneKilled, Miscounting]
 
 
 @hookimpl
