@@ -29,6 +29,7 @@ class ModelKind(StrEnum):
 
 
 IGNORE = -100  # label of a token that carries no loss
+BEST, BEST_LOSS = "best", "best-loss"  # a recipe's ``checkpoint``: by the main metric, by the loss of validation rows
 
 
 class Example(NamedTuple):
@@ -134,8 +135,8 @@ class Recipe:
     clip_norm: float = setting(1.0, "each trial's gradient norm is clipped to this; 0: off", minimum=0)
     evaluate_at: tuple[int, ...] = ()  # updates after which validation is scored, besides the last
     checkpoint: str = setting(
-        "last", "whose weights are scored and kept: the last update's, or those of the best on validation",
-        choices=("last", "best"),
+        "last", "whose weights are scored and kept: the last update's, those of the best main metric on validation, or "
+        "those of the lowest training loss on its rows", choices=("last", BEST, BEST_LOSS),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -324,6 +325,14 @@ class Task:
             model: The ``transformers`` model with one trial's adapters active, in evaluation mode, without gradients.
             context: As given to ``load``.
             split: What to score.
+        """
+        raise NotImplementedError
+
+    def validation_examples(self, split: Any) -> Sequence[Example]:
+        """Return a validation split's rows as training examples, for ``checkpoint=best-loss``, which needs them.
+
+        Args:
+            split: The value of ``TaskData.splits["validation"]``.
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ import torch
 
 from harness.contract.task import Example, ModelKind
 from harness.engine.batch import collate, encode
-from harness.engine.losses import token_losses
+from harness.engine.losses import lane_losses, token_losses
 
 GPU_TOKENS = 2**15  # of a forward pass on a GPU, which fewer would not fill
 
@@ -42,6 +42,31 @@ def negative_log_likelihoods(
         for row, loss in zip(rows, losses.view(len(rows), -1).double().sum(1).tolist(), strict=True):
             results[row] = loss
     return results
+
+
+@torch.no_grad()
+def training_loss(
+    model: Any, kind: ModelKind, examples: Sequence[Example], pad_token: int, batch_size: int = 64
+) -> float:  # fmt: skip
+    """Return the training loss over examples: the mean over all labelled tokens, or over the examples of a classifier.
+
+    Args:
+        model: In evaluation mode.
+        kind: What labels mean.
+        examples: At least one.
+        pad_token: As for ``negative_log_likelihoods``.
+        batch_size: As there.
+    """
+    device = next(model.parameters()).device
+    least_tokens = GPU_TOKENS if device.type == "cuda" else 0
+    total, count = 0.0, 0
+    for rows in by_length([len(e.input_ids) for e in examples], batch_size, least_tokens):
+        (batch,) = collate([[encode(examples[row], kind)] for row in rows], pad_token)
+        batch = batch.to(device)
+        labelled = (batch.weights > 0).view(batch.lanes, -1).sum(1)
+        total += float((lane_losses(model, kind, batch).double() * labelled).sum())
+        count += int(labelled.sum())
+    return total / count
 
 
 def by_length(lengths: Sequence[int], batch_size: int, least_tokens: int = 0) -> Iterator[list[int]]:

@@ -200,11 +200,11 @@ class Lane:
                 tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
         return tensors
 
-    def consider(self, score: float | None) -> None:
+    def consider(self, score: float | None, higher_is_better: bool) -> None:
         """Keep what is trained now, if it scores best so far on validation; of equals the first is kept."""
         if score is None or not math.isfinite(score):
             return
-        sign = 1 if self.base.task.metrics[self.base.task.main_metric].higher_is_better else -1
+        sign = 1 if higher_is_better else -1
         if self.best is None or sign * score > sign * self.best.score:
             self.best = Best(self.done, score, self.state())
 

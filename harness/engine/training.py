@@ -16,14 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.contract.task import Evaluation, check_evaluation
+from harness.contract.task import BEST, BEST_LOSS, Evaluation, check_evaluation
 from harness.engine.compiling import compiling
+from harness.engine.evaluation import training_loss
 from harness.engine.lane import Lane
 from harness.engine.memory import let_go, release
 from harness.engine.pack import HalfDoneError, Pack
 from harness.engine.resident import Base
 from harness.engine.slots import Reader
-from harness.errors import TrialDivergedError
+from harness.errors import HarnessError, TrialDivergedError
 
 logger = logging.getLogger(__name__)
 
@@ -215,21 +216,35 @@ def _validate(base: Base, lane: Lane) -> Evaluation:
     """Score a lane on validation, note that, and keep what it is now if the recipe asks for the best."""
     found = _evaluate(base, lane, "validation")
     lane.history[-1]["metrics"] |= found.metrics_present()
-    if lane.recipe.checkpoint == "best":
-        score = found.metrics[base.task.main_metric]
-        lane.consider(base.ranks.told(lambda: score))  # a judge may say something else to each
+    name, chooses_by = base.task.main_metric, lane.recipe.checkpoint
+    if chooses_by == BEST:
+        score = found.metrics[name]  # a judge may say something else to each rank
+        lane.consider(base.ranks.told(lambda: score), base.task.metrics[name].higher_is_better)
+    elif chooses_by == BEST_LOSS:
+        loss = _validation_loss(base, lane)
+        lane.history[-1]["metrics"]["validation/loss"] = loss
+        lane.consider(base.ranks.told(lambda: loss), higher_is_better=False)
     return found
 
 
 def _score(base: Base, lane: Lane) -> None:
     """Score a lane at its end: on test, or on validation where it only chooses; of several updates, the best."""
-    is_report, chooses = lane.trial.purpose == "report", lane.recipe.checkpoint == "best"
+    is_report, chooses = lane.trial.purpose == "report", lane.recipe.checkpoint != "last"
     if chooses or not is_report:  # a curve is of one split
         lane.evaluation = _validate(base, lane)
     if chooses:
         lane.go_back()
     if is_report or (chooses and lane.best and lane.best.step != lane.done):
         lane.evaluation = _evaluate(base, lane, "test" if is_report else "validation")
+
+
+def _validation_loss(base: Base, lane: Lane) -> float:
+    examples = base.task.validation_examples(lane.data.splits["validation"])
+    if not examples:
+        raise HarnessError(f"task {base.task.name!r}: validation_examples() returned none, so nothing has a loss")
+    with evaluating(base, lane) as model:
+        pad_token = lane.context.tokenizer.pad_token_id
+        return training_loss(model, base.task.model_kind, examples, pad_token, lane.recipe.rows_at_once)
 
 
 def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.method import Method, TrialContext, attaches
-from harness.contract.task import Task, TaskContext
+from harness.contract.task import BEST, BEST_LOSS, Task, TaskContext
 from harness.contract.trial import OWN, Trial
 from harness.data.tables import identify_tables
 from harness.engine.layers import find_layers, select_layers, trained_modules
@@ -222,10 +222,15 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         recipe = replace(recipe, **_read_changes(given, recipe, task))
     if recipe.steps == "auto" and not recipe.epochs:
         raise UsageError(f"task {task.name!r}: neither steps nor epochs are given; give --steps N or --set epochs=N")
-    if recipe.checkpoint == "best" and not recipe.evaluate_at:
+    if recipe.checkpoint == BEST_LOSS and type(task).validation_examples is Task.validation_examples:
         raise UsageError(
-            f"task {task.name!r}: checkpoint=best chooses among the updates of evaluate_at, and there are none; "
-            "give some, e.g. --set evaluate_at=100+200+300"
+            f"task {task.name!r} does not say which examples its validation has, so checkpoint={BEST_LOSS} has no loss "
+            f"to choose by; give checkpoint={BEST}, which goes by {task.main_metric}"
+        )
+    if recipe.checkpoint != "last" and not recipe.evaluate_at:
+        raise UsageError(
+            f"task {task.name!r}: checkpoint={recipe.checkpoint} chooses among the updates of evaluate_at, and there "
+            "are none; give some, e.g. --set evaluate_at=100+200+300"
         )
     if recipe.steps == "auto":  # how many steps the epochs make is known once the data is read
         return recipe

@@ -152,7 +152,7 @@ MILORA_MATH = {
     "training_set": "metamath", "epochs": 3.0, "steps": "auto", "batch_size": 16, "max_length": 2_048,
     "learning_rate": 3e-4, "schedule": "linear", "warmup_steps": 100,
 }  # fmt: skip
-MILORA_BEST = {"checkpoint": "best", "evaluate_at": tuple(range(3_000, 31_875, 3_000))}  # 31,875 steps in all
+MILORA_BEST = {"checkpoint": "best-loss", "evaluate_at": tuple(range(3_000, 31_875, 3_000))}  # 31,875 steps in all
 MILORA_COMMONSENSE = {name: MILORA_MATH[name] for name in MILORA_MATH if name not in ("training_set", "max_length")}
 MELORA_GLUE = {"weight_decay": 0.1, "warmup_fraction": 0.06, "schedule": "linear"}
 PISSA_MATH = {**MORA_MATH, "learning_rate": 2e-5, "steps": 100_000 // 128, "weight_decay": 0.0}

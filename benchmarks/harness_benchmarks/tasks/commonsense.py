@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from harness import (
     Evaluation,
+    Example,
     Metric,
     Recipe,
     Source,
@@ -252,14 +253,21 @@ class CommonsenseTask(Task):
                 for name, rows in tables.items()
             }
 
-        conversations = [[(ask(row), text_of(row, "output"))] for row in train]
+        def examples(rows: Sequence[Row]) -> Sequence[Example]:
+            return encode_all([[(ask(row), text_of(row, "output"))] for row in rows], tokenizer, recipe.max_length)
+
+        validation = [row for rows in held_out.values() for row in rows]
         return TaskData(
-            train=encode_all(conversations, tokenizer, recipe.max_length),
+            train=examples(train),
             splits={
-                "validation": Split(questions(held_out)),
+                "validation": Split(questions(held_out), examples=examples(validation)),
                 "test": Split(questions(tests), recipe.forgetting_windows),
             },
         )
+
+    def validation_examples(self, split: Split) -> Sequence[Example]:
+        """Return the rows held out of training, all of them."""
+        return split.examples
 
     @classmethod
     def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:

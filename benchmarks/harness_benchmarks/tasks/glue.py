@@ -146,6 +146,10 @@ class GlueTask(Task):
             },
         )
 
+    def validation_examples(self, split: Mapping[str, Sequence[Example]]) -> Sequence[Example]:
+        """Return the rows held out of training."""
+        return split["held_out"]
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the official metrics on each part of the split; the first part is the main one."""
         (main, *others) = split

@@ -45,10 +45,14 @@ class Question(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What is scored: sets of questions by name, and on how many windows of WikiText forgetting is measured."""
+    """What is scored: sets of questions by name, on how many windows of WikiText forgetting is measured.
+
+    And of a validation split the rows as training examples.
+    """
 
     questions: Mapping[str, Sequence[Question]]
     forgetting_windows: int = 0
+    examples: Sequence[Example] = ()
 
 
 def instruction_prompt(instruction: str, given: str = "") -> str:

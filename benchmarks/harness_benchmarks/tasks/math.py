@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from harness import (
     Evaluation,
+    Example,
     Metric,
     Recipe,
     Source,
@@ -145,7 +146,14 @@ class MathTask(Task):
         return TaskData(
             train=encode_all(conversations, context.tokenizer, recipe.max_length),
             splits={
-                "validation": Split({"gsm8k": questions(held_out, "question", number)}),
+                "validation": Split(
+                    {"gsm8k": questions(held_out, "question", number)},
+                    examples=encode_all(
+                        [[(ask(row["question"]), worked(row["answer"]))] for row in held_out],
+                        context.tokenizer,
+                        recipe.max_length,
+                    ),
+                ),
                 "test": Split(
                     {
                         "gsm8k": questions(tests["gsm8k"], "question", number),
@@ -155,6 +163,10 @@ class MathTask(Task):
                 ),
             },
         )
+
+    def validation_examples(self, split: Split) -> Sequence[Example]:
+        """Return GSM8K's rows held out of training, with their worked answers."""
+        return split.examples
 
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Generate a solution for every question and compare its final answer; measure forgetting."""

@@ -139,6 +139,10 @@ class UuidTask(Task):
         test = Split(scored, context.recipe.forgetting_windows)
         return TaskData(train=examples, splits={"validation": Split(scored), "test": test})
 
+    def validation_examples(self, split: Split) -> Sequence[Example]:
+        """Return the pairs that are scored."""
+        return [example for _, example in split.pairs]
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Decode every answer greedily, and measure its likelihood; measure forgetting."""
         tokenizer = context.tokenizer

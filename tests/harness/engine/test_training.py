@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from harness.contract.task import Evaluation
+from harness.contract.task import Evaluation, Example, ModelKind
+from harness.engine.evaluation import training_loss
 from harness.engine.layers import repeated_blocks
 from harness.engine.pack import Pack
 from harness.engine.training import evaluating
@@ -369,6 +370,55 @@ def test_the_best_checkpoint_on_validation_is_what_test_scores_and_what_is_kept(
     assert [each["metrics"].get("loss") for each in lane.history if each["step"] % 2 == 0] == list(scores)
     for key, value in lane.state().items():
         assert torch.equal(value, lane.best.state[key])
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_the_checkpoint_may_be_chosen_by_the_loss_of_the_validation_rows(kit, monkeypatch, name):
+    seen = scores_by_step(kit, monkeypatch, (1.0, 2.0, 3.0, 4.0))  # what ranks would choose the first
+    rows = [Example([5, 7, 9, 11], [-100, 7, 9, 11]), Example([6, 4, 3], [-100, -100, 3])]
+    monkeypatch.setattr(kit.ToyTask, "validation_examples", lambda task, split: rows)
+    losses, real = iter((3.0, 2.0, 0.5, 1.0)), []
+
+    def loss(model, kind, examples, *rest):
+        assert examples is rows
+        real.append(training_loss(model, kind, examples, *rest))
+        return next(losses)
+
+    monkeypatch.setattr("harness.engine.training.training_loss", loss)
+    base = kit.make_base()
+    lane = kit.make_lane(base, name, evaluate_at=(2, 4, 6), steps=8, checkpoint="best-loss")
+    kit.run(base, [lane])
+    assert lane.best.step == 6
+    assert seen[4] == ("test", seen[2][1])
+    noted = [each["metrics"]["validation/loss"] for each in lane.history if "validation/loss" in each["metrics"]]
+    assert noted == [3.0, 2.0, 0.5, 1.0]
+    assert len(set(real)) == 4
+
+
+@pytest.mark.parametrize("kind", ["language", "classification"])
+def test_the_loss_of_validation_rows_is_that_of_training_without_its_batches(kit, kind):
+    if kind == "language":
+        model = kit.make_base().model
+        rows = [Example([5, 7, 9, 11], [-100, 7, 9, 11]), Example([6, 4, 3], [-100, -100, 3])]
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1], torch.tensor(row.labels[1:]),
+                ignore_index=-100, reduction="sum",
+            )
+            for row in rows
+        ]  # fmt: skip
+        expected, model_kind = float(sum(losses)) / 4, ModelKind.CAUSAL_LM
+    else:
+        model = kit.make_classifier("encoder").model
+        rows = [Example([5, 7, 9], 1), Example([6, 4, 3, 8], 0), Example([6, 4], 1)]
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(input_ids=torch.tensor([row.input_ids])).logits, torch.tensor([row.labels])
+            )
+            for row in rows
+        ]
+        expected, model_kind = float(sum(losses)) / 3, ModelKind.CLASSIFICATION
+    assert training_loss(model, model_kind, rows, 0, 2) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_trial_that_only_chooses_is_scored_on_validation_at_its_best(kit, monkeypatch):

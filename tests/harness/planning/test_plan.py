@@ -355,3 +355,16 @@ def test_periods_are_those_of_the_runs_length_where_it_is_known(tmp_path):
     assert periods("relora:merge_every=40,warmup=0", steps=100) == (40, 40, 0, 10)
     assert periods(epochs=2) == ("auto",) * 4, "the data says how many updates that is"
     assert periods(steps=2) == ("auto",) * 4, "nothing merges in a run this short"
+
+
+def test_a_checkpoint_by_loss_needs_a_task_that_names_its_validation_rows(monkeypatch):
+    asked = {"checkpoint": "best-loss", "evaluate_at": (2,), "steps": 4}
+    (cell,) = plan_cells(
+        build_suite({"tasks": ["uuid"], "methods": ["lora"], "recipe": asked}), REGISTRY, None, "float32"
+    )
+    assert cell.template.recipe["checkpoint"] == "best-loss"
+    monkeypatch.delattr(REGISTRY.task("uuid"), "validation_examples")
+    with pytest.raises(
+        UsageError, match="checkpoint=best-loss has no loss to choose by; give checkpoint=best, which goes"
+    ):
+        plan_cells(build_suite({"tasks": ["uuid"], "methods": ["lora"], "recipe": asked}), REGISTRY, None, "float32")

@@ -204,6 +204,10 @@ class InstructEvalTask(Task):
             },
         )
 
+    def validation_examples(self, split: Scored) -> Sequence[Example]:
+        """Return the responses held out of training."""
+        return split.responses
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Score every part with lm-eval, held-out responses by their likelihood, and forgetting."""
         recipe, tokenizer = context.recipe, context.tokenizer

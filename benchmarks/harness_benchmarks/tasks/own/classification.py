@@ -81,6 +81,10 @@ class OwnClassification(OwnTask):
 
         return fitting(rows, of(UNLIMITED), context, of)[1]
 
+    def validation_examples(self, split: Sequence[Example]) -> Sequence[Example]:
+        """Return the rows of the split."""
+        return split
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the scores, and per row whether it is right, its loss and what was chosen."""
         outputs = predict(model, split, context.tokenizer.pad_token_id, context.recipe.batch_size).astype(np.float64)

@@ -145,6 +145,10 @@ class OwnInstructions(OwnTask):
         prompts = [prompt_of(parts, context.tokenizer, template) for parts in written]
         return Scored(examples, prompts, [row.turns[-1][1] for row in chosen])
 
+    def validation_examples(self, split: Scored) -> Sequence[Example]:
+        """Return the rows of the split."""
+        return split.examples
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the loss of every row, and of the chosen ones what written answers are worth."""
         recipe, tokenizer = context.recipe, context.tokenizer
