@@ -67,7 +67,8 @@ class Record:
             trial alone, without data preparation and evaluation: ``step_seconds_solo``, ``tokens_per_second_solo``,
             ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins; ``layers_without_adapter``, where there are any,
-            says which layers of the model no adapter can work in, and why.
+            says which layers of the model no adapter can work in, and why; ``ranks``, over how many processes the model
+            was divided, if it was: times are those of all together, memory is the first one's.
         error: ``{"type", "message", "traceback", "step"}`` unless complete; where another try may end otherwise, also
             ``conditions``, what this one depended on besides the trial.
         attempts: Earlier tries of the trial, oldest first: ``{"state", "error", "started_at", "finished_at"}``.

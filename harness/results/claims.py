@@ -33,6 +33,7 @@ from harness.results.store import Store
 logger = logging.getLogger(__name__)
 
 FOLDER = "claims"
+LOCK = "lock"
 LIFETIME_SECONDS = 60.0
 SETTLE_SECONDS = 3.0
 
@@ -73,12 +74,28 @@ class Claims:
             with suppress(OSError):  # else it expires with its owner
                 self.store.remove_artifact(self._name(trial_id))
 
+    def sweep(self) -> None:
+        """Remove claims of dead owners, in a folder: nobody may ever ask for their trials again.
+
+        An owner that cannot be seen from here counts as dead when it was silent since an earlier look.
+        """
+        folder = self.store.local and self.store.local / FOLDER
+        for path in folder.iterdir() if folder and folder.is_dir() else ():
+            trial_id = path.name
+            if path.suffix or trial_id == LOCK or not self._is_dead(self._read(trial_id)):
+                continue
+            with self._alone(), suppress(OSError):
+                if self._is_dead(self._read(trial_id)):  # still: nobody took it over
+                    self.store.remove_artifact(self._name(trial_id))
+
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, and remove what dead owners left."""
         self._closed.set()
         if self._heart is None:
             return
         self._heart.join()
+        with suppress(OSError):
+            self.sweep()
         for trial_id in list(self.held):
             self.release(trial_id)
         with suppress(OSError):
@@ -109,7 +126,7 @@ class Claims:
         import fcntl
 
         assert self.store.local is not None
-        lock = os.open(self.store.local / FOLDER / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(self.store.local / FOLDER / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -167,6 +184,8 @@ class Claims:
             self._beat(0)
             self._heart = threading.Thread(target=self._keep_beating, daemon=True)
             self._heart.start()
+            with suppress(OSError):
+                self.sweep()  # a first look at owners that cannot be seen from here
 
     def _keep_beating(self) -> None:
         number = 0

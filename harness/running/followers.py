@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.running.worker import Emit
 
 HOST = "127.0.0.1"
-GRACE_SECONDS = 5.0  # that the first rank has to fail as well, before another's failure is the trial's
+GRACE_SECONDS = 5.0  # that ranks have to fail or to end as well, before one's failure is the trial's
 CLEAN = ("complete", "diverged")  # states of trials that end between two updates, on all ranks alike
 
 
@@ -41,6 +41,8 @@ class Followers:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self._emit, self._lock = emit, threading.RLock()
+        self._news = threading.Condition(self._lock)
+        self._failed: set[int] = set()  # ranks, in the trial of which this one fails
         self.devices: list[str] = setup["ranks"]
         self._recorded: set[str] = set()
         self._leaving: set[int] = set()  # ranks that said so
@@ -59,7 +61,16 @@ class Followers:
             worker.send(job)
 
     def emit(self, event: Mapping[str, Any]) -> None:
-        """Send an event to the scheduler; after the record of a trial that failed, leave."""
+        """Send an event of the first rank to the scheduler; after the record of a trial that failed, leave.
+
+        A failure may be that another rank is gone, of which we hear a moment later. Then that one's end is the trial's.
+        """
+        if has_failed(event):
+            with self._news:
+                self._news.wait_for(lambda: len(self._failed) == len(self._workers), GRACE_SECONDS)
+        self._send(event)
+
+    def _send(self, event: Mapping[str, Any]) -> None:
         with self._lock:
             if event["event"] == "record":
                 trial_id = event["record"]["trial_id"]
@@ -67,7 +78,7 @@ class Followers:
                     return
                 self._recorded.add(trial_id)
             self._emit(event)
-            if event["event"] == "record" and event["record"]["state"] not in CLEAN:
+            if has_failed(event):
                 why = "after a trial that failed, the processes that share a model start anew"
                 self._leave({"why": why, "state": "lost", "machine_lost": True})
 
@@ -78,9 +89,12 @@ class Followers:
         elif event["event"] == "ended" and number not in self._leaving:
             why = f"rank {number} of {len(self.devices)} ({self.devices[number]}) is gone: {event['why']}"
             self._leave({"why": why, "state": event["state"]})
-        elif event["event"] == "record" and event["record"]["state"] not in CLEAN:
+        elif has_failed(event):
+            with self._news:
+                self._failed.add(number)
+                self._news.notify_all()
             time.sleep(GRACE_SECONDS)
-            self.emit(event)
+            self._send(event)
 
     def _leave(self, end: Mapping[str, Any]) -> NoReturn:
         """Tell the scheduler why, and end this process and the others at once."""
@@ -90,6 +104,22 @@ class Followers:
             for worker in self._workers:
                 worker.kill()
             os._exit(1)
+
+
+def has_failed(event: Mapping[str, Any]) -> bool:
+    """Return whether an event is the record of a trial in the middle of which a rank may stand."""
+    return event["event"] == "record" and event["record"]["state"] not in CLEAN
+
+
+def halting(emit: Emit) -> Emit:
+    """Return how another rank than the first sends events: after a failure it waits to be ended, and does no more."""
+
+    def send(event: Mapping[str, Any]) -> None:
+        emit(event)
+        if has_failed(event):
+            threading.Event().wait()
+
+    return send
 
 
 class Unwritten(Store):

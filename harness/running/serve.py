@@ -74,7 +74,7 @@ def main() -> None:
     from harness.results.store import Store
     from harness.running.checkpoints import Checkpoints, Stopped
     from harness.running.environment import conditions, describe_environment
-    from harness.running.followers import Followers, Unwritten, meet
+    from harness.running.followers import Followers, Unwritten, halting, meet
     from harness.running.recording import Recording
     from harness.running.worker import Worker
 
@@ -86,14 +86,14 @@ def main() -> None:
     if setup["threads"]:
         torch.set_num_threads(setup["threads"])
 
-    def emit(event: Mapping[str, Any]) -> None:
+    def say(event: Mapping[str, Any]) -> None:
         with suppress(BrokenPipeError):  # the scheduler is gone; the end of standard input says so, too
             print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
     registry = build_registry(setup["block"])
     is_first, count = not setup.get("rank"), len(setup["ranks"])
-    followers = Followers(setup, emit) if count and is_first else None
-    emit = followers.emit if followers else emit
+    followers = Followers(setup, say) if count and is_first else None
+    emit: Emit = followers.emit if followers else say if is_first else halting(say)
     logging.basicConfig(handlers=[logging.StreamHandler(), _TellingHandler(emit, registry)])
     device = torch.device(setup["device"])
     data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
@@ -101,6 +101,8 @@ def main() -> None:
     shared = Shared(device, data_dir, setup["allow_code_execution"], setup["recomputes"], ranks)
     divided = {"ranks": count} if count else {}
     environment = {**setup["environment"], **describe_environment(device), **divided}
+    if count and device.type == "cuda":
+        environment["hardware"] = f"{count} x {environment['hardware']}"
     store = Store(setup["results"]) if is_first else Unwritten(setup["results"])
     recording = Recording(store, environment)
     circumstances = conditions(setup["ranks"][:1] or [setup["device"]], threads=setup["threads"], **divided)

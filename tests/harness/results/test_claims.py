@@ -161,3 +161,25 @@ def test_a_process_is_told_from_a_later_one_of_its_number():
     gone.join()
     assert not is_running(f"{gone.pid}-1")
     assert this_machine() == this_machine() != ""
+
+
+def test_claims_of_the_dead_on_trials_that_nobody_asks_for_are_removed_and_those_of_the_living_are_not(tmp_path):
+    store = Store(str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), *TRIALS[:2]], stdout=subprocess.PIPE, text=True)
+    assert dead.stdout.readline()
+    alive = Claims(store)
+    alive.take(TRIALS[2:3])
+    dead.kill()
+    dead.wait()
+    for owner in ("gone", "living"):  # on another machine
+        claim = {"owner": f"elsewhere.1-1.{owner}", "machine": "elsewhere", "process": "1-1"}
+        store.write_artifact(f"claims/{TRIALS[3 + (owner == 'living')]}", json.dumps(claim).encode())
+        store.write_artifact(f"claims/elsewhere.1-1.{owner}.beat", b"0")
+    another = Claims(store, lifetime_seconds=0.6)
+    another.take(["f" * 16])
+    assert {each for each in TRIALS if (tmp_path / "claims" / each).exists()} == {*TRIALS[2:]}
+    time.sleep(0.7)
+    store.write_artifact("claims/elsewhere.1-1.living.beat", b"1")
+    another.close()
+    assert {each for each in TRIALS if (tmp_path / "claims" / each).exists()} == {TRIALS[2], TRIALS[4]}
+    alive.close()
