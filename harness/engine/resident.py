@@ -78,7 +78,8 @@ class Base:
         if has_kernel:
             trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
             fuse_norms(each for each in model.modules() if id(each) not in trained)
-        announce([] if quantize else [slot.linear[0].weight for slot in self.linear_slots.values()])
+        is_whole = not quantize and ranks.count == 1
+        announce([slot.linear[0].weight for slot in self.linear_slots.values()] if is_whole else [])
 
     def layer(self, name: str) -> nn.Linear:
         """Return a frozen layer as adapters see it."""
