@@ -22,7 +22,7 @@ def cells():
     """Return the source of every cell of code."""
     found = [each for each in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if each["cell_type"] == "code"]
     assert all(each["outputs"] == [] for each in found), "a notebook is kept without outputs"
-    return ["".join(each["source"]) for each in found]
+    return ["".join(each["source"]).replace("\\\n", " ") for each in found]
 
 
 def command(line):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from pathlib import Path
 
 SECONDS = 5.0  # to wait for an answer
 
@@ -30,3 +31,20 @@ def is_offline() -> bool:
         constants.HF_HUB_OFFLINE = True
         return True
     return False
+
+
+def cached_commits(hub_id: str, revision: str = "") -> list[str]:
+    """Return the commits of a data set that are in the hub's cache here and that a revision may mean.
+
+    Args:
+        hub_id: Of the data set.
+        revision: A branch, a tag, or the beginning of a commit; empty: the main branch.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="dataset")
+    named = folder / "refs" / (revision or "main")
+    if named.is_file():
+        return [named.read_text(encoding="utf-8").strip()]
+    return sorted(each.name for each in folder.glob("snapshots/*") if each.name.startswith(revision))

@@ -11,6 +11,7 @@ What is not here: a report on what is there and what is missing (``check``).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from harness.contract.task import Source, Table
 from harness.data.hub import is_offline
 from harness.data.rows import ENDINGS, uniform_rows
 from harness.errors import DataError
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
@@ -48,7 +51,7 @@ def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> Non
     for split in splits:
         if local_files(source, split, data_dir):
             continue
-        wanted = f"{data_dir or '<data dir>'}/{source.folder}/{split}.jsonl(.gz)"
+        wanted = "/".join(filter(None, [str(data_dir or "<data dir>"), source.folder, f"{split}.jsonl(.gz)"]))
         if data_dir is not None:
             hub = f", or leave --data-dir out to use {hub_name(source)}" if source.hub_id else ""
             raise DataError(f"data: there is no {wanted}; put the table there{hub}")
@@ -125,7 +128,7 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
                 "are with read_rows"
             ) from error
     try:
-        return datasets.load_dataset(
+        found = datasets.load_dataset(
             source.hub_id, source.config or None, revision=source.revision, split=hub_split or split
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -133,6 +136,19 @@ def read_table(source: Source, split: str, data_dir: Path | None, hub_split: str
             f"data: {hub_name(source)}, split {hub_split or split!r}, cannot be had: {str(error).splitlines()[0]}. "
             f"Check the network, or give --data-dir with {source.folder}/{split}.jsonl(.gz)"
         ) from error
+    if is_offline():
+        _check_commit(found, source)
+    return found
+
+
+def _check_commit(table: Any, source: Source) -> None:
+    """Refuse rows of another commit, which ``datasets`` takes from its cache where the hub is not to be reached."""
+    folders = {Path(each["filename"]).parent.name for each in table.cache_files}
+    if COMMIT.fullmatch(source.revision) and folders != {source.revision}:
+        raise DataError(
+            f"data: {hub_name(source)}: the hub is not to be reached, and what is cached here is of another commit, "
+            f"{', '.join(sorted(folders))}; load that one with the network once, or give --data-dir"
+        )
 
 
 def read_rows(

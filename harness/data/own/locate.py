@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.task import Source
-from harness.data.hub import is_offline
+from harness.data.hub import cached_commits, is_offline
 from harness.data.own.columns import DataKind, find_columns, parse_columns
 from harness.data.own.recipe import OwnRecipe
 from harness.data.own.rows import columns_of, read_own_rows
@@ -167,12 +167,16 @@ def _hub_fields(where: str) -> dict[str, Any]:
 
     name, _, config = where.partition(":")
     hub_id, _, revision = name.partition("@")
-    if is_offline():
+    cached = cached_commits(hub_id, revision) if is_offline() else []
+    if is_offline() and len(cached) != 1:
+        there = "holds none of it; give a local copy"
+        if cached:
+            there = f"holds several commits of it, {', '.join(cached)}; name one: {hub_id}@{cached[0]}"
         raise DataError(
-            f"data: there is no file or folder {where!r}, and the hub is not to be reached; give a local copy"
+            f"data: there is no file or folder {where!r}, the hub is not to be reached, and its cache {there}"
         )
     try:
-        commit = HfApi().dataset_info(hub_id, revision=revision or None).sha or ""
+        commit = cached[0] if cached else HfApi().dataset_info(hub_id, revision=revision or None).sha or ""
         configs = datasets.get_dataset_config_names(hub_id, revision=commit)
         if not config and len(configs) > 1:
             raise DataError(
