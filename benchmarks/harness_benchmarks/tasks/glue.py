@@ -150,6 +150,16 @@ class GlueTask(Task):
         """Return the rows held out of training."""
         return split["held_out"]
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+        """Return the official metrics of what was given and what is right, where records hold both."""
+        what, kind = ("score", float) if cls.model_kind is ModelKind.REGRESSION else ("class", int)
+        given, right = (np.asarray(items.get(f"{who}_{what}", ()), dtype=kind) for who in ("given", "right"))
+        if not len(given) or len(given) != len(right):
+            return {}
+        scores = official(cls.name.rpartition("/")[2]).compute(predictions=given, references=right)
+        return {name: float(value) for name, value in scores.items()}
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the official metrics on each part of the split; the first part is the main one."""
         (main, *others) = split
@@ -166,10 +176,15 @@ class GlueTask(Task):
             if self.model_kind is ModelKind.REGRESSION:
                 items["pearson"] = pseudo_values(lambda a, b: float(np.corrcoef(a, b)[0, 1]), given, right)
                 items["squared_error"] = ((given - right) ** 2).tolist()
+                items |= {"given_score": given.astype(float).tolist(), "right_score": right.astype(float).tolist()}
                 metrics["squared_error"] = float(((given - right) ** 2).mean())
             else:
                 items[f"accuracy{suffix}"] = (given == right).astype(float).tolist()
-                for name in scores.keys() - {"accuracy"}:
+                others_than_means = scores.keys() - {"accuracy"}
+                if others_than_means:
+                    items[f"given_class{suffix}"] = given.astype(float).tolist()
+                    items[f"right_class{suffix}"] = right.astype(float).tolist()
+                for name in others_than_means:
                     items[f"{name}{suffix}"] = pseudo_values(
                         lambda a, b, name=name, score=score: score(predictions=a, references=b)[name], given, right
                     )

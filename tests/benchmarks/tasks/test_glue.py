@@ -14,7 +14,7 @@ import sklearn.metrics
 import torch
 import transformers
 
-from harness import DataError, Example, TaskContext
+from harness import DataError, Example, ModelKind, TaskContext
 from harness.bases import resolve
 from harness.data.tables import identify_tables
 from harness.engine.layers import linear_layers, select_layers, trained_modules
@@ -154,6 +154,23 @@ def test_sts_b_predicts_a_number(tokenizer):
     assert found.items["squared_error"] == pytest.approx([0.0, 0.25, 0.25])
     assert found.metrics["pearson"] == pytest.approx(scipy.stats.pearsonr([1, 2, 0.5], [1, 2.5, 0]).statistic)
     assert set(found.metrics) == set(glue.Stsb.metrics)
+
+
+@pytest.mark.parametrize("task", [glue.Cola, glue.Mrpc, glue.Qqp, glue.Stsb])
+def test_what_is_no_mean_of_items_is_recomputed_from_what_was_given_and_what_is_right(task, tokenizer):
+    numbers = task.model_kind is ModelKind.REGRESSION
+    draw = np.random.default_rng(0)
+    right = draw.uniform(0, 5, 20) if numbers else draw.integers(2, size=20)
+    examples = [Example([int(draw.integers(1, 500))], each.item()) for each in right]
+    found = task().evaluate(FirstToken(1 if numbers else 2), context(tokenizer, task, None), {"validation": examples})
+    again = task.recompute(found.items)
+    main = task.main_metric
+    assert again[main] == pytest.approx(found.metrics[main], rel=1e-12)
+    assert again[main] != 0
+    kept = "given_score" if numbers else "given_class"
+    changed = {**found.items, kept: found.items[kept][::-1]}
+    assert task.recompute(changed)[main] != pytest.approx(found.metrics[main])
+    assert task.recompute({"accuracy": found.items.get("accuracy", [])}) == {}, "records from before hold neither"
 
 
 def test_mnli_scores_both_kinds_of_genres_apart(tokenizer):

@@ -85,6 +85,15 @@ class OwnClassification(OwnTask):
         """Return the rows of the split."""
         return split
 
+    @classmethod
+    def recompute(cls, items: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+        """Return the scores of the classes that were chosen and the right ones."""
+        if not items.get("chosen_class") or not items.get("right_class"):
+            return {}
+        given, right = (np.asarray(items[name], dtype=int) for name in ("chosen_class", "right_class"))
+        counts = scores.confusion(right, given, int(max(*given, *right)) + 1)
+        return {"macro_f1": scores.macro_f1(counts), "matthews": scores.matthews(counts)}
+
     def evaluate(self, model: Any, context: TaskContext, split: Any) -> Evaluation:
         """Return the scores, and per row whether it is right, its loss and what was chosen."""
         outputs = predict(model, split, context.tokenizer.pad_token_id, context.recipe.batch_size).astype(np.float64)

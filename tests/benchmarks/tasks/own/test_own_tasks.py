@@ -219,6 +219,8 @@ def test_labels_are_scored_by_what_the_model_chooses(load, monkeypatch):
     assert found.metrics["accuracy"] == pytest.approx(1 - 1 / len(right))
     assert found.items["accuracy"] == [0.0] + [1.0] * (len(right) - 1)
     assert found.items["loss"][1] == pytest.approx(math.log(math.e + 2) - 1)
+    again = task.recompute(found.items)
+    assert again == pytest.approx({name: found.metrics[name] for name in ("macro_f1", "matthews")})
 
 
 @pytest.mark.parametrize("classes", [2, 4])
