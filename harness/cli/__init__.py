@@ -6,6 +6,8 @@ Modules import what is heavy inside their functions, so that ``harness --help`` 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -144,6 +146,11 @@ def answer(*_: object) -> NoReturn:
 def main() -> None:
     """Run the command line; foreseeable errors print one message and no traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries make a million objects that stay: looking for garbage among them takes longer than making a plan,
+    # and the interpreter would do so once more as it ends.
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1_000_000)
+    atexit.register(gc.freeze)
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, answer)
@@ -167,5 +174,6 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123
         sys.exit(0)
     finally:
+        gc.set_threshold(*thresholds)
         if signal.getsignal(signal.SIGINT) is answer:
             signal.signal(signal.SIGINT, before)

@@ -5,6 +5,7 @@ What is not here: slots in a base model (``resident``), how a lane is made (``bu
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from harness.contract.trial import Trial
 from harness.engine.build import build_lane
 from harness.engine.cost import SoloCost, measure_solo
 from harness.engine.lane import Lane
+from harness.engine.memory import keep
 from harness.engine.model import ModelChoice, build_on_meta, load_model, load_tokenizer
 from harness.engine.ranks import Ranks, Together
 from harness.engine.resident import Base
@@ -115,7 +117,9 @@ class Shared:
         shape = json.dumps({**task.model_arguments(recipe)}, sort_keys=True, default=str)
         key = (trial.task, trial.model, trial.model_revision, trial.precision, trial.quantize, shape)
         if self._loaded is None or self._loaded.key != key:
-            self._loaded = None  # free the old one first
+            if self._loaded is not None:  # free the old one first
+                self._loaded = None
+                gc.unfreeze()
             choice = ModelChoice(trial.model, trial.model_revision)
             model, fresh = self._load_model(choice, task, recipe, trial)
             tokenizer = load_tokenizer(choice, task, recipe)
@@ -125,6 +129,7 @@ class Shared:
                 ranks=self.ranks,
             )  # fmt: skip
             self._loaded = _Loaded(key, base, tokenizer)
+            keep()
         return self._loaded
 
     def _load_model(self, choice: ModelChoice, task: Task, recipe: Any, trial: Trial) -> tuple[nn.Module, list[str]]:

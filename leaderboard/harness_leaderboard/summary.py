@@ -17,6 +17,15 @@ def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
 
 
 @hookimpl
+def harness_trial_started() -> None:
+    """Load what the table is made with, which takes half a second, while a worker trains."""
+    import harness_leaderboard.boards.build
+    import harness_leaderboard.recommend.words
+    import harness_leaderboard.view.site
+    import harness_leaderboard.write.terminal  # noqa: F401
+
+
+@hookimpl
 def harness_summarize(records: Sequence[Record]) -> str:
     """Return the leaderboard of these records as a terminal table, and what to use."""
     from harness_leaderboard.boards.build import build_boards

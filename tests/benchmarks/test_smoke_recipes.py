@@ -48,39 +48,47 @@ KINDS = ",".join(one_of_each_kind())
 
 @pytest.fixture(scope="module")
 def smoke(tables, tmp_path_factory, judge):
-    """Return what runs a task with methods, and returns the records."""
+    """Return what runs tasks with methods in one sweep, and returns the records of each task."""
 
-    def run(task, methods, *options):
+    def run(tasks, methods, *options):
         results = tmp_path_factory.mktemp("smoke")
         done = subprocess.run(
             [
-                sys.executable, "-m", "harness", "run", "--methods", methods, "--task", task, "--seeds", "1",
+                sys.executable, "-m", "harness", "run", "--methods", methods, "--task", ",".join(tasks), "--seeds", "1",
                 "--data-dir", str(tables), "--results", str(results), "--device", "cpu", "--no-mlflow", "-q",
-                *(["--allow-code-execution"] if task in RUNS_CODE else []),
-                *(["--set", f"judge_url={judge.url}"] if task in JUDGED else []), *options,
+                *(["--allow-code-execution"] if RUNS_CODE & {*tasks} else []),
+                *(["--set", f"judge_url={judge.url}"] if JUDGED & {*tasks} else []), *options,
             ],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3_000:]
-        records = list(Store(str(results)).records())
+        records = {task: [] for task in tasks}
+        for record in Store(str(results)).records():
+            records[record.trial.task].append(record)
         wanted = set(REGISTRY.methods) if methods == "everything" else set(methods.split(","))
-        assert {record.trial.method for record in records} == wanted
+        assert all({record.trial.method for record in each} == wanted for each in records.values())
         return records
 
     return run
 
 
+@pytest.fixture(scope="module")
+def of_each_kind(smoke):
+    """The records of one sweep: a process that has loaded its libraries trains all of it."""
+    return smoke(OF_EACH_KIND, FEW)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("task", OF_EACH_KIND)
-def test_a_smoke_recipe_trains_to_its_end(task, smoke):
-    check(smoke(task, FEW), task)
+def test_a_smoke_recipe_trains_to_its_end(task, of_each_kind):
+    check(of_each_kind, task)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_smoke_recipe_trains_on_an_encoder_to_its_end(smoke, encoders):
-    check(smoke("glue/stsb", FEW, "--model", str(encoders["bert"])), "glue/stsb")
+    check(smoke(["glue/stsb"], FEW, "--model", str(encoders["bert"])), "glue/stsb")
 
 
 @pytest.mark.exhaustive
@@ -89,19 +97,19 @@ def test_a_smoke_recipe_trains_on_an_encoder_to_its_end(smoke, encoders):
 def test_every_smoke_recipe_trains_methods_of_each_kind(task, smoke):
     if task in RUNS_CODE and refusal():
         pytest.skip(refusal())
-    check(smoke(task, "everything" if task == MAIN else KINDS), task)
+    check(smoke([task], "everything" if task == MAIN else KINDS), task)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("task", GLUE)
 def test_every_smoke_recipe_of_glue_trains_on_an_encoder(task, smoke, encoders):
-    check(smoke(task, KINDS, "--model", str(encoders["bert"])), task)
+    check(smoke([task], KINDS, "--model", str(encoders["bert"])), task)
 
 
 def check(records, task):
     recipe = REGISTRY.task(task).recipes["smoke"]
-    for record in records:
+    for record in records[task]:
         assert record.state == "complete"
         assert record.score is not None
         assert record.history[-1]["step"] == recipe.steps > 10

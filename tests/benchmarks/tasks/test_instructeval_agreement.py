@@ -21,7 +21,7 @@ from harness import TaskContext
 from harness.bases import resolve
 from harness.contract.record import Record
 from harness.planning.registry import build_registry
-from harness.results.export import export_peft, read_trained
+from harness.results.export import export_merged, export_peft, read_trained
 from harness.results.store import Store
 from harness_benchmarks.tasks import instructeval
 from harness_benchmarks.tasks.instructeval import InstructEvalRecipe, InstructEvalTask
@@ -128,13 +128,14 @@ def both(tmp_path_factory):
     sizes = [each for name, value in SIZES.items() for each in ("--set", f"{name}={value}")]
     run(
         "harness", "run", "--methods", "lora", "--task", "instructeval", "--seeds", "1", "--lr", "1e-2", *sizes,
-        "--data-dir", data, "--results", results, "--device", "cpu", "--workers", "2", "--no-mlflow",
+        "--data-dir", data, "--results", results, "--device", "cpu", "--workers", "1", "--no-mlflow",
         "--allow-code-execution",
     )  # fmt: skip
     (path,) = results.glob("*.json")
     record = Record.from_json(json.loads(path.read_text()))
-    run("harness", "export", record.trial_id, "-o", root / "merged", "--results", results)
-    export_peft(read_trained(build_registry(), Store(str(results)), record), root / "peft")
+    trained = read_trained(build_registry(), Store(str(results)), record)
+    export_merged(trained, root / "merged")
+    export_peft(trained, root / "peft")
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano"))
     recipe = InstructEvalRecipe(**{**record.trial.recipe, "evaluate_at": ()})

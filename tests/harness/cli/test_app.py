@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import subprocess
 import sys
@@ -62,6 +63,12 @@ def test_a_command_that_does_not_load_leaves_the_others_alone(command, tmp_path,
         assert reason in done.err
         assert "pip uninstall strange-tool" in done.err
         assert done.err.count("\n") == 1
+
+
+def test_a_command_leaves_how_garbage_is_collected_as_it_was(command):
+    before = gc.get_threshold()
+    assert command("--version").code == 0
+    assert gc.get_threshold() == before
 
 
 def test_version(command):

@@ -28,6 +28,7 @@ from harness.contract.task import IGNORE, Evaluation, Example, ModelKind, TaskDa
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
 from harness.engine.decoding import generate
 from harness.engine.layers import find_layers, present_as_linear
+from harness.engine.memory import keep
 from harness.engine.model import choose_model
 from harness.engine.probe import stand_in
 from harness.engine.resident import Base
@@ -356,6 +357,12 @@ def families(kind, names):
             marks.append(pytest.mark.xfail(reason=OPEN[kind][name], strict=True))
         if name not in UNBUILT[kind]:
             yield pytest.param(name, marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def _what_is_loaded_stays():
+    """A family's code stays in memory: not collected again with every trial of the next."""
+    keep()
 
 
 @pytest.mark.parametrize("family", families(ModelKind.CAUSAL_LM, LANGUAGE))

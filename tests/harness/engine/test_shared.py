@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -49,6 +52,18 @@ def test_a_base_of_another_precision_takes_the_place_of_the_last(shared):
     again = shared.base(single, TASK())
     assert again is not first
     assert again.dtype is torch.float32
+
+
+def test_what_is_loaded_is_not_searched_for_garbage_and_goes_when_another_base_comes(shared):
+    (single,), (half,) = trials_of(), trials_of("bfloat16")
+    shared.solo_cost(single, *code(single))
+    assert gc.get_freeze_count() > 100_000, "libraries and the base"
+    gc.collect()
+    assert not [each for each in gc.get_objects() if each is shared.base(single, TASK()).model]
+    model = weakref.ref(shared.base(single, TASK()).model)
+    shared.base(half, TASK())
+    gc.collect()
+    assert model() is None
 
 
 def test_the_oldest_data_makes_room(shared, monkeypatch):
