@@ -43,6 +43,7 @@ class MethodTraits:
         in_all: Whether ``--methods all`` includes it (``--methods everything`` always does).
         budget_knob: The integer field of ``Config`` that the budget solver sets. ``None``: the size is fixed.
         reference: Trains outside every budget and is shown apart (full fine-tuning).
+        trains: It has parameters of its own. If not, a trial trains a task's head or, without one, does no step.
         mergeable: ``W + delta_weight()`` reproduces the adapter's output.
         identity_at_init: The adapted layer equals the pretrained one before the first step.
         learning_rate_factor: Where the method's paper puts its learning rate, as a multiple of LoRA's on the same task.
@@ -53,6 +54,7 @@ class MethodTraits:
     in_all: bool = True
     budget_knob: str | None = "r"
     reference: bool = False
+    trains: bool = True
     mergeable: bool = True
     identity_at_init: bool = True
     learning_rate_factor: float = 1.0

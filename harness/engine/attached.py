@@ -33,7 +33,7 @@ def attach(method: Method, model: nn.Module, layers: Collection[str], generator:
     before = _form(model)
     attached = method.attach(model, generator)
     attached = (model if attached is None else attached).eval()  # what was added too
-    if not any(each.requires_grad for each in attached.parameters()):
+    if method.traits.trains and not any(each.requires_grad for each in attached.parameters()):
         raise ConfigError(f"method {method.name!r}: attach() marked no parameter as trainable")
     cast(Any, attached)._is_as_before = attached is model and _form(model) == before
     if not is_as_before(attached):

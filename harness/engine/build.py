@@ -70,6 +70,8 @@ def build_lane(
     if type(method).calibrate is not Method.calibrate:
         batches = _calibration_batches(base, trial.seed, context, data)
         _calibrate(base, method, adapters, modules, batches, generator)
+    if not (method.traits.trains or masters):
+        steps = 0  # nothing trains: the model is scored as it is
     groups = _parameter_groups(method, context.recipe, trial.learning_rate, adapters, modules, masters)
     rates = [float(group["lr"]) for group in groups]
     return Lane(

@@ -53,6 +53,10 @@ class Saver(Protocol):
 
 def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = False, saver: Saver | None = None) -> None:
     """Train lanes together to their ends. Out of memory, they go on from the same step with less of it (``_less``)."""
+    for lane in (each for each in lanes if not each.steps):
+        _end(base, lane)
+        watch.finished(lane)
+    lanes = [lane for lane in lanes if lane.steps]
     alone = [lane for lane in lanes if len(lanes) > 1 and not lane.packs()]
     together: dict[tuple[int, ...], list[Lane]] = {}  # of lanes that go on, only equals can be packed
     for lane in (each for each in lanes if each not in alone):
@@ -154,10 +158,7 @@ def _train_together(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: b
             release(base.device)
         for each in ends:
             if each.error is None:
-                try:
-                    _score(base, each)
-                except Exception as error:  # noqa: BLE001 - a failing evaluation is that trial's result
-                    each.error = error
+                _end(base, each)
                 gone.append(each)
         for each in gone:
             watch.finished(each)
@@ -215,6 +216,8 @@ def _is_scored(base: Base, lane: Lane) -> bool:
 def _validate(base: Base, lane: Lane) -> Evaluation:
     """Score a lane on validation, note that, and keep what it is now if the recipe asks for the best."""
     found = _evaluate(base, lane, "validation")
+    if not lane.history:
+        lane.history.append({"step": 0, "metrics": {}})
     lane.history[-1]["metrics"] |= found.metrics_present()
     name, chooses_by = base.task.main_metric, lane.recipe.checkpoint
     if chooses_by == BEST:
@@ -225,6 +228,14 @@ def _validate(base: Base, lane: Lane) -> Evaluation:
         lane.history[-1]["metrics"]["validation/loss"] = loss
         lane.consider(base.ranks.told(lambda: loss), higher_is_better=False)
     return found
+
+
+def _end(base: Base, lane: Lane) -> None:
+    """Score a lane at its end. A failing evaluation is that trial's result."""
+    try:
+        _score(base, lane)
+    except Exception as error:  # noqa: BLE001
+        lane.error = error
 
 
 def _score(base: Base, lane: Lane) -> None:

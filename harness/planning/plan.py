@@ -112,7 +112,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     others=tuple(others),
                     rates=given or suite.learning_rates or (float(f"{centre:.6g}"),),
                     chooses=len(given) > 1,
-                    tune=0 if given else suite.tune,
+                    tune=suite.tune if not given and (method.traits.trains or task.trains) else 0,
                     seeds=suite.seeds,
                     tune_seeds=tuple(range(TUNE_SEED, TUNE_SEED + suite.tune_seeds)),
                     halves=suite.halving,

@@ -93,6 +93,11 @@ def on_adapters(kind: type[Method]) -> str | None:
     return "it attaches to the whole model" if attaches(kind) else None
 
 
+def if_trains(kind: type[Method]) -> str | None:
+    """Apply to methods that have parameters of their own."""
+    return None if kind.traits.trains else "traits.trains is False"
+
+
 def if_mergeable(kind: type[Method]) -> str | None:
     """Apply to adapters that can be merged into the weight."""
     return on_adapters(kind) or (None if kind.traits.mergeable else "traits.mergeable is False")

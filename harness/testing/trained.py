@@ -16,6 +16,7 @@ from harness.testing.contract import (
     expect,
     global_randomness,
     if_identity,
+    if_trains,
     is_close,
     on_adapters,
     some,
@@ -43,7 +44,7 @@ def check_identity_at_init(method: Method) -> None:
         )
 
 
-@check()
+@check(if_trains)
 def check_only_declared_tensors_move(method: Method) -> None:
     """Tensors that do not require gradients stay bit for bit the same, except the adapters' buffers."""
     trial = TinyTrial(method)
@@ -70,7 +71,7 @@ def check_only_declared_tensors_move(method: Method) -> None:
     )
 
 
-@check()
+@check(if_trains)
 def check_every_trainable_tensor_moves(method: Method) -> None:
     """In training every parameter that requires gradients takes another value, even if it is pruned back later."""
     trial = TinyTrial(method).calibrate()
@@ -143,7 +144,7 @@ def check_tensors_change_in_place(method: Method) -> None:
     del built
 
 
-@check()
+@check(if_trains)
 def check_tensors_stay_finite(method: Method) -> None:
     """No parameter, buffer or optimizer moment is ever NaN or infinite, before or after ``after_step``."""
     trial = TinyTrial(method).calibrate()
@@ -165,7 +166,7 @@ def check_tensors_stay_finite(method: Method) -> None:
     trial.train(observe=observe)
 
 
-@check()
+@check(if_trains)
 def check_loss_falls(method: Method) -> None:
     """Training takes at least 5 % off the loss of a fixed problem that every method can fit a little."""
     trial = TinyTrial(method).calibrate().train(LOSS_STEPS)
@@ -178,7 +179,7 @@ def check_loss_falls(method: Method) -> None:
     )
 
 
-@check()
+@check(if_trains)
 def check_same_seed_same_weights(method: Method) -> None:
     """The same seed gives the same tensors, bit for bit: one instance used twice, and a fresh one."""
     first = TinyTrial(method).calibrate().train().tensors()
@@ -192,7 +193,7 @@ def check_same_seed_same_weights(method: Method) -> None:
         )
 
 
-@check()
+@check(if_trains)
 def check_different_seed_differs(method: Method) -> None:
     """A method that draws random numbers starts, or ends, elsewhere under another seed."""
     trials = [TinyTrial(method, seed=seed) for seed in (0, 1)]
@@ -208,7 +209,7 @@ def check_different_seed_differs(method: Method) -> None:
     )
 
 
-@check()
+@check(if_trains)
 def check_global_rng_untouched(method: Method) -> None:
     """Building, calibrating and training leave the random streams of torch, NumPy and Python alone."""
     trial = TinyTrial.__new__(TinyTrial)
@@ -230,7 +231,7 @@ def check_global_rng_untouched(method: Method) -> None:
         )
 
 
-@check()
+@check(if_trains)
 def check_optimizer_hooks(method: Method) -> None:
     """Groups hold each trainable parameter once; rates, multipliers and the extra loss are finite."""
     trial = TinyTrial(method).calibrate()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.contract.method import Method, adapted_layers, attaches
 from harness.engine.attached import count_attached
-from harness.testing.contract import check, difference, expect, is_close, some
+from harness.testing.contract import check, difference, expect, if_trains, is_close, some
 from harness.testing.language import VOCABULARY, LanguageProblem, on_meta
 from harness.testing.problem import TinyTrial
 
@@ -21,6 +21,11 @@ DECODED = 1e-4  # relative difference: transformers computes positions in float3
 def on_attached(kind: type[Method]) -> str | None:
     """Apply to methods that attach to a whole model."""
     return None if attaches(kind) else "it lives on linear layers"
+
+
+def if_attached_trains(kind: type[Method]) -> str | None:
+    """Apply to methods that attach parameters of their own."""
+    return on_attached(kind) or if_trains(kind)
 
 
 def if_merges(kind: type[Method]) -> str | None:
@@ -71,7 +76,7 @@ def check_attached_output_is_the_texts(method: Method) -> None:
     )
 
 
-@check(on_attached, if_raised="also taking one token at a time, with past_key_values from the tokens before")
+@check(if_attached_trains, if_raised="also taking one token at a time, with past_key_values from the tokens before")
 def check_attached_decodes_with_a_cache(method: Method) -> None:
     """Token by token, with a cache and behind padding, it computes what it computes of the whole text at once."""
     trial = TinyTrial(method, dtype=torch.float64).calibrate().train(4)
@@ -96,7 +101,7 @@ def check_attached_decodes_with_a_cache(method: Method) -> None:
         )
 
 
-@check(on_attached)
+@check(if_attached_trains)
 def check_attached_half_precision(method: Method) -> None:
     """In bfloat16 the attached model's loss is finite, and each parameter that trains gets a finite gradient."""
     trial = TinyTrial(method, dtype=torch.bfloat16).calibrate()
@@ -107,7 +112,7 @@ def check_attached_half_precision(method: Method) -> None:
     expect(not bad, f"{some(bad)} has no finite gradient", "dtypes, and what reaches the output")
 
 
-@check(on_attached)
+@check(if_attached_trains)
 def check_attached_state_round_trip(method: Method) -> None:
     """What trained, put into a model to which it was attached anew with the same seed, gives the same output."""
     trial = TinyTrial(method).calibrate().train()

@@ -161,8 +161,9 @@ class UuidTask(Task):
                 "character_accuracy": sum(accuracy) / len(accuracy),
                 "exact_match": sum(exact) / len(exact),
                 "answer_nll": sum(losses) / len(losses),
-                "bits_per_parameter": bits / context.adapter_parameters,
+                "bits_per_parameter": bits / context.adapter_parameters if context.adapter_parameters else None,
             },
+            reasons={} if context.adapter_parameters else {"bits_per_parameter": "no parameter of an adapter trains"},
             items={"character_accuracy": accuracy, "exact_match": exact, "answer_nll": losses},
         )
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
