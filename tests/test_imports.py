@@ -217,6 +217,7 @@ def forbidden_names() -> set[str]:
     return {*registry.methods, *registry.tasks, *families} - {
         "full",  # English words that are also methods or tasks: as identifiers they cannot be told apart
         "code",
+        "frozen",
         "math",
         "prompt",
         "prefix",

@@ -26,6 +26,8 @@ from harness.engine.resident import Base
 
 logger = logging.getLogger(__name__)
 
+OTHERS_BYTES = 2 * 2**30  # more than a context of CUDA's and the libraries' workspaces take
+
 
 @dataclass(frozen=True)
 class SoloCost:
@@ -62,7 +64,10 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
     found: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     try:
-        _measure(base, lane, found, reasons)
+        if lane.steps:
+            _measure(base, lane, found, reasons)
+        else:
+            reasons["cost"] = "nothing trains, so there is no step"
     except Exception as error:
         if base.ranks.count > 1:  # the others are in the middle of it
             raise
@@ -102,7 +107,12 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
         if on_gpu and lane.done < lane.steps:
             pack.step()
         found["step_seconds"] = _step_seconds(pack, min(5, lane.steps - lane.done), on_gpu)
-    if found["step_seconds"] is None:
+    if on_gpu and (others := _held_by_others(base.device)) > OTHERS_BYTES:
+        found["step_seconds"] = None
+        reasons["step_seconds"] = (
+            f"another process holds {others / 2**30:.1f} GiB of this GPU, and a step may have waited for its work"
+        )
+    elif found["step_seconds"] is None:
         reasons["step_seconds"] = f"a trial of {lane.steps} updates is too short to time one"
     found["peak_memory_bytes"] = peak.bytes()
     if on_gpu:
@@ -112,6 +122,12 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
         found["lane_bytes"] = int(taken * max(1.0, growth))
     else:
         reasons["lane_bytes"] = "only measured on GPUs"
+
+
+def _held_by_others(device: torch.device) -> int:
+    """Return the bytes in use on a GPU that are not this process's tensors: other processes', and contexts."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
 
 def _step_seconds(pack: Pack, steps: int, on_gpu: bool) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, overload
 from harness.contract.record import SCHEMA_VERSION, Record, State, loads
 from harness.contract.trial import Trial
 from harness.errors import RecordError
-from harness.results.store import RECORD_NAME, Store
+from harness.results.store import RECORD_NAME, Store, plain
 
 FILE = ".index.sqlite"
 VERSION = f"1.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
@@ -48,11 +48,13 @@ class Index:
 
     Attributes:
         store: The result root.
+        files: By trial id, the name of its record's file. Known once :meth:`records` was called.
         problems: Files among the records that are none: ``{path: why}``. Known once :meth:`records` was called.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.files: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         self._connection = self._open()
         self._pool: ProcessPoolExecutor | None = None
@@ -86,6 +88,7 @@ class Index:
                 self.problems[f"{self.store.root.rstrip('/')}/{name}"] = problem
             else:
                 records.append(self._record(name, json.loads(light), shared))
+                self.files[name.partition(".")[0]] = name
         return records  # in order: a file's name is its trial's id
 
     def heavy(self, name: str, field: str) -> Any:
@@ -124,10 +127,11 @@ class Index:
         found = {}
         for entry in self.store.filesystem.ls(self.store.path, detail=True):
             name = PurePosixPath(entry["name"]).name
-            if entry["type"] == "file" and name.endswith(".json") and not name.startswith("."):
+            if entry["type"] == "file" and name.endswith((".json", ".json.gz")) and not name.startswith("."):
                 stamp = [entry.get(key) for key in ("size", "mtime", "ino", "LastModified", "etag", "ETag", "created")]
                 found[name] = json.dumps(stamp, default=str)
-        return found
+        # A trial that was run again since its record was gzipped has two files; the plain one is the newer.
+        return {name: stamp for name, stamp in found.items() if not (name.endswith(".gz") and name[:-3] in found)}
 
     def _update(self, found: Mapping[str, str]) -> None:
         connection = self._connection
@@ -310,7 +314,7 @@ def _read(name: str, content: bytes | Exception) -> Record:
     if isinstance(content, Exception):
         raise RecordError(f"reading failed: {content}")
     try:
-        data = loads(content)
+        data = loads(plain(name, content))
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(data, dict) or "schema_version" not in data or "trial" not in data:
@@ -319,6 +323,6 @@ def _read(name: str, content: bytes | Exception) -> Record:
         record = Record.from_json(data)
     except (TypeError, AttributeError) as error:
         raise RecordError(f"not a record: {error}") from error
-    if Path(name).stem != record.trial_id:
+    if name.partition(".")[0] != record.trial_id:
         raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
     return record

@@ -1,6 +1,6 @@
 """The result root: one JSON per finished trial, on any fsspec URL, and the artifacts beside it.
 
-<root>/<trial id>.json                     the record
+<root>/<trial id>.json                     the record; gzipped by hand, `<trial id>.json.gz` is read as well
 <root>/adapters/<trial id>.safetensors     what was trained
 <root>/claims/                              who trains what right now (``claims``)
 <root>/mlflow.db, ...                      views, rebuilt from the records
@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,7 +29,8 @@ from harness.results.owner import is_running, this_machine, this_process
 
 DAY = 86400.0
 TEMPORARY = re.compile(r"(?:^|\.)(?P<machine>[^.]+)\.(?P<process>\d+-\d+)\.[0-9a-f]{32}\.(?:tmp|beat)$")
-RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json")
+RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json(\.gz)?")
+MOST_BYTES = 2**30  # of a record: what says that it is more is no record
 
 
 class Store:
@@ -89,14 +93,16 @@ class Store:
         Raises:
             RecordError: The file is not a record of this schema; the message names it.
         """
-        try:
-            text = self.filesystem.cat_file(self._join(f"{trial_id}.json"))
-        except FileNotFoundError:
-            return None
-        try:
-            return Record.from_json(loads(text))
-        except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
-            raise RecordError(f"{self.root}/{trial_id}.json: {error}. Move it away to run the trial again.") from error
+        for name in (f"{trial_id}.json", f"{trial_id}.json.gz"):
+            try:
+                content = self.filesystem.cat_file(self._join(name))
+            except FileNotFoundError:
+                continue
+            try:
+                return Record.from_json(loads(plain(name, content)))
+            except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
+                raise RecordError(f"{self.root}/{name}: {error}. Move it away to run the trial again.") from error
+        return None
 
     def records(self) -> Iterator[Record]:
         """Yield every record, in order of trial id."""
@@ -209,6 +215,24 @@ class Store:
         except FileNotFoundError:
             return []
         return [str(each) for each in listing]
+
+
+def plain(name: str, content: bytes) -> bytes:
+    """Return what a record's file says, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        RecordError: It is not gzipped, or torn, or says that it is larger than any record.
+    """
+    if not name.endswith(".gz"):
+        return content
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            text = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(f"cannot be unpacked: {error}") from error
+    if len(text) > MOST_BYTES:
+        raise RecordError(f"unpacks to more than {MOST_BYTES:,} bytes")
+    return text
 
 
 def _temporary_name(name: str) -> str:

@@ -29,6 +29,21 @@ class Root(click.types.StringParamType):
         return [rv]
 
 
+class WithRoots(click.Group):
+    """A group that takes result roots first also without ``--results``: ``harness leaderboard results``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line."""
+        roots: list[str] = []
+        while args and not args[0].startswith("-") and args[0] not in self.commands:
+            roots += ["--results", args.pop(0)]
+        return super().parse_args(ctx, roots + args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return what the usage line says."""
+        return ["[ROOT]...", *super().collect_usage_pieces(ctx)]
+
+
 results_option = click.option(
     "--results",
     "roots",
@@ -42,7 +57,7 @@ results_option = click.option(
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=WithRoots, invoke_without_command=True)
 @results_option
 @click.option(
     "-o",
@@ -156,8 +171,9 @@ def view_of(loaded: Loaded, output: Path | None) -> SiteView:
     from harness_leaderboard.boards.build import build_boards
     from harness_leaderboard.view.site import site_view
 
-    prefixes = {root: "" if output is None else _link(root, output) for root in set(loaded.roots.values())}
-    links = {trial_id: prefixes[root] for trial_id, root in loaded.roots.items() if prefixes[root]}
+    roots = {root for root, _ in loaded.places.values()}
+    prefixes = {root: "" if output is None else _link(root, output) for root in roots}
+    links = {trial_id: (prefixes[root], name) for trial_id, (root, name) in loaded.places.items() if prefixes[root]}
     boards = build_boards(loaded.records)
     return site_view(
         loaded.records,

@@ -39,6 +39,12 @@ def test_several_roots_make_one_site_and_a_foreign_file_is_named(tmp_path, make_
     assert "package.json: not a record" in page
 
 
+def test_a_root_may_stand_first_without_its_option(tmp_path, make_record):
+    roots = [write(tmp_path / name, [make_record("lora", seed)]) for seed, name in enumerate(("a", "b"))]
+    done = run(*roots, "-o", str(tmp_path / "site"))
+    assert (done.exit_code, "2 records" in done.output) == (0, True)
+
+
 def test_the_environments_root_may_hold_spaces_and_colons(tmp_path, make_record):
     root = write(tmp_path / "my results:x", [make_record()])
     done = run("-o", str(tmp_path / "site"), env={"HARNESS_RESULTS": root})
@@ -51,7 +57,7 @@ def test_a_trials_page_links_to_its_record(tmp_path, make_record):
     run("--results", root, "-o", str(tmp_path / "deep" / "site"))
     (shard,) = (tmp_path / "deep" / "site" / "data" / "trials").iterdir()
     (trial,) = json.loads(shard.read_text().partition("(")[2].rpartition(")")[0])["trials"].values()
-    assert (tmp_path / "deep" / "site" / trial["record"] / f"{record.trial_id}.json").exists()
+    assert (tmp_path / "deep" / "site" / trial["folder"] / trial["record"]).exists()
 
 
 def test_diff_says_what_came_what_went_and_what_changed(tmp_path, make_record):

@@ -1,5 +1,7 @@
 import dataclasses
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,32 @@ def test_other_files_subfolders_and_half_written_names_are_ignored(tmp_path, mak
     loaded = load([str(tmp_path)])
     assert len(loaded.records) == 1
     assert loaded.passed_over == {}
+
+
+def test_a_gzipped_record_is_read_where_there_is_no_plain_one(tmp_path, make_record):
+    first, second = make_record(seed=0), make_record(seed=1)
+    for record in (first, second):
+        path = write(tmp_path, record)
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / f"{first.trial_id}.json").unlink()
+    (tmp_path / f"{'0' * 16}.json.gz").write_bytes(gzip.compress(b"{}")[:-4])
+    loaded = load([str(tmp_path)])
+    assert {each.trial_id for each in loaded.records} == {first.trial_id, second.trial_id}
+    assert loaded.places[first.trial_id][1] == f"{first.trial_id}.json.gz"
+    assert loaded.places[second.trial_id][1] == f"{second.trial_id}.json"
+    ((path, why),) = loaded.passed_over.items()
+    assert (Path(path).name, "cannot be unpacked" in why) == (f"{'0' * 16}.json.gz", True)
+
+
+def test_a_folder_of_result_roots_is_all_of_them(tmp_path, make_record):
+    records = [make_record(seed=0), make_record(seed=1)]
+    for folder, record in zip(("a", "b"), records, strict=True):
+        write(tmp_path / folder, record)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.json").write_text("{}")
+    loaded = load([str(tmp_path)])
+    assert {each.trial_id for each in loaded.records} == {each.trial_id for each in records}
+    assert {root for root, _ in loaded.places.values()} == {str(tmp_path / "a"), str(tmp_path / "b")}
 
 
 def test_an_empty_folder_has_no_records(tmp_path):
@@ -97,4 +125,4 @@ def test_roots_are_merged_and_a_final_record_comes_before_an_interrupted_one(tmp
     write(tmp_path / "b", make_record("mora", 0))
     loaded = load([str(tmp_path / "a"), str(tmp_path / "b")])
     assert {each.trial.method: each.state.value for each in loaded.records} == {"lora": "complete", "mora": "complete"}
-    assert loaded.roots[shared.trial_id] == str(tmp_path / "b")
+    assert loaded.places[shared.trial_id] == (str(tmp_path / "b"), f"{shared.trial_id}.json")

@@ -26,7 +26,7 @@ def site_view(
     *,
     catalogue: Catalogue | None = None,
     passed_over: Mapping[str, str] | None = None,
-    links: Mapping[str, str] | None = None,
+    links: Mapping[str, tuple[str, str]] | None = None,
 ) -> SiteView:
     """Return everything that there is to show.
 
@@ -36,7 +36,7 @@ def site_view(
         across: The same across budgets.
         catalogue: What methods and tasks say about themselves.
         passed_over: Files among the records that are none, and why.
-        links: Where each trial's record is, as seen from the site; a trial that is not here is not linked.
+        links: Folder, as seen from the site, and name of each trial's record; a trial that is not here is not linked.
     """
     known = catalogue or {"methods": {}, "tasks": {}}
     views = tuple(board_view(board) for board in boards)

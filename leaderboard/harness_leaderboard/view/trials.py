@@ -21,14 +21,14 @@ SHARD_DIGITS = 2  # of a trial's id: 256 files at most, so that 20,000 trials ar
 
 
 def trial_shards(
-    records: Sequence[Record], catalogue: Catalogue, roots: Mapping[str, str], boards: Mapping[str, str]
+    records: Sequence[Record], catalogue: Catalogue, files: Mapping[str, tuple[str, str]], boards: Mapping[str, str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield ``(shard, {"trials": {id: trial}, "shared": [...]})``; what many trials share is said once per shard.
 
     Args:
         records: All of them.
         catalogue: Says which setting a method's budget solves.
-        roots: Result root of each trial, as a link from the site's folder; empty: not linked.
+        files: Folder, as a link from the site's, and name of each trial's record; a trial without is not linked.
         boards: File of each trial's board.
     """
     shards: dict[str, list[Record]] = defaultdict(list)
@@ -43,10 +43,12 @@ def trial_shards(
             if id(environment) not in places:
                 places[id(environment)] = len(shared)
                 shared.append({key: value for key, value in environment.items() if key not in NOT_SHOWN})
+            folder, name = files.get(record.trial_id, ("", ""))
             trials[record.trial_id] = {
                 **_trial(record, catalogue),
                 "environment": places[id(environment)],
-                "record": roots.get(record.trial_id, ""),
+                "folder": folder,
+                "record": name,
                 "board": boards.get(record.trial_id, ""),
             }
         yield shard, {"trials": trials, "shared": shared}

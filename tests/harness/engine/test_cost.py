@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -193,3 +195,26 @@ def test_a_probe_that_fails_leaves_all_figures_missing_and_nothing_behind(kit, m
     assert all(pack() is None for pack in packs)
     (losses,) = kit.run(base, [kit.make_lane(base, "lora")]).losses.values()
     assert len(losses) == 12, "the trial runs"
+
+
+HOLDS = """
+import sys, torch
+held = torch.empty(3 * 2**30, dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.gpu
+def test_a_step_is_not_timed_while_another_process_holds_the_card(kit, gpu):
+    def cost():
+        base = kit.make_base(device=gpu)
+        return measure_solo(base, lambda: kit.make_lane(base, "lora"))
+
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        shared = cost()
+        other.stdin.close()
+    assert shared.step_seconds is None
+    assert "another process holds" in shared.reasons["step_seconds"]
+    assert cost().step_seconds > 0

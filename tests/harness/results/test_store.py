@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 import uuid
 
@@ -238,6 +239,29 @@ def test_an_edited_file_is_refused(store, make_record):
     store.write_artifact(f"{record.trial_id}.json", text.encode())
     with pytest.raises(RecordError, match="was edited"):
         store.read(record.trial_id)
+
+
+def test_a_gzipped_record_counts_as_written(store, make_record):
+    record = make_record()
+    store.write_artifact(f"{record.trial_id}.json.gz", gzip.compress(record.dumps().encode()))
+    assert (store.ids(), store.read(record.trial_id)) == ({record.trial_id}, record)
+    with pytest.raises(RecordError, match="written once"):
+        store.write(record)
+
+
+@pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"{}")[:-3]])
+def test_a_gzipped_file_that_cannot_be_unpacked_is_named(store, make_record, content):
+    name = f"{make_record().trial_id}.json.gz"
+    store.write_artifact(name, content)
+    with pytest.raises(RecordError, match=rf"{name}: .*Move it away"):
+        store.read(make_record().trial_id)
+
+
+def test_what_unpacks_to_more_than_a_record_is_refused(store, make_record, monkeypatch):
+    monkeypatch.setattr("harness.results.store.MOST_BYTES", 1000)
+    store.write_artifact(f"{make_record().trial_id}.json.gz", gzip.compress(b" " * 2000))
+    with pytest.raises(RecordError, match="more than 1,000 bytes"):
+        store.read(make_record().trial_id)
 
 
 def test_two_stores_share_a_root(store, make_record):

@@ -37,8 +37,8 @@
       element("p", {}, "See ", element("a", { href: `methods/${trial.method}.html` }, `the method ${trial.spec.method}`), ", ",
         element("a", { href: `tasks/${trial.task}.html` }, `the task ${trial.spec.task}`),
         ...(trial.board ? [", ", element("a", { href: trial.board }, "its board")] : []),
-        ...(trial.record ? [", ", link(`${trial.record}/${id}.json`, "its record"),
-          ...Object.entries(trial.artifacts).flatMap(([name, file]) => [", ", link(`${trial.record}/${file}`, `its ${name}`)])] : []), "."),
+        ...(trial.record ? [", ", link(`${trial.folder}/${trial.record}`, "its record"),
+          ...Object.entries(trial.artifacts).flatMap(([name, file]) => [", ", link(`${trial.folder}/${file}`, `its ${name}`)])] : []), "."),
     ];
     if (trial.error.type || trial.error.message) {
       parts.push(element("h2", {}, "Why it did not finish"), element("p", { class: "bad" }, `${trial.error.type ?? ""}: ${trial.error.message ?? ""}`));
