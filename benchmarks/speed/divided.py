@@ -64,17 +64,18 @@ def random_base(shape: str, task: Any, precision: str, ranks: Together, device: 
 def train(asked: argparse.Namespace, ranks: Together, device: torch.device) -> dict[str, Any]:
     """Train every method for some steps, and return what was seen."""
     workload = Workload(f"LLaMA {asked.shape} {asked.batch}x{asked.length} all linears", asked.batch, asked.length)
+    registry = build_registry()
     begin = time.perf_counter()
     base = random_base(asked.shape, SyntheticTask(workload), asked.precision, ranks, device)
     kept = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in base.model.parameters())
     report: dict[str, Any] = {"parameters": base.parameters, "kept": kept, "methods": {}}
-    say(ranks, f"{workload.name}: {base.parameters:,} parameters, {kept:,} on each of {ranks.count} ranks, divided in "
-               f"{time.perf_counter() - begin:.0f} s")  # fmt: skip
+    say(ranks, f"{workload.name}: {base.parameters:,} parameters, {kept:,} on each of {ranks.count} ranks, divided "
+               f"and tried in {time.perf_counter() - begin:.0f} s, {memory(device) / 2**30:.1f} GiB at most")  # fmt: skip
     for name in asked.methods.split(","):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
-        lanes = build_lanes(build_registry(), base, workload, [name], "lora:r=8")
+        lanes = build_lanes(registry, base, workload, [name], "lora:r=8")
         lanes[0].hold_rows()
         pack = Pack(base, lanes)
         seconds, losses = [], []
@@ -83,7 +84,7 @@ def train(asked: argparse.Namespace, ranks: Together, device: torch.device) -> d
             losses.append(float(pack.step()[0, 0]))  # waits for the device
             seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds[1:])
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        peak = memory(device)
         report["methods"][name] = {
             "step_seconds": median, "tokens_per_second": asked.batch * asked.length / median, "losses": losses,
             "peak_bytes_of_the_first": peak, "adapter_parameters": lanes[0].adapter_parameters(),
@@ -96,6 +97,11 @@ def train(asked: argparse.Namespace, ranks: Together, device: torch.device) -> d
         del pack, lanes
         base.clear()
     return report
+
+
+def memory(device: torch.device) -> int:
+    """Return the most bytes that were allocated on a GPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def say(ranks: Together, text: str) -> None:
