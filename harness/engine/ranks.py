@@ -88,7 +88,7 @@ class Together(Ranks):
         return min(most, -(-batch_size // self.count))
 
     def part(self, batches: Sequence[Batch]) -> list[Batch | None]:
-        """Return every so-manieth batch.
+        """Return every N-th batch, N being the number of ranks.
 
         Where they do not go round, the last is run once more, without weight: the model is divided, and all ranks must
         be there whenever one of them runs it.

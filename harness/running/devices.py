@@ -47,13 +47,9 @@ def divide_devices(devices: Sequence[str], shard: int) -> tuple[tuple[str, ...],
     """
     starts = range(0, len(devices) - shard + 1, shard)
     groups = tuple(tuple(devices[start : start + shard]) for start in starts)
-    on_gpu = devices[0].startswith("cuda")
-    if not groups or (on_gpu and any(len(set(group)) < shard for group in groups)):
-        raise UsageError(
-            f"--shard {shard}: a model can be divided over {len(set(devices))} GPU(s) here at most"
-            if on_gpu
-            else f"--shard {shard}: give --workers N times as many processes"
-        )
+    are_shared = devices[0] != "cpu" and any(len(set(group)) < shard for group in groups)
+    if not groups or are_shared:
+        raise UsageError(f"--shard {shard}: a model can be divided over {len(set(devices))} GPU(s) here at most")
     return groups
 
 

@@ -16,11 +16,13 @@ from safetensors.torch import load
 
 from harness.contract.record import Record, State
 from harness.engine.shared import Shared
+from harness.errors import UsageError
 from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
 from harness.planning.search import pending
 from harness.planning.suite import build_suite
 from harness.results.store import Store
+from harness.running.devices import divide_devices
 from harness.running.environment import describe_environment
 from harness.running.local import LocalExecutor
 from harness.running.recording import Recording
@@ -35,6 +37,16 @@ SMALL = {"steps": 3, "pairs": 8, "batch_size": 5, "evaluate_at": [2]}
 def registry(trouble):
     trouble.setenv("FOLLOWERS_TEST", str(os.getpid()))
     return build_registry(block=["trackers:mlflow"])
+
+
+def test_eight_gpus_are_four_workers_of_two_and_none_is_taken_twice():
+    gpus = tuple(f"cuda:{number}" for number in range(8))
+    assert divide_devices(gpus, 2) == (gpus[:2], gpus[2:4], gpus[4:6], gpus[6:])
+    assert divide_devices(gpus, 3) == (gpus[:3], gpus[3:6])
+    assert divide_devices(("cpu",) * 4, 2) == (("cpu", "cpu"),) * 2
+    for devices, shard in ((gpus[:1], 2), (gpus[:2] * 2, 4), (gpus[:2], 3)):
+        with pytest.raises(UsageError, match=rf"--shard {shard}: .* over {len(set(devices))} GPU"):
+            divide_devices(devices, shard)
 
 
 def plan(registry, *methods, budget="quick", **recipe):
