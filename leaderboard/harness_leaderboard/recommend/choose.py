@@ -5,6 +5,9 @@ The best has the best mean score. Another configuration cannot be told apart fro
 claim too much, a recommendation must not give too much away. Among those the smallest budget counts as cheapest, then
 the shortest step, where up to a quarter more than the fastest is the same, then the better score.
 
+What stands outside every budget, as full fine-tuning does, is no answer to the question which adapter to use. It is
+said how the choice compares with it.
+
 "Cannot be told apart" is weak evidence where little was measured, so a choice always comes with the interval of what
 it may lose against the best, and with the difference that would have been seen.
 """
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 
 from harness.contract.record import Record
 from harness.contract.trial import Trial
-from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
+from harness_leaderboard.boards.model import Row, canonical, has_no_budget, is_finished, is_reference
 from harness_leaderboard.boards.rows import build_rows
 from harness_leaderboard.boards.scores import scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Difference, analyse
@@ -29,11 +32,11 @@ MOST_TOLD = 3  # larger budgets that a recommendation speaks of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Larger:
-    """What a larger budget brought, with the chosen method or with another.
+class Other:
+    """What something else brought: a larger budget, or a reference outside of all.
 
     Attributes:
-        row: The best configuration at that budget.
+        row: The best configuration at that budget, or the reference.
         difference: Its score less that of the choice; ``None``: the two cannot be compared.
     """
 
@@ -46,13 +49,14 @@ class Recommendation:
     """What to use for one task, on one data set, with one base model.
 
     Attributes:
-        rows: Every configuration that was compared, best score first.
-        best: The one with the best mean.
+        rows: Every configuration that was compared, best score first, references outside every budget too.
+        best: The one with the best mean, but for references.
         choice: The one to use.
         tied: All that cannot be told apart from the best, cheapest first; the best is one of them.
         loss: The score of the choice less that of the best; ``None``: they are the same, or cannot be compared.
         analysis: Of all rows.
         larger: What larger budgets brought.
+        references: What stands outside every budget, and what it brought.
         record: The trial of the choice whose adapter to use.
         failed: How many trials ended without a score.
         why_not: Why nothing can be recommended with any confidence; empty: something can.
@@ -64,7 +68,8 @@ class Recommendation:
     tied: tuple[Row, ...]
     loss: Difference | None
     analysis: Analysis
-    larger: tuple[Larger, ...]
+    larger: tuple[Other, ...]
+    references: tuple[Other, ...]
     record: Record
     failed: int
     why_not: str = ""
@@ -98,22 +103,28 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
     sign = 1 if rows[0].first.higher_is_better else -1
     rows.sort(key=lambda row: (-sign * (row.score.value or 0.0), row.label))
     analysis = analyse(scores_of(rows, records))
-    places = range(len(rows))
-    tied = [rows[place] for place in places if place == 0 or _is_tied(analysis.between(0, place))]
+    outside = [place for place, row in enumerate(rows) if has_no_budget(row.first)]
+    inside = [place for place in range(len(rows)) if place not in outside] or outside
+    best = inside[0]
+    tied = [rows[place] for place in inside if place == best or _is_tied(analysis.between(best, place))]
     tied = by_cost(tied, sign)
     choice = tied[0]
     place = rows.index(choice)
+    references = [
+        Other(row=rows[each], difference=analysis.between(each, place)) for each in outside if each not in inside
+    ]
     return Recommendation(
         rows=tuple(rows),
-        best=rows[0],
+        best=rows[best],
         choice=choice,
         tied=tuple(tied),
-        loss=analysis.between(place, 0),
+        loss=analysis.between(place, best),
         analysis=analysis,
         larger=_larger(rows, place, analysis),
+        references=tuple(references),
         record=_shipped(choice, sign),
         failed=sum(not is_finished(each) for each in reports),
-        why_not=_why_not(rows),
+        why_not=_why_not([rows[each] for each in inside]),
     )
 
 
@@ -148,14 +159,14 @@ def _size(trial: Trial) -> int:
     return (not trial.largest and trial.budget_parameters) or trial.adapter_parameters
 
 
-def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Larger, ...]:
+def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Other, ...]:
     """Return the best configuration of each larger budget."""
     own = rows[chosen].first.trial.adapter_parameters
-    found: dict[int, Larger] = {}
+    found: dict[int, Other] = {}
     for place, row in enumerate(rows):  # best score first
         trial, budget = row.first.trial, row.first.trial.budget_parameters
         if budget is not None and not trial.largest and budget > own * 1.02 and budget not in found:
-            found[budget] = Larger(row=row, difference=analysis.between(place, chosen))
+            found[budget] = Other(row=row, difference=analysis.between(place, chosen))
     return tuple(found[budget] for budget in sorted(found))[:MOST_TOLD]
 
 

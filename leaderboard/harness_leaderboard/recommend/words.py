@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from harness_leaderboard.boards.model import Row
-from harness_leaderboard.recommend.choose import Larger, Recommendation
+from harness_leaderboard.recommend.choose import Other, Recommendation
 from harness_leaderboard.statistics.analysis import NOTHING, Difference
 
 BYTES = 4  # of a stored parameter: adapters are kept in float32
@@ -36,6 +36,7 @@ def as_text(found: Recommendation, root: str = "results") -> str:
             f"{found.analysis.level:.0%} level over all pairs); a smaller one may be there."
         )
     lines.append(f"* {_tried(found)}")
+    lines += [f"* {_reference(each)}" for each in found.references]
     lines += [f"* {_brought(each, found)}" for each in found.larger]
     if not found.larger:
         lines.append(f"* No larger budget was tried; {_next_budget(found.choice)}")
@@ -70,6 +71,9 @@ def as_json(found: Recommendation) -> dict[str, Any]:
         "level": found.analysis.level,
         "larger_budgets": [
             {**_row_json(each.row), "difference": _difference_json(each.difference)} for each in found.larger
+        ],
+        "references": [
+            {**_row_json(each.row), "difference": _difference_json(each.difference)} for each in found.references
         ],
         "configurations": [_row_json(row) for row in found.rows],
         "failed_trials": found.failed,
@@ -140,9 +144,10 @@ def _beside_the_best(found: Recommendation) -> str:
     if found.choice is found.best:
         others = len(found.tied) - 1
         told = f", and is the cheapest of {others + 1} that cannot be told apart" if others else ""
-        if len(found.rows) == 1:
+        count = len(found.rows) - len(found.references)
+        if count == 1:
             return "It is the only configuration that was tried."
-        return f"It has the best score of the {len(found.rows)} configurations{told}."
+        return f"It has the best score of the {count} configurations{told}."
     loss = found.loss
     interval = "" if loss is None else f", a difference of {_signed(loss)}"
     return (
@@ -186,7 +191,16 @@ def _tried(found: Recommendation) -> str:
     return f"Tried: {said}{more}{failed}."
 
 
-def _brought(larger: Larger, found: Recommendation) -> str:
+def _reference(other: Other) -> str:
+    trial, difference = other.row.first.trial, other.difference
+    said = f"{trial.method}, outside every budget with {trial.adapter_parameters:,} parameters,"
+    if difference is None:
+        return f"{said} cannot be compared with it."
+    sure = "which is more than chance" if difference.is_separated else "which may be chance"
+    return f"{said} brought {_signed(difference)}, {sure}."
+
+
+def _brought(larger: Other, found: Recommendation) -> str:
     row, difference = larger.row, larger.difference
     if difference is None:
         return f"Budget {row.first.trial.budget} cannot be compared with it."

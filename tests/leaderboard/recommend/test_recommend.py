@@ -61,6 +61,19 @@ def test_what_is_smaller_than_its_budget_may_be_the_cheapest_and_that_is_said(ma
     assert as_json(best)["cheapest_at_whole_budget"] is None
 
 
+def test_full_fine_tuning_is_no_answer_but_what_it_brings_is_said(make_graded):
+    outside = {"trial": {"budget": "", "budget_parameters": None, "adapter_parameters": 10**6}}
+    full = make_graded("full", 0.9, SEEDS, **outside)
+    found = one([*full, *make_graded("a", 0.5, SEEDS, **SMALL), *make_graded("b", 0.3, SEEDS, **SMALL)])
+    assert (found.choice.method, found.best.method, found.loss) == ("a", "a", None)
+    assert "It has the best score of the 2 configurations" in as_text(found)
+    assert "full, outside every budget with 1,000,000 parameters, brought +0.4" in as_text(found)
+    (reference,) = as_json(found)["references"]
+    assert (reference["method"], reference["difference"]["is_separated"]) == ("full", True)
+    alone = one(full)
+    assert (alone.choice.method, alone.references) == ("full", ())
+
+
 def test_where_nothing_varied_no_interval_is_claimed(make_graded, make_record):
     same = [make_record(name, seed, 1.0) for name in ("a", "b") for seed in range(3)]
     assert "1 over 3 seeds, no interval" in as_text(one(same))
