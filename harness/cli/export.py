@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,12 @@ from harness.cli.results import open_results, read_record, results_option
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.contract.record import Record
     from harness.engine.trained import TrainedTrial
     from harness.planning.registry import Registry
+    from harness.results.store import Store
 
 BEST = "best"
 
@@ -40,10 +44,7 @@ def export(
 
     `best` is the trial that `harness recommend` names.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from harness.planning.registry import build_registry
-    from harness.results.export import loading_code, read_trained
 
     if rank is not None and form in ("merged", "own"):
         raise UsageError(f"--rank {rank} cuts the update of --format peft; --format {form} keeps all of it")
@@ -51,24 +52,38 @@ def export(
         raise UsageError(
             f"--task {task}: {trial_id!r} names one trial already; --task belongs to `harness export best`"
         )
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     registry = build_registry(block)
     if trial_id == BEST:
         trial_id = best_trial(registry, results, task)
-    trained = read_trained(registry, *read_record(results, trial_id))
+    told = write(registry, *read_record(results, trial_id), output, form, rank)
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    for each in told["notes"]:
+        click.echo(each, err=True)
+    click.echo(told["code"])
+
+
+def write(
+    registry: Registry, store: Store, record: Record, output: Path, form: str = "auto", rank: int | None = None
+) -> dict[str, Any]:
+    """Write a finished trial, and return what was written, what must be known of it, and code that loads it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from harness.results.export import loading_code, read_trained
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    trained = read_trained(registry, store, record)
     form, notes = _write(trained, output, rank, form)
     if form == "peft":
         from harness.results.vllm import vllm_verdict
 
         notes.append(vllm_verdict(output))
-    code = loading_code(trained, output, form)
-    if as_json:
-        told = {"trial_id": trained.trial.id, "folder": str(output), "format": form, "notes": notes, "code": code}
-        click.echo(json.dumps(told, indent=1))
-        return
-    for each in (*notes, f"trial {trained.trial.id} ({trained.trial.label}) -> {output}"):
-        click.echo(each, err=True)
-    click.echo(code)
+    notes.append(f"trial {trained.trial.id} ({trained.trial.label}) -> {output}")
+    return {
+        "trial_id": trained.trial.id, "folder": str(output), "format": form, "notes": notes,
+        "code": loading_code(trained, output, form),
+    }  # fmt: skip
 
 
 def _write(trained: TrainedTrial, output: Path, rank: int | None, form: str) -> tuple[str, list[str]]:
@@ -106,6 +121,15 @@ def best_trial(registry: Registry, results: str, task: str) -> str:
     records = [each for each in read_all(open_results(results)) if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records of task {task!r} in {results!r}; `harness results list` shows what there is")
+    return best_of(registry, records)
+
+
+def best_of(registry: Registry, records: Sequence[Record]) -> str:
+    """Return the id of the trial that a plug-in recommends among some.
+
+    Raises:
+        UsageError: Nothing recommends any.
+    """
     found: list[str] = registry.hook.harness_best_trial(records=records)
     if not found:
         raise UsageError("no plug-in says which trial is best; give a trial's id (`harness results list`)")

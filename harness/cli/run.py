@@ -6,12 +6,15 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from harness.cli.exit_codes import INTERRUPTED, TRACKING_INCOMPLETE, TRIALS_FAILED
 from harness.cli.options import build_suite_from_options, shard_option, suite_options
+from harness.errors import UsageError
 
 
 @click.command()
@@ -57,13 +60,20 @@ from harness.cli.options import build_suite_from_options, shard_option, suite_op
 )
 @click.option("--no-mlflow", is_flag=True, help="Do not track with MLflow.")
 @click.option("--allow-code-execution", is_flag=True, help="Let tasks run model-written code, in a sandbox.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Then write the recommended adapter there, as `harness export best --format auto` does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON instead of the final table.")
 @click.option("-q", "--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.pass_obj
 def run(
     block: tuple[str, ...], /, device: str, workers: int, pack: str, compiled: str, recomputes: bool,
     trial_seconds: float, checkpoint_seconds: float, retry: str | None, no_mlflow: bool, allow_code_execution: bool,
-    quiet: bool, as_json: bool, executor_text: str, address: str | None, shard: int, **options: Any,
+    quiet: bool, as_json: bool, executor_text: str, address: str | None, shard: int,
+    export: Path | None, **options: Any,
 ) -> int:  # fmt: skip
     """Train and score methods on tasks. Finished trials are never run again; what did not finish may be."""
     from harness.planning.retry import parse_states
@@ -94,6 +104,8 @@ def run(
     registry = build_registry(block)
     executor = local if is_local else read_executor(registry, executor_text, address)
     suite, data_dir = build_suite_from_options(registry, options)
+    if export is not None:
+        _check_export(export, suite.tasks)
     store = Store(options["results"])
     how = How(
         device=device, workers=workers, pack=pack, compiled=compiled, recomputes=recomputes,
@@ -125,6 +137,14 @@ def run(
             f"`harness results show {each.trial_id}{where}`",
             err=True,
         )
+    if export is not None and len(failed) + len(unscored) < len(reported):
+        from harness.cli.export import best_of, write
+
+        best = best_of(registry, records)
+        exported = write(registry, store, next(each for each in records if each.trial_id == best), export)
+        for each in exported["notes"]:
+            click.echo(each, err=True)
+        click.echo(f"\n{exported['code']}", err=as_json)
     if observers.failures:
         complete = "" if failed or unscored else "results complete, "
         click.echo(
@@ -132,3 +152,15 @@ def run(
             err=True,
         )
     return TRIALS_FAILED if failed else TRACKING_INCOMPLETE if observers.failures else 0
+
+
+def _check_export(folder: Path, tasks: Sequence[str]) -> None:
+    """Refuse before anything trains what could not be written afterwards."""
+    from harness.results.export import expect_new
+
+    if len(tasks) > 1:
+        raise UsageError(
+            f"--export writes one adapter, and {', '.join(tasks)} have one each: leave it out, and use "
+            "`harness export best --task NAME`"
+        )
+    expect_new(folder)

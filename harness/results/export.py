@@ -66,7 +66,7 @@ def export_merged(trained: TrainedTrial, folder: Path) -> None:
         trained: The trial.
         folder: Where; new or empty.
     """
-    _expect_new(folder)
+    expect_new(folder)
     trained.merged().save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)
 
@@ -144,7 +144,7 @@ def export_peft(trained: TrainedTrial, folder: Path, rank: int | None = None) ->
             f"task {trial.task!r} starts from random weights, not held by a LoRA checkpoint; use --format merged"
         )
     _check_peft_adapts(trained)
-    _expect_new(folder)
+    expect_new(folder)
     forms = trained.peft_forms() if rank is None else {}
     said = "as the method computes it" if forms else ""
     settings = dict(next(iter(forms.values())).settings) if forms else {}
@@ -201,7 +201,7 @@ def export_own(trained: TrainedTrial, folder: Path) -> str:
     Raises:
         UsageError: The method has no format of its own.
     """
-    _expect_new(folder)
+    expect_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     said = trained.export_own(folder)
     if not any(folder.iterdir()):
@@ -223,7 +223,7 @@ def _export_own_peft(trained: TrainedTrial, folder: Path, rank: int | None) -> s
         said = export_own(trained, Path(kept) / "own")
         if not is_peft(Path(kept) / "own"):
             raise UsageError(f"method {method!r} writes files of its own, not those of PEFT; use --format own")
-        _expect_new(folder)
+        expect_new(folder)
         shutil.copytree(Path(kept) / "own", folder, dirs_exist_ok=True)
     return said
 
@@ -327,7 +327,7 @@ def _card(trial: Trial, summary: str) -> str:
     )
 
 
-def _expect_new(folder: Path) -> None:
+def expect_new(folder: Path) -> None:
     """Check that nothing would be overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{str(folder)!r} is there and not empty; give a new folder with -o")
+        raise UsageError(f"{str(folder)!r} is there and not empty; give a new folder")

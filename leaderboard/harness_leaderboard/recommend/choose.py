@@ -103,15 +103,15 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
     sign = 1 if rows[0].first.higher_is_better else -1
     rows.sort(key=lambda row: (-sign * (row.score.value or 0.0), row.label))
     analysis = analyse(scores_of(rows, records))
-    outside = [place for place, row in enumerate(rows) if has_no_budget(row.first)]
-    inside = [place for place in range(len(rows)) if place not in outside] or outside
+    beyond = [place for place, row in enumerate(rows) if has_no_budget(row.first)]
+    inside = [place for place in range(len(rows)) if place not in beyond] or beyond
     best = inside[0]
     tied = [rows[place] for place in inside if place == best or _is_tied(analysis.between(best, place))]
     tied = by_cost(tied, sign)
     choice = tied[0]
     place = rows.index(choice)
     references = [
-        Other(row=rows[each], difference=analysis.between(each, place)) for each in outside if each not in inside
+        Other(row=rows[each], difference=analysis.between(each, place)) for each in beyond if each not in inside
     ]
     return Recommendation(
         rows=tuple(rows),

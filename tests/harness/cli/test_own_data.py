@@ -85,6 +85,31 @@ def test_what_is_about_data_needs_data(command):
 CLASSIFIERS = ("lora", "mora", "peft:ia3", "peft:vera", "peft:ln_tuning", "peft:beft")
 
 
+def test_one_command_recommends_and_writes_the_adapter(command, reviews, tmp_path):
+    import transformers
+
+    run = [
+        "run", "--data", reviews, *COLUMNS, "--methods", "lora,full", "--steps", 2, "--seeds", 1, "--workers", 1,
+        "--device", "cpu", "--no-mlflow", "--results", tmp_path / "results", "--export",
+    ]  # fmt: skip
+    told = command(*run, tmp_path / "adapter")
+    assert told.code == 0, told.err
+    assert "Use lora, budget lora:r=8" in told.out
+    names: dict[str, object] = {}
+    exec(told.out[told.out.index("from peft import") :], names)
+    assert isinstance(names["model"].base_model.model, transformers.LlamaForSequenceClassification)
+    again = command(*run, tmp_path / "adapter")
+    assert (again.code, "is there and not empty; give a new folder" in again.err) == (2, True)
+    as_json = command(*run, tmp_path / "other", "--json")
+    assert len(json.loads(as_json.out)) == 2
+    assert (tmp_path / "other" / "adapter_config.json").exists()
+
+
+def test_one_adapter_of_several_tasks_is_refused_before_anything_trains(command, tmp_path):
+    told = command("run", "--tasks", "uuid,glue/rte", "--export", tmp_path / "out", "--no-mlflow")
+    assert (told.code, "--export writes one adapter, and uuid, glue/rte have one each" in told.err) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
     """Return a result root with a trial per method, whose base is an encoder that knows not every dropout of a head."""

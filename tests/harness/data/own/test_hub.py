@@ -86,7 +86,7 @@ except DataError as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_data_set_of_the_hub_is_read_at_its_commit_then_from_the_cache_and_never_replaced(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
