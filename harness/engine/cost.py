@@ -25,6 +25,8 @@ from harness.engine.pack import Pack, foresee
 from harness.engine.resident import Base
 
 logger = logging.getLogger(__name__)
+MOST_LANES = 64  # of a pack: beyond it a GPU is full long since
+FULL_STEP_FLOPS = 8e12  # of a pack's step that fills an H100: more lanes save at most 7 % (docs/performance.md)
 
 OTHERS_BYTES = 2 * 2**30  # more than a context of CUDA's and the libraries' workspaces take
 
@@ -149,6 +151,11 @@ def _step_seconds(pack: Pack, steps: int, on_gpu: bool) -> float | None:
         pack.step()
         samples.append(time.perf_counter() - begin)
     return sorted(samples)[len(samples) // 2]
+
+
+def lanes_that_pay(step_flops: int | None) -> int:
+    """Return how many trials with steps of this size fill a GPU: more of them take memory and save next to no time."""
+    return min(MOST_LANES, max(1, math.ceil(FULL_STEP_FLOPS / step_flops))) if step_flops else MOST_LANES
 
 
 def lanes_that_fit(base: Base, lane_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Letting go of memory: what failed must be gone before the next try starts."""
+"""Memory: what failed must be gone before the next try starts, and what stays is not searched for garbage."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from harness.contract.method import Method
 from harness.contract.task import Task
 from harness.contract.trial import Trial
-from harness.engine.cost import SoloCost, lanes_that_fit
+from harness.engine.cost import MOST_LANES, SoloCost, lanes_that_fit, lanes_that_pay
 from harness.engine.lane import Lane
 from harness.engine.memory import let_go, release
 from harness.engine.pack import foresee
@@ -30,7 +30,6 @@ from harness.running.recording import Recording, now, only_finite
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Mapping[str, Any]], None]
-MOST_LANES = 64  # of a pack: beyond it a GPU is full long since
 
 
 class Worker:
@@ -58,7 +57,7 @@ class Worker:
 
         Args:
             trials: Alike ones beside each other.
-            pack: Most to train at once; 0: as many as fit into the device's memory.
+            pack: Most to train at once; 0: as many as fill the device, and fit into its memory.
         """
         begin = 0
         while begin < len(trials):
@@ -125,16 +124,18 @@ class Worker:
         return self.shared.solo_cost(trial, *self._code(trial))
 
     def _pack_size(self, trials: Sequence[Trial]) -> int:
-        """Return how many of the first trials to train together."""
+        """Return how many of the first trials to train together: as many as fill the device, and fit into it."""
         if self.shared.device.type != "cuda":
             return 1
         try:
             base = self.shared.base(trials[0], self._code(trials[0])[1])
-            sizes = [self._solo_cost(trial).lane_bytes for trial in trials]
+            costs = [self._solo_cost(trial) for trial in trials]
         except Exception:  # noqa: BLE001 - which trial it was, and why, is recorded when it runs alone
             return 1
-        known = [size for size in sizes if size is not None]
-        return min(MOST_LANES, lanes_that_fit(base, max(known))) if len(known) == len(sizes) else 1
+        sizes = [cost.lane_bytes for cost in costs if cost.lane_bytes is not None]
+        if len(sizes) != len(costs):
+            return 1
+        return min(lanes_that_fit(base, max(sizes)), max(lanes_that_pay(cost.step_flops) for cost in costs))
 
     def _pays_to_compile(self, lanes: Sequence[Lane]) -> bool:
         """Return whether compiling the model's block saves more time than it takes.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.contract.record import Record, State
+from harness.engine.cost import SoloCost
 from harness.engine.shared import Shared
 from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
@@ -115,6 +116,30 @@ def test_a_plug_in_that_was_edited_after_planning_trains_nothing_under_the_old_i
     record = Record.from_json(events[-1]["record"])
     assert record.state is State.FAILED
     assert "method 'lora' was edited while the run went on" in record.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("step_flops", "fit", "expected"),
+    [
+        (0.1e12, 40, [40, 40, 20]),  # a small model: as many as fit
+        (0.1e12, 1_000, [64, 36]),
+        (0.8e12, 40, [10] * 10),  # SmolLM2-135M with short texts: as many as fill the card
+        (0.8e12, 4, [4] * 25),
+        (8.2e12, 40, [1] * 100),  # LLaMA-250M with 8,192 tokens a step fills it alone
+        (None, 40, [40, 40, 20]),  # not known
+    ],
+)
+def test_packs_on_a_gpu_are_as_large_as_fills_it_and_fits(tmp_path, monkeypatch, step_flops, fit, expected):
+    shared = Shared(torch.device("cuda"))
+    monkeypatch.setattr(shared, "base", lambda *_: None)
+    monkeypatch.setattr(shared, "solo_cost", lambda *_: SoloCost(step_flops=step_flops, lane_bytes=1))
+    monkeypatch.setattr("harness.running.worker.lanes_that_fit", lambda *_: fit)
+    worker, sizes = Worker(REGISTRY, shared, Recording(Store(str(tmp_path)), {}), lambda event: None), []
+    monkeypatch.setattr(worker, "_run_together", lambda trials: sizes.append(len(trials)))
+    asked = {"tasks": ["uuid"], "methods": ["lora"], "seeds": [*range(100)]}
+    trials = pending(plan_cells(build_suite(asked), REGISTRY, None, "float32"), lambda trial: None)
+    worker.run(trials, 0)
+    assert sizes == expected
 
 
 def test_progress_says_what_the_worker_takes_of_its_machine_and_records_do_not(tmp_path):
