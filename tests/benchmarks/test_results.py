@@ -1,23 +1,26 @@
-"""The published results: their records are whole, their suite makes them, and their README says what they say."""
+"""The published results: their records are whole, their suite makes them, and the report says what they say."""
 
 from __future__ import annotations
 
+import gzip
 import json
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from harness.contract.record import Record, State
 from harness.planning.suite import read_suite
-from harness_leaderboard.boards.build import build_boards
+from harness_leaderboard.command import leaderboard
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 ROOTS = sorted(path for path in FOLDER.iterdir() if path.is_dir())
 
 
 def records_of(root):
-    return [Record.from_json(json.loads(path.read_text())) for path in sorted(root.glob("*.json"))]
+    return [Record.from_json(json.loads(gzip.decompress(path.read_bytes()))) for path in sorted(root.glob("*.json.gz"))]
 
 
 def test_there_are_results():
@@ -35,17 +38,16 @@ def test_records_are_as_they_were_written_and_of_their_suite(root):
     assert not list(root.glob("adapters/*"))
 
 
-def test_the_readme_has_the_board_that_the_records_make():
-    (board,) = build_boards(records_of(FOLDER / "minilm-l6"))
-    text = (FOLDER / "README.md").read_text()
-    table = re.search(r"<!-- board -->\n(.*?)<!-- end -->", text, re.DOTALL)[1].strip().splitlines()[2:]
-    said = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    rows = [*board.rows, *board.references]
-    assert [line[1] for line in said] == [row.label for row in rows]
-    for line, row in zip(said, rows, strict=True):
-        assert line[0] == ("ref." if row.rank is None else f"{row.rank[0]}–{row.rank[1]}")
-        assert line[2] == f"{row.score.value:.3f}"
-        assert line[6] == f"{row.first.trial.adapter_parameters:,}"
-        assert float(line[5]) == row.first.trial.learning_rate
-    found = float(re.search(r"difference of about (\S+)\s+would", text)[1])
-    assert found == pytest.approx(board.analysis.detectable, abs=5e-4)
+def test_the_report_says_what_the_records_say():
+    done = subprocess.run(
+        [sys.executable, FOLDER / "report.py", "--check"], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), "run benchmarks/results/report.py"
+
+
+def test_one_command_makes_the_page_of_all_results(tmp_path):
+    done = CliRunner().invoke(leaderboard, [str(FOLDER), "-o", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0
+    count = sum(len(list(root.glob("*.json.gz"))) for root in ROOTS)
+    assert f"{count} records" in done.output
+    assert "passed over" not in done.output
