@@ -10,7 +10,7 @@ from typing import Any
 import click
 from mkdocs.structure.files import File, Files
 
-REPOSITORY = "../"  # links that leave docs/ lead to the repository, which a site has not
+LEADERBOARD = "results"  # its folder in the site
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,10 +36,25 @@ def tutorial() -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn links to files of the repository into their names."""
+    """Turn links to files of the repository into their names, and lead from the report to its leaderboard."""
     import re
 
+    if page.file.src_path == "first-results.md":
+        link = f'<a href="{LEADERBOARD}/index.html">The leaderboard of these results</a>'
+        markdown = markdown.replace("\n\n", f"\n\n{link}\n\n", 1)
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Put the leaderboard of the published results beside the pages."""
+    from pathlib import Path
+
+    from harness_leaderboard.command import view_of
+    from harness_leaderboard.load import load
+    from harness_leaderboard.write.html import write_site
+
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    write_site(view_of(load([str(results)]), None), Path(config.site_dir) / LEADERBOARD)
 
 
 def catalogue() -> str:
