@@ -11,9 +11,11 @@ What is not here: how the processes come to be, and what happens when one of the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,8 @@ class Together(Ranks):
 
     def __init__(self, number: int, count: int, store: Any, device: str) -> None:
         self.number, self.count = number, count
+        if Path("/sys/class/net/lo").exists():  # all are on this host, and its name may lead nowhere
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend = "gloo"
         if device.startswith("cuda"):
             torch.cuda.set_device(device)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.engine.ranks import Ranks, Together
@@ -142,7 +141,5 @@ def meet(setup: Mapping[str, Any], followers: Followers | None) -> Ranks:
         return Ranks()
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    if Path("/sys/class/net/lo").exists():  # all are here, and a host's name may lead nowhere
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = followers.meeting if followers else TCPStore(HOST, setup["port"], count, is_master=False)
     return Together(number, count, store, setup["device"])

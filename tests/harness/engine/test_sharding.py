@@ -111,7 +111,6 @@ def two_ranks(kit, folder, runs):
         child = os.fork()
         if not child:
             try:
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
                 rank(kit, number, meeting.port, runs, folder / str(number))
                 os._exit(0)
             except Exception:  # noqa: BLE001 - this process ends here
