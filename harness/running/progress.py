@@ -36,6 +36,7 @@ class Display:
         self._bars: dict[str, TaskID] = {}
         self._parts: dict[str, float] = {}  # of the running trials, how much is done
         self._start: float | None = None  # when the first trial began: loading libraries is no trial's time
+        self._trained: tuple[float, float] | None = None  # the same of its first updates, and how much was done by then
         self._told = 0.0
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -78,6 +79,7 @@ class Display:
             loss = payload["metrics"].get("train/loss")
             note = "" if loss is None else f"loss {loss:.4g}"
             self._parts[trial.id] = payload["step"] / max(1, payload["steps"])
+            self._trained = self._trained or (time.monotonic(), self._done())
             if bar is not None:
                 self._progress.update(bar, completed=payload["step"], total=payload["steps"], note=note)
             if not self.live and not self.quiet and time.monotonic() - self._told >= TELL_EVERY:
@@ -109,11 +111,19 @@ class Display:
         # One piece: under a live display every print is a line of its own.
         self.console.print(Text.assemble(f"[{self.finished}/{self.total}] ", mark, f" {rest}"), soft_wrap=True)
 
+    def _done(self) -> float:
+        """Return how many trials are done, parts of them counted."""
+        return self.finished + sum(self._parts.values())
+
     def _left(self) -> str:
-        """Return the estimated time left, in words; nothing on a terminal, where a bar shows it."""
-        done = self.finished + sum(self._parts.values())
+        """Return the estimated time left, in words; nothing on a terminal, where a bar shows it.
+
+        Until a trial has finished, the pace is that of updates: preparing the first takes long beside its first few.
+        """
+        since, before = (self._start, 0.0) if self.finished else (self._trained or (None, 0.0))
+        done = self._done()
         rest = self.total - done
-        if self.live or rest <= 0 or done <= 0 or self._start is None:
+        if self.live or rest <= 0 or done <= before or since is None:
             return ""
-        seconds = (time.monotonic() - self._start) / done * rest
+        seconds = (time.monotonic() - since) / (done - before) * rest
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"

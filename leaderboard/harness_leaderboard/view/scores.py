@@ -34,7 +34,8 @@ def metric_title(board: Board, name: str) -> str:
     """Return a metric's title with its unit."""
     details = board.metric_details.get(name, {})
     title, unit = str(details.get("title") or name), str(details.get("unit") or "")
-    return f"{title} ({unit})" if unit and unit != "fraction" else title
+    is_said = unit == "fraction" or title.lower().endswith(unit.lower())  # "Matthews correlation", in "correlation"
+    return title if is_said else f"{title} ({unit})"
 
 
 def scores_grid(board: Board) -> Grid:

@@ -69,7 +69,21 @@ def test_off_a_terminal_a_long_trial_is_told_of_now_and_then(make_trial, monkeyp
     assert 0 < len(lines) < 4
     assert lines[0].startswith("[0/1] toy/lora/lr0.001/s0  step ")
     assert "loss 2.5" in lines[0]
-    assert "left" in lines[0]
+    assert "left" not in lines[0], "one update says nothing of the pace"
+    assert "left" in lines[-1]
+
+
+def test_time_left_does_not_count_how_long_the_first_trial_was_prepared(make_trial, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("harness.running.progress.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    display = Display(console=Console(file=file, width=200))
+    trial = make_trial(seed=0)
+    display.expect(3)
+    display("started", trial, {})
+    for now[0], step in ((200.0, 1), (220.0, 11), (240.0, 21)):
+        display("progress", trial, {"step": step, "steps": 101, "metrics": {"train/loss": 2.5}})
+    assert "about 9 min left" in file.getvalue().splitlines()[-1], "3 * 101 - 21 updates of two seconds"
 
 
 def test_time_left_does_not_count_what_came_before_the_first_trial(make_trial, make_record, monkeypatch):
