@@ -120,13 +120,13 @@ class _Candidate:
     Attributes:
         trials: One per seed of the search.
         template: The template's place.
-        from_middle: How far from the middle of the template's grid.
+        from_middle: How far the template is from the middle one, and the rate from the middle of its grid.
         edge: Of the grid: -1 the lowest, 1 the highest, 0 neither.
     """
 
     trials: tuple[Trial, ...]
     template: int
-    from_middle: float
+    from_middle: tuple[float, float]
     edge: int
 
 
@@ -165,7 +165,7 @@ def _grid(cell: Cell, template: Trial, place: int, grown: dict[int, int]) -> lis
         _Candidate(
             trials=tuple(cell.trial(rate, seed, "tune", template) for seed in cell.tune_seeds),
             template=place,
-            from_middle=abs(number - last / 2),
+            from_middle=(abs(place - len(cell.others) / 2), abs(number - last / 2)),
             edge=-1 if number == 0 else 1 if number == last else 0,
         )
         for number, rate in enumerate(rates)

@@ -44,10 +44,10 @@ def run(
         shard: Over how many GPUs a base model is divided.
         mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         block: Plugins to leave out.
-        **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``scale``,
-            ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``, ``revision``, ``steps``,
-            ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``, ``lower_is_better``,
-            and ``recipe``, a dictionary of what ``--set`` sets.
+        **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``tune_seeds``,
+            ``halving``, ``scale``, ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``,
+            ``revision``, ``steps``, ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``,
+            ``lower_is_better``, and ``recipe``, a dictionary of what ``--set`` sets.
 
     Raises:
         HarnessError: The request is wrong, or every trial failed.

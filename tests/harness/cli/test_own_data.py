@@ -110,8 +110,7 @@ def test_one_adapter_of_several_tasks_is_refused_before_anything_trains(command,
     assert (told.code, "--export writes one adapter, and uuid, glue/rte have one each" in told.err) == (2, True)
 
 
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
+def train_classifiers(tmp_path_factory, methods, width, budget):
     """Return a result root with a trial per method, whose base is an encoder that knows not every dropout of a head."""
     import transformers
     from click.testing import CliRunner
@@ -120,32 +119,39 @@ def classifiers(tmp_path_factory):
 
     base, root = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("results")
     config = transformers.BertConfig(
-        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        vocab_size=259, hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=width
     )
     transformers.BertModel(config).save_pretrained(base)
     transformers.AutoTokenizer.from_pretrained(resolve("nano")).save_pretrained(base)
     data = base / "mine.csv"
     data.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
-    run = ["run", "--data", data, "--model", base, "--methods", ",".join(CLASSIFIERS), "--budget", "lora:r=1"]
-    run += ["--steps", 2, "--lr", 0.05, "--seeds", 1, "--workers", 1, "--device", "cpu", "--no-mlflow"]
-    done = CliRunner().invoke(cli.app, [*map(str, run), "--results", str(root), "--tolerance", "0.5"])
+    run = ["run", "--data", data, "--model", base, "--budget", budget, "--steps", 2, "--lr", 0.05, "--seeds", 1]
+    run += ["--workers", 1, "--device", "cpu", "--no-mlflow", "--results", root, "--tolerance", 0.9]
+    run += ["--methods", ",".join(methods)]
+    done = CliRunner().invoke(cli.app, [*map(str, run)])
     assert done.exit_code == 0, done.output
     return root
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """Return a result root with a trial of each of a few methods."""
+    return train_classifiers(tmp_path_factory, CLASSIFIERS, 16, "lora:r=1")
 
 
 def trial_of(root, method):
     return next(each.trial_id for each in Store(str(root)).records() if each.trial.method == method)
 
 
-@pytest.mark.parametrize("method", CLASSIFIERS[:-1])
-def test_a_trained_classifier_is_exported_with_its_head_and_code_that_loads_it(command, tmp_path, classifiers, method):
+def check_export(command, folder, root, method):
+    """Check that other programs load what a trial of a classifier trained, the head too, and compute the same."""
     import torch
 
     from harness.planning.registry import build_registry
     from harness.results.export import read_trained
 
-    trial = trial_of(classifiers, method)
-    told = command("export", trial, "--results", classifiers, "--format", "auto", "-o", tmp_path / "out")
+    trial = trial_of(root, method)
+    told = command("export", trial, "--results", root, "--format", "auto", "-o", folder)
     assert told.code == 0, told.err
     assert "LOAD REPORT" not in told.err, "that the head is new is no news: it was trained"
     names: dict[str, object] = {}
@@ -153,13 +159,30 @@ def test_a_trained_classifier_is_exported_with_its_head_and_code_that_loads_it(c
     model, tokenizer = names["model"], names["tokenizer"]
     assert model.config.id2label == {0: "a", 1: "b"}
     given = tokenizer("text", return_tensors="pt", return_token_type_ids=False)
-    store = Store(str(classifiers))
+    store = Store(str(root))
     trained = read_trained(build_registry(), store, store.read(trial))
     expected = trained.attached() if trained.is_private else trained.merged()
     with torch.no_grad():
         logits = model(**given).logits
         assert logits.shape == (1, 2)
-        assert torch.allclose(logits, expected(**given).logits, atol=1e-5)
+        assert torch.allclose(logits, expected(**given).logits, atol=1e-5), method
+
+
+@pytest.mark.parametrize("method", CLASSIFIERS[:-1])
+def test_a_trained_classifier_is_exported_with_its_head_and_code_that_loads_it(command, tmp_path, classifiers, method):
+    check_export(command, tmp_path / "out", classifiers, method)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1200)
+def test_every_method_of_peft_trains_a_classifier_that_is_exported_with_its_head(command, tmp_path, tmp_path_factory):
+    from harness.planning.registry import build_registry
+
+    named = {"c3a": "c3a,block_size=16", "vblora": "vblora,vector_length=16"}  # sizes that divide tiny layers
+    members = [each for each in build_registry().families["peft"] if each not in ("prompt_tuning", "p_tuning")]
+    root = train_classifiers(tmp_path_factory, [f"peft:{named.get(each, each)}" for each in members], 64, "lora:r=2")
+    for member in members:
+        check_export(command, tmp_path / member, root, f"peft:{member}")
 
 
 @pytest.mark.parametrize("method", ["lora", "peft:ia3", "peft:vera"])

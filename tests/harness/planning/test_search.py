@@ -60,6 +60,12 @@ def test_settings_are_searched_with_the_same_grid_of_rates_each():
     assert (reported.config["ratio"], reported.learning_rate) == (4, middle)
 
 
+def test_of_equal_settings_and_rates_the_middle_ones_are_chosen():
+    found = cells(methods=["melora:n=2|4|8"], tune=3, seeds=[0])
+    _, (reported,) = run(lambda trial: 0.5, found)
+    assert (reported.config["n"], reported.learning_rate) == (4, found[0].grid()[1])
+
+
 def test_every_combination_of_several_settings_is_one_to_choose():
     (cell,) = cells(methods=["lora:alpha=8|16,dropout=0|0.1"])
     assert len(wanted(cell, lambda trial: None)) == 4
