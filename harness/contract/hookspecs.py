@@ -131,6 +131,17 @@ def harness_undecided(records: Sequence[Record]) -> Sequence[str]:  # type: igno
 
 
 @hookspec
+def harness_uncompared(records: Sequence[Record]) -> Sequence[str]:  # type: ignore[empty-body]
+    """Return which methods of a run until methods are separated are compared with no other, and why: a line each.
+
+    Called in the scheduler's process when such a run is over, since such methods get no more seeds.
+
+    Args:
+        records: Of the run's trials; their environment holds the plan of looks (``harness.Looks``).
+    """
+
+
+@hookspec
 def harness_best_trial(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
     """Return the id of the trial whose adapter to use. Called by ``harness export best``; the first answer counts."""
 

@@ -61,10 +61,24 @@ class Looking:
 
     def undecided(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the cells that more seeds would help, whether there are more of them or not."""
-        plan = {KEY: self.looks.to_json()}  # also of records that were there before it
-        records = [replace(each, environment={**each.environment, **plan}) for each in self._records(cells)]
-        ids = {each for found in self.registry.hook.harness_undecided(records=records) for each in found}
+        answers = self.registry.hook.harness_undecided(records=self._planned(cells))
+        ids = {each for found in answers for each in found}
         return [cell for cell in cells if ids & {trial.cell for trial in self._wanted(cell)}]
+
+    def ending(self, cells: Sequence[Cell]) -> list[str]:
+        """Return why the run is over, in lines for people."""
+        if left := self.undecided(cells):
+            verdict = f"not told apart, and maybe {self.looks.points:g} points or more apart: {names(left)}"
+        else:
+            verdict = f"no two methods are left that are compared, not told apart and maybe {self.looks.points:g} "
+            verdict += "points or more apart"
+        most = max((len(cell.seeds) for cell in cells), default=0)
+        answers = self.registry.hook.harness_uncompared(records=self._planned(cells))
+        return [f"after {most} seeds {verdict}", *(line for found in answers for line in found)]
+
+    def _planned(self, cells: Sequence[Cell]) -> list[Record]:
+        plan = {KEY: self.looks.to_json()}  # also of records that were there before it
+        return [replace(each, environment={**each.environment, **plan}) for each in self._records(cells)]
 
     def _next(self, cell: Cell) -> Cell:
         look = self.looks.counts.index(len(cell.seeds)) + 1

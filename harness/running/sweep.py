@@ -215,11 +215,8 @@ def run_sweep(
                 more = [new for new, old in zip(further, cells, strict=True) if new is not old]
                 display.say(f"not told apart yet, so they get {len(more[0].seeds)} seeds: {names(more)}")
                 cells = further
-            if looking is not None and (left := looking.undecided(cells)):
-                display.say(
-                    f"after {looking.looks.counts[-1]} seeds not told apart, and maybe {looking.looks.points:g} points "
-                    f"or more apart: {names(left)}"
-                )
+            for line in looking.ending(cells) if looking is not None else ():
+                display.say(line)
     finally:
         scheduler.close()
     trials = [trial for cell in cells for trial in wanted(cell, look_up, retries.settles)]

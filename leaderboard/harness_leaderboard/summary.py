@@ -50,6 +50,15 @@ def harness_undecided(records: Sequence[Record]) -> list[str]:
 
 
 @hookimpl
+def harness_uncompared(records: Sequence[Record]) -> list[str]:
+    """Return which rows no board compares with another, and why."""
+    from harness_leaderboard.boards.build import build_boards
+    from harness_leaderboard.boards.looks import uncompared
+
+    return [line for board in build_boards(records) for line in uncompared(board)]
+
+
+@hookimpl
 def harness_best_trial(records: Sequence[Record]) -> str:
     """Return the trial that ``harness recommend`` names."""
     from harness_leaderboard.recommend.command import best_trial

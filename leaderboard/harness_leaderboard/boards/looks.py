@@ -28,6 +28,15 @@ def undecided_pairs(board: Board) -> list[Difference]:
     ]
 
 
+def uncompared(board: Board) -> list[str]:
+    """Return the rows that are compared with no other, and why: a line per reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in board.rows:
+        if row.rank_reason:
+            reasons.setdefault(row.rank_reason, []).append(row.label)
+    return [f"{board.task} {', '.join(labels)}: not compared, {reason}" for reason, labels in reasons.items()]
+
+
 def notes_on_looks(rows: Sequence[Row]) -> list[str]:
     """Return what of a board's looks is not as a plan that was made before any seed was run would have it."""
     planned = [row for row in rows if row.looks is not None]

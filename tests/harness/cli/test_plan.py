@@ -85,6 +85,17 @@ def test_hook_harness_undecided(command, tmp_path):
     assert {("mora", 2), ("dora", 2)} == todo or {("mora", 2), ("dora", 2), ("lora", 2)} == todo
 
 
+def test_hook_harness_uncompared(command, tmp_path):
+    looks = ["--until-separated", "5", "--max-seeds", "6"]
+    asked = [*SMALL[:-1], "2", "--methods", "lora", "--results", tmp_path, *looks]
+    for trial in json.loads(command("plan", *asked, "--json").out):
+        answered(tmp_path, trial, 50)
+    done = command("run", *asked, "--no-mlflow", "--device", "cpu")
+    assert done.code == 0
+    assert "after 2 seeds no two methods are left that are compared" in done.err
+    assert "uuid lora: not compared, nothing to compare with" in done.err
+
+
 def test_a_plan_of_looks_is_not_changed_on_the_way(command, tmp_path):
     asked = ["plan", *SMALL[:-1], "2", "--methods", "lora,mora", "--results", tmp_path, "--until-separated", "5"]
     (trial, *_) = json.loads(command(*asked, "--json").out)

@@ -7,7 +7,7 @@ import pytest
 from harness import Looks
 from harness.contract.record import State
 from harness_leaderboard.boards.build import build_boards
-from harness_leaderboard.boards.looks import undecided
+from harness_leaderboard.boards.looks import uncompared, undecided
 
 PLAN = Looks.plan(5, (0, 1, 2), 10)
 
@@ -104,3 +104,18 @@ def test_what_was_run_before_or_without_the_plan_is_said(make_graded):
     assert any("before the looks were planned: lora 3." in note for note in board.notes)
     assert any(note.startswith("dora: run without the plan of looks") for note in board.notes)
     assert not any("environment, looks" in note for note in board.notes)
+
+
+def test_methods_that_get_no_more_seeds_since_nothing_is_compared_with_them_are_named(make_graded):
+    look = {"environment": {"looks": PLAN.to_json()}}
+    board = board_of(
+        make_graded("lora", 0.60, range(3), **look),
+        make_graded("mora", 0.60, range(3), **look, trial={"precision": "bfloat16"}),
+    )
+    assert undecided(board) == []
+    (line,) = uncompared(board)
+    assert line.startswith(board.task)
+    assert {"lora", "mora"} <= set(line.replace(",", "").replace(":", "").split())
+    assert line.endswith("not compared, the rows differ in precision")
+    compared = board_of(planned(make_graded, "lora", 0.60, 3), planned(make_graded, "mora", 0.60, 3))
+    assert uncompared(compared) == []
