@@ -41,7 +41,16 @@ def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
         diverged=tuple(row.states.get(State.DIVERGED, 0) for row in rows),
         searches=tuple(_search(searched.get(row.first.trial.cell, ()), row) for row in rows),
         stages=_stages(rows),
+        bounds=_bounds(rows[0].first, totals),
     )
+
+
+def _bounds(record: Record, totals: Array) -> tuple[float, float]:
+    """Return the values between which a metric is: a fraction between 0 and 1, if all scores are."""
+    is_fraction = record.metric_details.get(record.main_metric, {}).get("unit") == "fraction"
+    if is_fraction and np.nanmin(totals, initial=0.0) >= 0 and np.nanmax(totals, initial=1.0) <= 1:
+        return 0.0, 1.0
+    return -math.inf, math.inf
 
 
 def _stages(rows: Sequence[Row]) -> Stages | None:

@@ -2,7 +2,8 @@
 
 Two questions have two answers, and each interval says which it answers. *These items*: what if other seeds were
 trained and scored on the same items? *New items*: what if the items were other ones of the same kind, too? Methods are
-separated for new items wherever the records keep items.
+separated for new items wherever the records keep items. An interval ends where the metric does: what lies beyond cannot
+hold the truth, so nothing of its coverage is lost.
 
 Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds and items).
 """
@@ -174,14 +175,17 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
     outside = LEVEL * decision.shares
     half = decision.these_items.distance(outside)
     new_half = None if decision.new_items is None else np.maximum(decision.new_items.distance(outside), half)
+    largest = scores.bounds[1] - scores.bounds[0]
     needed = decision.seeds_to_separate()
     differences = {
         (int(first), int(second)): Difference(
             first=scores.methods[first],
             second=scores.methods[second],
             difference=float(found.differences[place]),
-            these_items=_around(found.differences[place], half, place),
-            new_items=None if new_half is None else _around(found.differences[place], new_half, place),
+            these_items=_around(found.differences[place], half, place).within(-largest, largest),
+            new_items=None
+            if new_half is None
+            else _around(found.differences[place], new_half, place).within(-largest, largest),
             p_value=float(decision.p_values[place]),
             adjusted_p_value=float(decision.adjusted[place]),
             is_separated=bool(decision.separated[place]),
@@ -241,10 +245,10 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
         seeds, degrees, left_over, number, items = np.array([[variance], [count - 1.0], [floor], [count], [between]])
         parts = Parts(seeds, degrees, left_over, number, items, unit_degrees)
         half = float(parts.these_items().plus(added).distance(LEVEL)[0])
-        these = Interval(mean - half, mean + half)
+        these = Interval(mean - half, mean + half).within(*scores.bounds)
         if has_units:
             half = max(half, float(parts.new_items().plus(added).distance(LEVEL)[0]))
-            new = Interval(mean - half, mean + half)
+            new = Interval(mean - half, mean + half).within(*scores.bounds)
     return Estimate(
         method=scores.methods[place],
         mean=float(totals.mean()) if count else None,

@@ -43,6 +43,10 @@ class Interval:
         """Return the interval of the same quantity with the other sign."""
         return Interval(-self.high, -self.low)
 
+    def within(self, low: float, high: float) -> Interval:
+        """Return the part of the interval that is possible where values are."""
+        return Interval(min(max(self.low, low), high), max(min(self.high, high), low))
+
 
 @dataclass(frozen=True)
 class Spread:

@@ -9,6 +9,7 @@ Source: Tukey 1958, "Bias and confidence in not-quite large samples" (pseudo-val
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -75,6 +76,7 @@ class Scores:
         diverged: How many of each method's seeds diverged; empty: none.
         searches: Per method; ``None``: its rate was given, not searched. Empty: none was.
         stages: How often this board is looked at; ``None``: once.
+        bounds: The lowest and highest value that the metric can have; intervals end there.
     """
 
     methods: tuple[str, ...]
@@ -86,6 +88,7 @@ class Scores:
     diverged: Sequence[int] = ()
     searches: Sequence[Search | None] = field(default=())
     stages: Stages | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         """Check that the shapes fit."""

@@ -46,3 +46,19 @@ def test_simulated_boards_say_the_same_through_records_and_as_arrays(make_record
     for each in direct.differences.values():
         assert through[frozenset((each.first, each.second))] == pytest.approx(each.adjusted_p_value)
         assert each.items == 64 // document
+
+
+def test_a_fractions_intervals_stay_between_0_and_1_and_another_units_are_free(make_record):
+    answers = {("a", 0): [1, 1, 0, 1, 1, 1, 0, 1], ("a", 1): [1, 0, 1, 1, 0, 1, 0, 0]}
+    answers |= {("b", 0): [0, 0, 0, 1, 0, 1, 0, 0], ("b", 1): [0, 1, 0, 0, 0, 0, 0, 1]}
+
+    def intervals(unit):
+        records = [
+            make_record(method, seed, sum(items) / 8, items=items, metric_details={"accuracy": {"unit": unit}})
+            for (method, seed), items in answers.items()
+        ]
+        (board,) = build_boards(records)
+        return [row.estimate.new_items for row in board.rows]
+
+    assert all(0 <= each.low < each.high <= 1 for each in intervals("fraction"))
+    assert any(each.low < 0 or each.high > 1 for each in intervals("points"))

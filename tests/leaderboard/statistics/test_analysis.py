@@ -173,6 +173,17 @@ def test_the_same_scores_give_the_same_analysis():
     assert analyse(scores(values)) == analyse(scores(values))
 
 
+def test_no_interval_leaves_what_a_metric_can_be():
+    right = np.array([[[1, 1, 0, 1, 1, 1, 0, 1], [1, 0, 1, 1, 0, 1, 0, 0]], [[0, 0, 0, 1, 0, 1, 0, 0]] * 2])
+    free, bounded = analyse(scores(right)), analyse(scores(right, bounds=(0.0, 1.0)))
+    assert free.estimates[0].new_items.high > 1
+    for before, after in zip(free.estimates, bounded.estimates, strict=True):
+        for name in ("these_items", "new_items"):
+            wide, narrow = getattr(before, name), getattr(after, name)
+            assert (narrow.low, narrow.high) == (max(wide.low, 0), min(wide.high, 1))
+    assert -1 <= bounded.between(0, 1).new_items.low < bounded.between(0, 1).new_items.high <= 1
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="totals have shape"):
         Scores(methods=("a",), seeds=(0, 1), totals=np.zeros((2, 2)))
