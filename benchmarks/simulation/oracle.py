@@ -41,7 +41,7 @@ def differences(scores: Array) -> Array:
 
 def found(p_values: Array, scores: Array, truth: Array) -> tuple[float, float]:
     """Return the share of boards with a false separation, and of true pairs that are found."""
-    separated = np.array([corrected(each, METHODS) for each in p_values]) < LEVEL
+    separated = np.array([corrected(each, FIRST, SECOND) for each in p_values]) < LEVEL
     said = np.sign(differences(scores)) * separated
     wrong = ((said != 0) & (said != truth)).any(1).mean()
     return float(wrong), float((said == truth)[:, truth != 0].mean()) if (truth != 0).any() else 0.0

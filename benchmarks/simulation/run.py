@@ -60,6 +60,13 @@ def cells() -> Iterator[tuple[str, World]]:
                     methods=methods, seeds=seeds, items=256, is_searched=True, search_seeds=search_seeds, halves=halves
                 ),
             )
+    yield "power", World(methods=2, seeds=3, items=256, gap=0.1)
+    yield "power", World(methods=2, seeds=3, items=256, gap=0.2)
+    yield "power", World(methods=2, seeds=5, items=256, gap=0.1)
+    yield "power", World(methods=9, seeds=3, items=256, gap=0.1)
+    for methods, seeds, better, is_unequal in product((5, 9, 13), (3, 5), (1, None), (False, True)):
+        world = World(methods=methods, seeds=seeds, items=256, gap=0.2, better=better, is_unequal=is_unequal)
+        yield "partial", world
 
 
 def separations(world: World, boards: int, generator: np.random.Generator) -> str:
@@ -169,6 +176,7 @@ def main() -> None:
             f"{'' if world.metric == 'mean' else ' ' + world.metric}"
             f"{' one noisier' if world.is_unequal else ''}{f' gap {world.gap}' if world.gap else ''}"
             f"{f' searched on {world.search_seeds}' if world.is_searched else ''}{' halving' if world.halves else ''}"
+            f"{f' of {world.better}' if world.better else ''}"
         )
         cost = (time.process_time() - start) / arguments.boards * 1e3
         print(f"{kind:9} {what}  {result}  ({arguments.boards} boards, {cost:.0f} ms each)", flush=True)

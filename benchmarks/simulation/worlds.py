@@ -34,7 +34,8 @@ class World:
         seeds: That all of them ran.
         items: Of the test set.
         item_deviation: Of the items' difficulty, probit.
-        gap: By how much the better half of the methods is better.
+        gap: By how much some of the methods are better.
+        better: How many these are; ``None``: half of them.
         is_unequal: Whether one method's seeds vary six times as much.
         document: Items per document; effects of documents make up the method x item effects. 1: no documents.
         metric: ``mean``, ``matthews``, ``f1`` or ``perplexity``.
@@ -49,6 +50,7 @@ class World:
     items: int
     item_deviation: float = 0.5
     gap: float = 0.0
+    better: int | None = None
     is_unequal: bool = False
     document: int = 1
     metric: str = "mean"
@@ -77,7 +79,7 @@ def draw(world: World, generator: np.random.Generator) -> Drawn:
     if world.metric == "perplexity":
         return _draw_losses(world, generator)
     count = world.methods
-    better = np.arange(count) < count // 2
+    better = np.arange(count) < (count // 2 if world.better is None else world.better)
     means = world.middle + world.gap * (better - 0.5)
     spread = np.sqrt(1 + world.item_deviation**2 + METHOD_ITEM**2)
     slope = np.exp(-(ndtri(means) ** 2) / 2) / np.sqrt(2 * np.pi) / spread  # points of the score per probit
@@ -156,7 +158,7 @@ def _f1(answers: Array, labels: Array) -> float:
 def _draw_losses(world: World, generator: np.random.Generator) -> Drawn:
     """Return perplexities of windows whose losses are normal; seeds vary by 2 % of the perplexity."""
     count = world.methods
-    better = np.arange(count) < count // 2
+    better = np.arange(count) < (count // 2 if world.better is None else world.better)
     shape = (count, world.seeds, world.items)
     windows = 0.4 * generator.standard_normal(world.items) + 0.1 * generator.standard_normal((count, 1, world.items))
     seeds = SEED * (generator.standard_normal((count, world.seeds, 1)) + generator.standard_normal((world.seeds, 1)))

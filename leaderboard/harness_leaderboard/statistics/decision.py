@@ -1,7 +1,7 @@
 """Which methods of a board are separated, and what it would take to separate the others.
 
-A board that is looked at several times by a plan has p-values for each look. Divided by the look's share of the level,
-the smallest of a pair counts: at any look it has the pair's level, and so the whole board has its own.
+A board that is looked at several times by a plan has p-values for each look. Each hypothesis of the closed test is
+tested at every look at that look's share of the level, so that over all looks it has the level, and so has the board.
 
 Source: Maurer and Bretz 2013, "Multiple testing in group sequential trials using graphical approaches" (what was
 rejected at one look stays so, and frees its level for the others).
@@ -9,7 +9,6 @@ rejected at one look stays so, and frees its level for the others).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -111,13 +110,14 @@ def decide(scores: Scores, contributions: Units | None, level: float) -> Decisio
             last.variances, last.selections, None, none, last.these_items, None, none, none, none > 0, level,
             none.astype(np.int64), none,
         )  # fmt: skip
-    looks, shares, sequential = np.ones(len(last.p_values), dtype=np.int64), np.ones(len(last.p_values)), last.p_values
+    looks, shares, spent = np.ones(len(last.p_values), dtype=np.int64), np.ones(len(last.p_values)), (1.0,)
+    of_looks = last.p_values[None]
     if stages is not None:
         looks = np.array([stages.look_of(*pair) for pair in found.places]).clip(1, latest)
-        shares = np.array(stages.shares)[looks - 1]
-        sequential = _over_looks(tests, looks, stages.shares)
-    compared = len({*found.first.tolist(), *found.second.tolist()})
-    adjusted = _with_what_follows(found, corrected(sequential, compared), level, scores.higher_is_better)
+        shares, spent = np.array(stages.shares)[looks - 1], stages.shares
+        of_looks = np.array([_as_of(test, found) for test in tests])
+    adjusted = corrected(of_looks, found.first, found.second, spent)
+    adjusted = _with_what_follows(found, adjusted, level, scores.higher_is_better)
     return Decision(
         last.variances, last.selections, found, last.added, last.these_items, last.new_items, last.p_values, adjusted,
         adjusted < level, level, looks, shares,
@@ -160,22 +160,17 @@ def _seen_at(look: int, scores: Scores, contributions: Units | None) -> tuple[Sc
     return seen, Units(np.where(hidden[:, :, None], np.nan, contributions.values), contributions.degrees)
 
 
-def _over_looks(tests: Sequence[_Tests], looks: Places, shares: Sequence[float]) -> Array:
-    """Return each pair's p-value over its looks so far. A look that saw the other method ahead does not count."""
-    now = tests[-1].pairs
-    assert now is not None
-    smallest = np.ones(len(looks))
-    for look, (test, share) in enumerate(zip(tests, shares, strict=False), 1):
-        if test.pairs is None:
-            continue
-        place = {pair: number for number, pair in enumerate(test.pairs.places)}
-        for number, pair in enumerate(now.places):
-            then = place.get(pair)
-            if look > looks[number] or then is None:
-                continue
-            if test.pairs.differences[then] * now.differences[number] >= 0:
-                smallest[number] = min(smallest[number], test.p_values[then] / share)
-    return smallest
+def _as_of(test: _Tests, now: Pairs) -> Array:
+    """Return the p-values at one look of the pairs there are now; 1 where it saw the other method ahead."""
+    p_values = np.ones(len(now.first))
+    if test.pairs is None:
+        return p_values
+    then = {pair: number for number, pair in enumerate(test.pairs.places)}
+    for number, pair in enumerate(now.places):
+        place = then.get(pair)
+        if place is not None and test.pairs.differences[place] * now.differences[number] >= 0:
+            p_values[number] = test.p_values[place]
+    return p_values
 
 
 def _selections(scores: Scores, variances: SeedVariances) -> tuple[Selection | None, ...]:

@@ -24,7 +24,7 @@ from harness_leaderboard.statistics.error import Array, Places
 FACTORS = 40.0 ** np.linspace(
     0.0, 1.0, 9
 )  # of the common variance, that a method may have; six times the deviation: 36
-NOISIER = 0.3  # methods of a board that are expected to be noisier than the common variance
+NOISIER = 0.07  # how likely a method is to be noisier than the common variance, before its seeds say so
 LENT_DEGREES = 16.0  # what the board's variance counts for beside a pair's own differences
 FEWEST = 3  # methods that can lend; two have one difference only
 ROUNDS = 3  # of fitting the seeds' effects and the methods' variances in turn
@@ -73,8 +73,7 @@ class SeedVariances:
 def seed_variances(totals: Array) -> SeedVariances:
     """Return the method x seed variances of scores, shape (methods, seeds), NaN where a method did not run a seed."""
     methods = len(totals)
-    expected = min(0.5, NOISIER / max(methods, 1))
-    prior = np.concatenate([[1 - expected], np.full(len(FACTORS) - 1, expected / (len(FACTORS) - 1))])
+    prior = np.concatenate([[1 - NOISIER], np.full(len(FACTORS) - 1, NOISIER / (len(FACTORS) - 1))])
     weights = np.zeros((methods, len(FACTORS)))
     weights[:, 0] = 1.0
     own, degrees = _own_variances(totals, np.ones(methods))
