@@ -110,8 +110,8 @@ def decide(scores: Scores, contributions: Units | None, level: float) -> Decisio
             last.variances, last.selections, None, none, last.these_items, None, none, none, none > 0, level,
             none.astype(np.int64), none,
         )  # fmt: skip
-    looks, shares, spent = np.ones(len(last.p_values), dtype=np.int64), np.ones(len(last.p_values)), (1.0,)
-    of_looks = last.p_values[None]
+    looks, shares = np.ones(len(last.p_values), dtype=np.int64), np.ones(len(last.p_values))
+    of_looks, spent = last.p_values[None], tuple(shares[:1])
     if stages is not None:
         looks = np.array([stages.look_of(*pair) for pair in found.places]).clip(1, latest)
         shares, spent = np.array(stages.shares)[looks - 1], stages.shares

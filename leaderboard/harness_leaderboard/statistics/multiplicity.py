@@ -146,7 +146,8 @@ def _sets(p_values: Array, methods: int) -> Array:
 @cache
 def _members(methods: int) -> Flags:
     """Return whether a method is in a set, (methods, sets)."""
-    return np.arange(2**methods)[None] >> np.arange(methods)[:, None] & 1 == 1
+    numbers, bits = np.arange(2**methods), np.arange(methods)
+    return np.asarray(numbers[None] >> bits[:, None] & 1 == 1)
 
 
 def _largest_above(values: Array, methods: int) -> Array:
