@@ -85,26 +85,6 @@ def test_what_is_about_data_needs_data(command):
 CLASSIFIERS = ("lora", "mora", "peft:ia3", "peft:vera", "peft:ln_tuning", "peft:beft")
 
 
-def test_one_command_recommends_and_writes_the_adapter(command, reviews, tmp_path):
-    import transformers
-
-    run = [
-        "run", "--data", reviews, *COLUMNS, "--methods", "lora,full", "--steps", 2, "--seeds", 1, "--workers", 1,
-        "--device", "cpu", "--no-mlflow", "--results", tmp_path / "results", "--export",
-    ]  # fmt: skip
-    told = command(*run, tmp_path / "adapter")
-    assert told.code == 0, told.err
-    assert "Use lora, budget lora:r=8" in told.out
-    names: dict[str, object] = {}
-    exec(told.out[told.out.index("from peft import") :], names)
-    assert isinstance(names["model"].base_model.model, transformers.LlamaForSequenceClassification)
-    again = command(*run, tmp_path / "adapter")
-    assert (again.code, "is there and not empty; give a new folder" in again.err) == (2, True)
-    as_json = command(*run, tmp_path / "other", "--json")
-    assert len(json.loads(as_json.out)) == 2
-    assert (tmp_path / "other" / "adapter_config.json").exists()
-
-
 def test_one_adapter_of_several_tasks_is_refused_before_anything_trains(command, tmp_path):
     told = command("run", "--tasks", "uuid,glue/rte", "--export", tmp_path / "out", "--no-mlflow")
     assert (told.code, "--export writes one adapter, and uuid, glue/rte have one each" in told.err) == (2, True)
@@ -127,9 +107,10 @@ def train_classifiers(tmp_path_factory, methods, width, budget):
     data.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
     run = ["run", "--data", data, "--model", base, "--budget", budget, "--steps", 2, "--lr", 0.05, "--seeds", 1]
     run += ["--workers", 1, "--device", "cpu", "--no-mlflow", "--results", root, "--tolerance", 0.9]
-    run += ["--methods", ",".join(methods)]
+    run += ["--methods", ",".join(methods), "--export", root / "best"]
     done = CliRunner().invoke(cli.app, [*map(str, run)])
     assert done.exit_code == 0, done.output
+    (root / "said.txt").write_text(done.stdout)
     return root
 
 
@@ -137,6 +118,20 @@ def train_classifiers(tmp_path_factory, methods, width, budget):
 def classifiers(tmp_path_factory):
     """Return a result root with a trial of each of a few methods."""
     return train_classifiers(tmp_path_factory, CLASSIFIERS, 16, "lora:r=1")
+
+
+def test_one_command_recommends_and_writes_the_adapter(classifiers):
+    said = (classifiers / "said.txt").read_text()
+    assert "Recommended for classification/mine" in said
+    names: dict[str, object] = {}
+    exec(said[said.index("from peft import") :], names)
+    best = json.loads((classifiers / "best" / "adapter_config.json").read_text())
+    assert names["model"].peft_config["default"].peft_type == best["peft_type"]
+
+
+def test_where_to_write_the_adapter_is_checked_before_anything_trains(command, classifiers, reviews):
+    told = command("run", "--data", reviews, *COLUMNS, "--export", classifiers / "best", "--no-mlflow")
+    assert (told.code, "is there and not empty; give a new folder" in told.err) == (2, True)
 
 
 def trial_of(root, method):
