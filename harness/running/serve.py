@@ -78,6 +78,7 @@ def main() -> None:
     from harness.running.checkpoints import Checkpoints, Stopped
     from harness.running.environment import conditions, describe_environment
     from harness.running.followers import Followers, Unwritten, halting, meet
+    from harness.running.leaving import leave
     from harness.running.recording import Recording
     from harness.running.worker import Worker
 
@@ -123,6 +124,7 @@ def main() -> None:
             emit({"event": "idle"})
     if not is_first:
         emit({"event": "leaving"})
+        leave(0)
 
 
 def _protocol_stream() -> TextIO:
