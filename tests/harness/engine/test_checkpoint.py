@@ -39,7 +39,7 @@ def finish(base, lanes, recorder, saver=None):
     return recorder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recorder(kit):
     return type(kit.run(kit.make_base(), [kit.make_lane(kit.make_base(), "lora", steps=1)]))
 
@@ -55,33 +55,51 @@ def assert_same(one, other):
     assert (one.done, one.train_tokens, one.pack_lanes) == (other.done, other.train_tokens, other.pack_lanes)
 
 
-def go_on(kit, recorder, folder, method, step, precision="float32", **recipe):
-    """Return a lane that trained undisturbed, and one of the same trial that was stopped and went on anew."""
+def new(kit, method, precision="float32", **recipe):
+    """Return a base and a lane of a trial on it."""
+    base = kit.make_base(precision=precision)
+    return base, kit.make_lane(base, method, **recipe)
 
-    def lane():
-        base = kit.make_base(precision=precision)
-        return base, kit.make_lane(base, method, **recipe)
 
-    base, undisturbed = lane()
-    finish(base, [undisturbed], recorder())
-    base, first = lane()
+def undisturbed(kit, recorder, method, **recipe):
+    """Return a lane that trained to its end."""
+    base, lane = new(kit, method, **recipe)
+    finish(base, [lane], recorder())
+    return lane
+
+
+def stopped(kit, recorder, folder, method, step, **recipe):
+    """Return a lane of a trial that was stopped and went on anew."""
+    base, first = new(kit, method, **recipe)
     with pytest.raises(Stop):
         finish(base, [first], recorder(), StopAt(step, folder))
-    base, second = lane()
+    base, second = new(kit, method, **recipe)
     assert restore_lane(second, str(folder / second.trial.id), STAMP)
     assert second.done == step
     finish(base, [second], recorder())
-    return undisturbed, second
+    return second
+
+
+def go_on(kit, recorder, folder, method, step, **recipe):
+    """Return a lane that trained undisturbed, and one of the same trial that was stopped and went on anew."""
+    return undisturbed(kit, recorder, method, **recipe), stopped(kit, recorder, folder, method, step, **recipe)
 
 
 def test_every_method_goes_on_as_if_nothing_had_happened(kit, recorder, tmp_path, method):
     assert_same(*go_on(kit, recorder, tmp_path, method, 5, steps=8))
 
 
+LONG = {"steps": 300, "evaluate_at": (150,)}  # every third step is looked at, and step 150 is scored
+
+
+@pytest.fixture(scope="module")
+def long(kit, recorder):
+    return undisturbed(kit, recorder, "lora", **LONG)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 149, 150, 151])
-def test_losses_between_two_looks_are_kept(kit, recorder, tmp_path, step):
-    """Of 300 steps every third is looked at, and step 150 is scored."""
-    assert_same(*go_on(kit, recorder, tmp_path, "lora", step, steps=300, evaluate_at=(150,)))
+def test_losses_between_two_looks_are_kept(kit, recorder, tmp_path, long, step):
+    assert_same(long, stopped(kit, recorder, tmp_path, "lora", step, **LONG))
 
 
 def test_dropout_goes_on_with_the_masks_that_come_next(kit, recorder, tmp_path):
