@@ -16,6 +16,14 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+LONG = {"test_tutorial.py"}  # files of half a minute and more that would be the last to begin
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long: if it came last, the other processes would have nothing to do beside it."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_collection_finish() -> None:
     """Take what the tests' imports made out of every later garbage collection: it is most of the heap, and stays."""
     gc.collect()

@@ -1,6 +1,8 @@
 """The leaderboard is a pipe: each room takes from those before it, and none is gone back to."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import harness_leaderboard
@@ -44,3 +46,16 @@ def test_boards_are_built_in_one_place_per_command():
     assert source.count("build_boards(") == 2  # the other compares two roots
     for room in ("view", "write"):
         assert not [path for path in files(room) if "build_boards" in path.read_text(encoding="utf-8")]
+
+
+def test_what_makes_the_table_is_loaded_while_the_first_trial_trains():
+    code = """
+import sys
+from harness_leaderboard import summary
+summary.harness_trial_started()
+loaded = set(sys.modules)
+summary.harness_summarize([])
+print(sorted(each for each in set(sys.modules) - loaded if each.startswith(("harness", "scipy", "statsmodels"))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

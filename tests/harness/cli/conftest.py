@@ -40,12 +40,16 @@ def command(capsys):
 
 @pytest.fixture(scope="session")
 def process():
-    """Start a command in a process of its own."""
+    """Start a command in a process of its own, which answers Ctrl-C as one at a terminal does.
+
+    What is started in a shell's background ignores it, and so does all that it starts.
+    """
 
     def start(*arguments, **environment):
         return subprocess.Popen(
             [sys.executable, "-m", "harness", *map(str, arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start
