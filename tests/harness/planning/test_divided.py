@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harness.cli import app
+from harness.contract.method import attaches
 from harness.engine.model import ModelChoice
 from harness.errors import ConfigError, UsageError
 from harness.planning.divided import check_divisible
@@ -24,7 +25,8 @@ def plan(*methods, shard=2, **suite):
 
 
 def test_every_method_that_needs_no_whole_model_is_planned_and_the_trials_are_those_of_one_device():
-    methods = [name for name in REGISTRY.methods if name not in ("full", "lora-ga")]
+    methods = [name for name, kind in REGISTRY.methods.items() if not attaches(kind) and name != "lora-ga"]
+    assert {"lora", "mora", "relora", "remora", "dora", "pissa"} <= set(methods)
     divided, whole = plan(*methods), plan(*methods, shard=1)
     assert [cell.template.id for cell in divided] == [cell.template.id for cell in whole]
 
