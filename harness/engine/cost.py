@@ -70,6 +70,7 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
             _measure(base, lane, found, reasons)
         else:
             reasons["cost"] = "nothing trains, so there is no step"
+            found["lane_bytes"] = 0 if base.device.type == "cuda" else None  # it takes no room from those beside it
     except Exception as error:
         if base.ranks.count > 1:  # the others are in the middle of it
             raise
