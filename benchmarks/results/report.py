@@ -50,7 +50,7 @@ INTRO = """# First results
 
 <!-- Written by benchmarks/results/report.py from the records beside it; edit that file, not this one. -->
 
-What nine methods do at one budget on {count} sets of GLUE, tuned, with five seeds each: {trials:,} trials, {searched:,} of
+What nine methods do, eight of them at one budget, on {count} sets of GLUE, tuned, with five seeds each: {trials:,} trials, {searched:,} of
 them to search learning rates, trained for {minutes:.0f} minutes in all on one {cards}. The base is all-MiniLM-L6-v2, an encoder of 22.7 million
 parameters; each method trains {parameters} parameters on queries and values for 1,000 updates of 32 texts, in bfloat16.
 The commands, data and licences are [beside the records](../benchmarks/results/README.md); `harness leaderboard
