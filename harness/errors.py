@@ -4,6 +4,12 @@ A message names the thing, the value, what was allowed, and what to do. The comm
 without a traceback, and exits with the error's ``exit_code``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class HarnessError(Exception):
     """A foreseeable problem, explained to the user. Exit code 1."""
@@ -43,3 +49,16 @@ class TrialError(HarnessError):
 
 class TrialDivergedError(HarnessError):
     """A trial's loss became NaN or infinite."""
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say in one line that a place which the user named cannot be written.
+
+    Raises:
+        UsageError: What is done within fails for the file system's reasons.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}; name another place") from error

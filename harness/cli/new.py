@@ -11,7 +11,7 @@ from string import Template
 
 import click
 
-from harness.errors import UsageError
+from harness.errors import UsageError, writing
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -67,5 +67,6 @@ def _write(folder: Path, path: str, content: str) -> None:
     target = folder / path
     if target.exists():
         raise UsageError(f"{str(target)!r} is there already; give a new folder with -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write_text(content, encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")

@@ -107,10 +107,13 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     continue
                 centre = recipe.learning_rate * method.traits.learning_rate_factor
                 given = suite.rates.get(picked.written, ())
+                asked_rates = given or suite.learning_rates
+                if not (method.traits.trains or task.trains):
+                    given = asked_rates = ()  # nothing trains, at whatever rate
                 cell = Cell(
                     template=template,
                     others=tuple(others),
-                    rates=given or suite.learning_rates or (float(f"{centre:.6g}"),),
+                    rates=asked_rates or (float(f"{centre:.6g}"),),
                     chooses=len(given) > 1,
                     tune=suite.tune if not given and (method.traits.trains or task.trains) else 0,
                     seeds=suite.seeds,

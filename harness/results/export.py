@@ -13,6 +13,7 @@ What is not here: training (``engine.training``), reading and writing records (`
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
 from harness.engine.trained import TrainedTrial
-from harness.errors import RecordError, UsageError
+from harness.errors import RecordError, UsageError, writing
 from harness.planning.registry import Registry
 from harness.results.store import Store
 
@@ -328,6 +329,23 @@ def _card(trial: Trial, summary: str) -> str:
 
 
 def expect_new(folder: Path) -> None:
-    """Check that nothing would be overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{str(folder)!r} is there and not empty; give a new folder")
+    """Check that a folder can be written, and that nothing would be overwritten."""
+    with writing(folder):
+        if folder.is_file():
+            raise UsageError(f"{str(folder)!r} is a file; give a new folder")
+        is_there = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"{str(folder)!r} is there and not empty; give a new folder")
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+        if not is_there:
+            folder.rmdir()
+
+
+def readable(folder: Path) -> None:
+    """Give weights the permissions that the files beside them have: safetensors makes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)

@@ -96,10 +96,13 @@ class Store:
         for name in (f"{trial_id}.json", f"{trial_id}.json.gz"):
             try:
                 content = self.filesystem.cat_file(self._join(name))
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 continue
             try:
-                return Record.from_json(loads(plain(name, content)))
+                record = Record.from_json(loads(plain(name, content)))
+                if record.trial_id != trial_id:
+                    raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
+                return record
             except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
                 raise RecordError(f"{self.root}/{name}: {error}. Move it away to run the trial again.") from error
         return None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness.errors import writing
+
 if TYPE_CHECKING:
     from harness_leaderboard.load import Loaded
     from harness_leaderboard.view.model import SiteView
@@ -88,13 +90,17 @@ def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open
     from harness_leaderboard.write.terminal import document
 
     loaded = load(roots)
+    if json_file is None:
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
     if json_file is not None:
-        with click.open_file(json_file, "w", encoding="utf-8", atomic=json_file != "-") as file:
+        with writing(json_file), click.open_file(json_file, "w", encoding="utf-8", atomic=json_file != "-") as file:
             file.write(everything(view_of(loaded, None)))
         return
     gc.freeze()  # records live to the end: nothing need look through them again
     view = view_of(loaded, output)
-    page = write_site(view, output)
+    with writing(output):
+        page = write_site(view, output)
     click.echo(document(view.boards, view.families))
     for each in view.passed_over:
         click.echo(f"harness: passed over: {each}", err=True)

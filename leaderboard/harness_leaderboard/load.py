@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from harness.contract.record import Record
-from harness.errors import RecordError
+from harness.errors import UsageError
 from harness.results.catalogue import Catalogue, read_catalogue
 from harness.results.index import Index
 from harness.results.store import Store
@@ -42,7 +42,7 @@ def load(roots: Sequence[str]) -> Loaded:
             result roots, and its folders that do are read.
 
     Raises:
-        RecordError: A root is not a folder.
+        UsageError: A root is not a folder.
     """
     found: dict[str, Record] = {}
     where: dict[str, tuple[str, str]] = {}
@@ -72,9 +72,7 @@ def _stores(root: str) -> list[Store]:
     """Return a result root, or those in a folder of several."""
     store = Store(root)
     if not store.filesystem.isdir(store.path):
-        raise RecordError(
-            f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote"
-        )
+        raise UsageError(f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote")
     if store.ids():
         return [store]
     entries = store.filesystem.ls(store.path, detail=True)

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.contract.record import State
+from harness.errors import UsageError
 from harness_leaderboard.command import leaderboard, view_of
 from harness_leaderboard.live import Site, server
 from harness_leaderboard.load import load
@@ -37,6 +38,14 @@ def test_several_roots_make_one_site_and_a_foreign_file_is_named(tmp_path, make_
     page = (tmp_path / "site" / "index.html").read_text()
     assert "lora, mora" in page
     assert "package.json: not a record" in page
+
+
+@pytest.mark.parametrize("option", ["-o", "--json"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, make_record, option):
+    root = write(tmp_path / "results", [make_record()])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*file"):
+        run(root, option, str(tmp_path / "file" / "x"))
 
 
 def test_a_root_may_stand_first_without_its_option(tmp_path, make_record):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import RecordError
+from harness.errors import UsageError
 from harness_leaderboard.load import load
 
 
@@ -78,7 +78,7 @@ def test_an_empty_folder_has_no_records(tmp_path):
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(RecordError, match="nowhere"):
+    with pytest.raises(UsageError, match="nowhere"):
         load([str(tmp_path / "nowhere")])
 
 

@@ -61,7 +61,7 @@ def board_notes(
         ]
         if steps:
             notes.append(
-                f"{row.label}: of several checkpoints the best on validation was scored, after "
+                f"{row.label}: the checkpoint that was {_best(row)} on validation was scored, after "
                 f"{', '.join(f'{step:,.0f}' for step in steps)} updates."
             )
     references = [each for each in everything if is_reference(each) and each.trial.purpose == "report"]
@@ -216,3 +216,8 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = each if isinstance(each, str) else canonical(each)
     return flat
+
+
+def _best(row: Row) -> str:
+    """Return by what a row's checkpoint was chosen."""
+    return "lowest in loss" if row.first.trial.recipe.get("checkpoint") == "best-loss" else "best"

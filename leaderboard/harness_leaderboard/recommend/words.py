@@ -38,7 +38,7 @@ def as_text(found: Recommendation, root: str = "results") -> str:
     lines.append(f"* {_tried(found)}")
     lines += [f"* {_reference(each)}" for each in found.references]
     lines += [f"* {_brought(each, found)}" for each in found.larger]
-    if not found.larger:
+    if not found.larger and found.choice.first.trial.adapter_parameters:
         lines.append(f"* No larger budget was tried; {_next_budget(found.choice)}")
     where = "" if root == "results" else f" --results {shlex.quote(root)}"
     task = f" --task {shlex.quote(first.trial.task)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.results.wording import layers_text, parameters_text
@@ -23,8 +23,18 @@ from harness_leaderboard.view.text import (
 )
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
-    """Return a grid whose columns hold numbers where every value in them is one, with its notes below it."""
+def table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]],
+    name: Callable[[Sequence[Cell]], str] = lambda row: row[0].text,
+) -> Grid:  # fmt: skip
+    """Return a grid whose columns hold numbers where every value in them is one, with its notes below it.
+
+    Args:
+        caption: Above it.
+        heads: Of the columns.
+        rows: Their cells.
+        name: What notes call a row.
+    """
     columns = tuple(
         Column(key=f"{place}", title=head, is_number=_is_numbers([row[place] for row in rows]))
         for place, head in enumerate(heads)
@@ -33,7 +43,7 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
     for row in rows:
         for head, cell in zip(heads, row, strict=True):
             if cell.note:
-                who.setdefault((head, cell.note), []).append(row[0].text)
+                who.setdefault((head, cell.note), []).append(name(row))
     notes = tuple(grouped_notes(who, len(rows)))
     return Grid(caption=caption, columns=columns, rows=tuple(tuple(row) for row in rows), notes=notes)
 
@@ -191,7 +201,7 @@ def _pairs(board: Board) -> list[Grid]:
                 Cell(text=f"{each.seeds}" if each.is_paired else f"{each.seeds}, not shared", sort=each.seeds),
                 Cell(text=f"{needed:,}", sort=needed)
                 if needed is not None
-                else Cell(text=MISSING, note="no number of seeds, with these items, would"),
+                else Cell(text=MISSING, note="no number of seeds would, on these items"),
             )
         )
     heads = ("Method", "Against", "Difference", "95 %, new items", "95 %, these items", "p, corrected", "Verdict",
@@ -200,7 +210,7 @@ def _pairs(board: Board) -> list[Grid]:
         "All pairs, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one "
         "may exclude 0 where the board, which looks at all pairs, claims nothing."
     )
-    return [table(caption, heads, rows)]
+    return [table(caption, heads, rows, name=lambda row: f"{row[0].text} against {row[1].text}")]
 
 
 def _fate(trial: TuningTrial) -> str:

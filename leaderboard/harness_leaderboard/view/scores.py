@@ -48,7 +48,7 @@ def scores_grid(board: Board) -> Grid:
     )
     lines = tuple(tuple(cells[column.key] for column in shown) for cells in rows)
     count = len(board.rows)
-    order = ", best first" if board.is_ranked else ""
+    order = ", by rank, then by score" if board.is_ranked else ""
     return Grid(
         caption=f"{metric_title(board, board.main_metric)} by method{order}.",
         columns=shown,
@@ -327,7 +327,7 @@ def summary_sentences(board: Board) -> list[str]:
         level, pairs = f"{board.analysis.level:.0%}".replace("%", " %"), many(len(board.analysis.differences), "pair")
         sentences.append(
             f"Two methods whose ranks do not overlap differ {items} ({level} level for the whole board, corrected for "
-            f"{pairs}); of others, the paired comparisons say whether they do."
+            f"{pairs}); of others, the letters of their groups say whether they do: without a common one, they differ."
         )
         if board.analysis.stages is not None:
             sentences.append(_looks_text(board.analysis.stages, board.analysis.level))

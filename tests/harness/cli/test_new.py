@@ -41,6 +41,12 @@ def test_a_new_package_overwrites_nothing(command, tmp_path):
     assert (again.code, "is there already" in again.err) == (2, True)
 
 
+def test_a_place_that_cannot_be_written_is_named(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = command("new", "method", "mine", "-o", tmp_path / "file" / "x")
+    assert (told.code, "cannot write" in told.err, "Traceback" in told.err) == (2, True, False)
+
+
 @pytest.mark.parametrize("name", ["My", "a b", "1st", "../x", "class", "a--b", ""])
 def test_a_name_that_cannot_be_one_is_refused(command, tmp_path, name):
     told = command("new", "task", name, "-o", tmp_path / "x")

@@ -82,6 +82,11 @@ def test_methods_budgets_rates_and_seeds_are_crossed():
     assert found[0].plugins["method"].startswith("peft-harness==")
 
 
+def test_where_nothing_trains_there_is_one_rate():
+    found = trials(methods=["frozen"], learning_rates=[1e-3, 3e-3], seeds=[0, 7])
+    assert [t.seed for t in found] == [0, 7]
+
+
 def test_the_same_suite_gives_the_same_ids():
     assert ids(methods=["all"], seeds=[0, 1]) == ids(methods=["all"], seeds=[0, 1])
     assert ids(learning_rates=[1]) == ids(learning_rates=[1.0])

@@ -265,7 +265,12 @@ def test_the_command_exports_and_says_what(finish, tmp_path, capsys, monkeypatch
     assert "layers, rank 1; largest part of an update that is missing:" in said.err
     assert "PeftModel.from_pretrained" in said.out
     assert command(*start, tmp_path / "merged")[0] == 0
-    assert (tmp_path / "merged" / "model.safetensors").exists()
+    for weights, beside in (("lora/adapter_model", "lora/adapter_config"), ("merged/model", "merged/config")):
+        modes = {(tmp_path / name).stat().st_mode for name in (f"{weights}.safetensors", f"{beside}.json")}
+        assert len(modes) == 1, "whoever may read the settings may read the weights"
+    (tmp_path / "file").write_text("")
+    code, said = command(*start, tmp_path / "file" / "x")
+    assert (code, "cannot write" in said.err) == (2, True)
     code, said = command(*start, tmp_path / "merged")
     assert (code, "is there and not empty" in said.err) == (2, True)
     code, said = command(*start, tmp_path / "other", "--rank", 4)

@@ -85,7 +85,7 @@ def test_the_tasks_own_formulas_are_those_they_evaluate_by():
     assert registry.task("commonsense").recompute({}) == registry.task("uuid").recompute(items) == {}
 
 
-def test_an_edited_an_unbound_and_a_broken_record_are_told_apart(store, make_record, tmp_path):
+def test_an_edited_an_unbound_and_a_broken_record_are_told_apart(store, make_record, make_trial, tmp_path):
     record = make_record()
     path = tmp_path / f"{record.trial_id}.json"
     path.write_text(make_record(schema_version=1).dumps())
@@ -96,6 +96,9 @@ def test_an_edited_an_unbound_and_a_broken_record_are_told_apart(store, make_rec
     assert finding(store, record).verdict == "unreadable"
     path.unlink()
     assert finding(store, record).is_bad
+    path.write_text(make_record(make_trial(seed=7)).dumps())
+    (note,) = finding(store, record).notes
+    assert "it was renamed" in note
 
 
 @pytest.mark.parametrize("items", [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])

@@ -488,7 +488,7 @@ def test_a_method_that_ends_with_fewer_parameters_is_said_to_and_matched_there(m
 def test_chosen_checkpoints_are_named(make_record):
     board = only([make_record("lora", seed, 0.5, counts={"checkpoint_step": 3_000 * (seed + 1)}) for seed in range(2)])
     (note,) = [each for each in board.notes if "checkpoint" in each]
-    assert note == "lora: of several checkpoints the best on validation was scored, after 3,000, 6,000 updates."
+    assert note == "lora: the checkpoint that was best on validation was scored, after 3,000, 6,000 updates."
 
 
 def test_the_effort_of_a_search_is_every_setting_that_was_tried(make_record):

@@ -34,8 +34,12 @@
     const better = found.difference > 0 === board.higherIsBetter ? found.first : found.second;
     const text = found.separated
       ? `${better} is better, on ${known.scope === "new items" ? "new items of the same kind" : "these items"}.`
-      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : ""}.`;
-    return element("p", { class: "verdict" }, text);
+      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : "; no number of seeds would tell a difference of this size, on these items"}.`;
+    // The intervals below are of this pair alone, and the verdict looks at all pairs of the board.
+    const ends = found.newItems ?? found.theseItems;
+    const alone = !found.separated && ends && ends[0] !== null && ends[1] !== null && (ends[0] > 0 || ends[1] < 0)
+      ? " By itself the pair's interval excludes 0; among all pairs of the board that is not enough." : "";
+    return element("p", { class: "verdict" }, text + alone);
   }
 
   function seeds(one, other) {
