@@ -2,7 +2,7 @@
 
     python benchmarks/speed/run.py --json speed.json                  # everything, on a GPU
     python benchmarks/speed/run.py --sections cpu                     # on a CPU
-    python benchmarks/speed/run.py --sections sweep,small             # some
+    python benchmarks/speed/run.py --sections best58m,best250m,best7b,texts   # against PEFT compiled, on a GPU
 
 Times are medians over windows of steps, data handling included; ``start`` is what comes before the first timed step:
 building, warming up, compiling, capturing. Ratios are within this run: the host's speed differs between machines.
@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import best
 import torch
 from contenders import (
     Timing,
@@ -267,6 +268,10 @@ SECTIONS = {
     "cpu": cpu,
     "grow": grow,
     "memory": memory,
+    "best58m": best.small,
+    "best250m": best.middle,
+    "best7b": best.large,
+    "texts": best.lengths,
 }
 
 
