@@ -90,7 +90,7 @@ class Peer:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder, per_device_train_batch_size=self.recipe.batch_size, max_steps=steps, report_to=[],
-                save_strategy="no", logging_strategy="no", optim="adamw_torch_fused", bf16=True, disable_tqdm=True,
+                save_strategy="no", logging_strategy="no", optim="adamw_torch_fused", bf16=DEVICE == "cuda", use_cpu=DEVICE == "cpu", disable_tqdm=True,
                 remove_unused_columns=False, dataloader_num_workers=0,
             )  # fmt: skip
             trainer = Trainer(model=model, args=arguments, train_dataset=self.rows, data_collator=self.collate)  # type: ignore[arg-type]
