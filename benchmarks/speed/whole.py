@@ -78,8 +78,8 @@ class Peer:
         gaps = [width - len(row.input_ids) for row in rows]
         pad = self.tokenizer.pad_token_id
         return {
-            "input_ids": torch.tensor([[*row.input_ids] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]),
-            "labels": torch.tensor([[*row.labels] + [-100] * gap for row, gap in zip(rows, gaps, strict=True)]),
+            "input_ids": torch.tensor([[*map(int, row.input_ids)] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]),
+            "labels": torch.tensor([[*map(int, row.labels)] + [-100] * gap for row, gap in zip(rows, gaps, strict=True)]),
             "attention_mask": torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps]),
         }
 
