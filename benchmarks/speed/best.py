@@ -22,7 +22,9 @@ def products(workload: Workload, device: torch.device, dtype: torch.dtype) -> Ca
     weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
     tokens = workload.batch_size * workload.length
     inputs = {weight.shape[1]: torch.randn(tokens, weight.shape[1], device=device, dtype=dtype) for weight in weights}
-    gradients = {weight.shape[0]: torch.randn(tokens, weight.shape[0], device=device, dtype=dtype) for weight in weights}
+    gradients = {
+        weight.shape[0]: torch.randn(tokens, weight.shape[0], device=device, dtype=dtype) for weight in weights
+    }
 
     def step() -> None:
         for weight in weights:
@@ -37,8 +39,11 @@ def tried(report: Any, section: str, name: str, build: Callable[[], Any], steps:
     try:
         timing: Timing = report.time(section, name, build, steps, **options)
         return timing
-    except Exception as error:
-        print(f"{section:14s} {name:34s} does not run: {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
+    except Exception as error:  # noqa: BLE001 - whatever stops a peer here, the others are timed
+        print(
+            f"{section:14s} {name:34s} does not run: {type(error).__name__}: {str(error).splitlines()[0][:120]}",
+            flush=True,
+        )
         return None
     finally:
         torch.cuda.empty_cache()
@@ -59,12 +64,19 @@ def against(report: Any, section: str, workload: Workload, dtype: torch.dtype, o
         timing = report.time(section, f"harness {name}", lambda n=name: harness(workload, device, dtype, [n], True), 15)  # type: ignore[misc]
         report.claim(f"{section} {name}: speed-up over {best.name}", best.milliseconds / timing.milliseconds, target)
         if name == "lora":
-            report.claim(f"{section} lora: time over the limit", timing.milliseconds / limit.milliseconds, 2.5, at_least=False)
+            report.claim(
+                f"{section} lora: time over the limit", timing.milliseconds / limit.milliseconds, 2.5, at_least=False
+            )
             report.claim(
                 f"{section} lora: memory over {best.name}", (timing.peak_bytes or 0) / (best.peak_bytes or 1), 1.0, at_least=False
             )  # fmt: skip
     if floor is not None:
-        report.claim(f"{section}: compiled frozen pass over the limit", floor.milliseconds / limit.milliseconds, 2.5, at_least=False)
+        report.claim(
+            f"{section}: compiled frozen pass over the limit",
+            floor.milliseconds / limit.milliseconds,
+            2.5,
+            at_least=False,
+        )
 
 
 def small(report: Any, dtype: torch.dtype) -> None:
@@ -98,6 +110,8 @@ def lengths(report: Any, dtype: torch.dtype) -> None:
         for compiled in (False, True):
             name = f"harness {lanes} x lora" + (", compiled" if compiled else "")
             ours = report.time("texts", name, lambda n=lanes, c=compiled: harness(w, device, dtype, ["lora"] * n, c), 20, lanes=lanes)  # type: ignore[misc]  # fmt: skip
-            report.claim(f"texts {name}: trial-steps per second over {best.name}", best.milliseconds / ours.per_trial(), 3.0)
+            report.claim(
+                f"texts {name}: trial-steps per second over {best.name}", best.milliseconds / ours.per_trial(), 3.0
+            )
             if lanes == 8:
                 report.claim(f"texts {name}: milliseconds a step", ours.milliseconds, 45, at_least=False)

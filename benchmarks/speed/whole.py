@@ -78,8 +78,12 @@ class Peer:
         gaps = [width - len(row.input_ids) for row in rows]
         pad = self.tokenizer.pad_token_id
         return {
-            "input_ids": torch.tensor([[*map(int, row.input_ids)] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]),
-            "labels": torch.tensor([[*map(int, row.labels)] + [-100] * gap for row, gap in zip(rows, gaps, strict=True)]),
+            "input_ids": torch.tensor(
+                [[*map(int, row.input_ids)] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]
+            ),
+            "labels": torch.tensor(
+                [[*map(int, row.labels)] + [-100] * gap for row, gap in zip(rows, gaps, strict=True)]
+            ),
             "attention_mask": torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps]),
         }
 
@@ -170,7 +174,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     done = table[table["state"].isin(["complete", "diverged"])]
     trials = Counter(done["purpose"])
     item = min(found["item_seconds_64"], found["item_seconds_256"])
-    report: dict[str, Any] = {"trials": dict(trials), "steps": options.steps, "harness_seconds": options.seconds, "peers": {}}
+    report: dict[str, Any] = {
+        "trials": dict(trials),
+        "steps": options.steps,
+        "harness_seconds": options.seconds,
+        "peers": {},
+    }
     for name, form in found["forms"].items():
         train = found["load_seconds"] + form.get("start_seconds", 0.0) + options.steps * form["step_seconds"]
         score = found["test_items"] * item
@@ -197,7 +206,9 @@ def main() -> None:
     second.add_argument("root", type=Path)
     second.add_argument("--seconds", type=float, required=True, help="the sweep's wall-clock on one GPU")
     second.add_argument("--steps", type=int, required=True, help="updates of a trial")
-    second.add_argument("--validation-items", type=int, required=True, help="questions that a searched rate is scored on")
+    second.add_argument(
+        "--validation-items", type=int, required=True, help="questions that a searched rate is scored on"
+    )
     second.set_defaults(work=compare)
     for each in (first, second):
         each.add_argument("--json", type=Path)

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 from harness.errors import UsageError
 
+# What the CPU does for a GPU, putting batches together, is done by a few threads. More only wait for each other, and where
+# several sweeps share a machine, a GPU each, every worker with a thread a core made all of them five times slower.
+MOST_GPU_THREADS = 8
+
 
 def resolve_precision(name: str, device: str) -> str:
     """Return float32 or bfloat16: ``auto`` is bfloat16 on a GPU."""
@@ -16,7 +20,7 @@ def resolve_precision(name: str, device: str) -> str:
 def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
     """Return one device per worker, and CPU threads per worker: its share of the cores, or what OMP_NUM_THREADS allows.
 
-    Every GPU gets one worker.
+    Every GPU gets one worker, which has a few threads at most.
     """
     import torch
 
@@ -36,7 +40,8 @@ def resolve_devices(device: str, workers: int) -> tuple[tuple[str, ...], int]:
         devices = ("cpu",) * (workers or min(cores, 2))
     else:
         raise UsageError(f"--device {device!r} is not known; give auto, cpu, cuda or cuda:N")
-    return devices, max(1, min(cores // len(devices), torch.get_num_threads()))
+    most = MOST_GPU_THREADS if device.startswith("cuda") else cores
+    return devices, max(1, min(cores // len(devices), most, torch.get_num_threads()))
 
 
 def divide_devices(devices: Sequence[str], shard: int) -> tuple[tuple[str, ...], ...]:
