@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from harness.errors import UsageError
 
-# What the CPU does for a GPU, putting batches together, is done by a few threads. More only wait for each other, and where
-# several sweeps share a machine, a GPU each, every worker with a thread a core made all of them five times slower.
+# What the CPU does for a GPU, putting batches together, is done by a few threads. More only wait for each other; and of
+# several sweeps on one machine, a GPU each, all were up to five times slower with a thread a core in every worker.
 MOST_GPU_THREADS = 8
 
 
