@@ -1,8 +1,8 @@
 """A fair, fast, plugin-based benchmark of parameter-efficient fine-tuning methods.
 
 Everything a plugin needs is importable from here, and what notebooks need: ``run``, ``plan``, ``read_results`` and
-``compare`` (``harness.results`` is a room of the engine, not a function). Names are loaded on first use (PEP 562), so
-that ``import harness`` and ``harness --help`` answer at once, without torch.
+``compare`` (``harness.results`` is a room of the engine, and can be called as ``read_results``). Names are loaded on
+first use (PEP 562), so that ``import harness`` and ``harness --help`` answer at once, without torch.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use."""
+    if name == "results":
+        return import_module("harness.results")
     if name not in _HOMES:
         raise AttributeError(f"module 'harness' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -22,6 +22,7 @@ def test_a_run_returns_its_records_as_a_table_and_they_are_found_again(trained):
     assert table["seed"].tolist() == [0, 1]
     again = harness.read_results(root)
     assert sorted(again["trial_id"]) == sorted(table["trial_id"])
+    assert harness.results(root).equals(again), "the room is called as its function"
 
 
 def test_a_plan_says_what_is_there_and_what_is_to_do(trained):
