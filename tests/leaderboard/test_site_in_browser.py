@@ -207,6 +207,29 @@ def test_two_methods_are_compared_seed_by_seed_and_item_by_item(visit):
     assert "Not told apart" in page.locator("#compare-result").inner_text()
 
 
+def test_a_comparison_opens_with_the_pair_that_a_reader_would_ask_for_and_works_by_keyboard(visit):
+    page = visit("items")
+    assert "Shown first: the best score against" in page.locator("#compare").inner_text()
+    assert page.locator("#compare-first").input_value() == "dora"  # the best score
+    assert page.locator("#compare-second").input_value() == "lora"
+    page.locator("#compare-first").focus()
+    page.keyboard.type("mora")
+    page.keyboard.press("Tab")
+    page.keyboard.type("dora")
+    assert "mora minus dora" in page.locator("#compare-result").inner_text()
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "compare-items":
+            break
+    page.keyboard.press("Enter")
+    page.get_by_text("Of 60 items").wait_for()
+
+
+def test_a_permalink_with_one_method_never_compares_it_with_itself(visit):
+    page = visit("items", "this=lora")
+    assert page.locator("#compare-second").input_value() != "lora"
+
+
 def test_a_comparisons_permalink_opens_it(visit):
     page = visit("items", "this=mora&against=dora")
     assert "mora minus dora" in page.locator("#compare-result").inner_text()

@@ -121,7 +121,9 @@ def _judged(
 
 
 def _why_not_ranked(row: Row, estimate: Estimate, differing: Sequence[str]) -> str:
-    """Return why a row gets no rank, or nothing."""
+    """Return why a row gets no rank, or nothing. References are compared with no method, so no rank holds for them."""
+    if row.is_reference:
+        return row.beside
     if estimate.seeds == 0:
         return "no finished seed with a score"
     if differing:
@@ -151,10 +153,13 @@ def _failure(record: Record) -> Failure:
 
 def _tuning(records: Sequence[Record], chosen: set[tuple[str, float]]) -> tuple[TuningTrial, ...]:
     spent = Counter((each.trial.search, each.trial.cell, each.trial.learning_rate) for each in records)
+    longest: dict[str, int] = {}
+    for (search, *_), count in spent.items():
+        longest[search] = max(count, longest.get(search, 0))
     found = []
     for each in records:
         own = spent[each.trial.search, each.trial.cell, each.trial.learning_rate]
-        most = max(count for (search, *_), count in spent.items() if search == each.trial.search)
+        most = longest[each.trial.search]
         found.append(_tuning_trial(each, chosen, own if halves(each) and own < most else None))
     return tuple(found)
 

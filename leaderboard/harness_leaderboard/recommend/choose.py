@@ -14,19 +14,17 @@ it may lose against the best, and with the difference that would have been seen.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.contract.record import Record
-from harness.contract.trial import Trial
+from harness_leaderboard.boards.cost import by_cost
 from harness_leaderboard.boards.model import Row, canonical, has_no_budget, is_finished, is_reference
 from harness_leaderboard.boards.rows import build_rows
 from harness_leaderboard.boards.scores import scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Difference, analyse
 
-MUCH_THE_SAME = 1.25  # ratio of two step times that nobody would choose by
 LEVEL = 0.05  # of the test of one pair
 MOST_TOLD = 3  # larger budgets that a recommendation speaks of
 
@@ -138,25 +136,6 @@ def _why_not(rows: Sequence[Row]) -> str:
     if max(len(row.seed_scores) for row in rows) < 2:
         return "one seed cannot tell configurations apart; give --seeds 3"
     return ""
-
-
-def by_cost(rows: Sequence[Row], sign: int) -> list[Row]:
-    """Return rows by size, then by the time of a step in quarters more than the fastest of that size, then by score."""
-    sizes = [_size(row.first.trial) for row in rows]
-    times = [row.costs["step_seconds_solo"].value or row.costs["train_seconds"].value or 0.0 for row in rows]
-
-    def cost(place: int) -> tuple[int, int, float]:
-        size, seconds = sizes[place], times[place]
-        fastest = min((each for one, each in zip(sizes, times, strict=True) if one == size and each > 0), default=0.0)
-        grade = int(math.log(seconds / fastest, MUCH_THE_SAME)) if seconds > 0 else 0
-        return size, grade, -sign * (rows[place].score.value or 0.0)
-
-    return [rows[place] for place in sorted(range(len(rows)), key=cost)]
-
-
-def _size(trial: Trial) -> int:
-    """Return the parameters of a trial's budget, or its own where it has none or cannot be as large."""
-    return (not trial.largest and trial.budget_parameters) or trial.adapter_parameters
 
 
 def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Other, ...]:

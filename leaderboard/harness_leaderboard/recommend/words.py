@@ -32,8 +32,8 @@ def as_text(found: Recommendation, root: str = "results") -> str:
     elif found.analysis.detectable is not None:
         scope = "new items of the same kind" if found.analysis.scope == "new items" else "these items"
         lines.append(
-            f"* A true difference of about {found.analysis.detectable:.3g} would be seen (80 % power, {scope}, "
-            f"{found.analysis.level:.0%} level over all pairs); a smaller one may be there."
+            f"* A true difference of about {found.analysis.detectable:.3g} would be seen in 4 of 5 such comparisons "
+            f"({scope}, {found.analysis.level:.0%} level over all pairs); a smaller one may be there."
         )
     lines.append(f"* {_tried(found)}")
     lines += [f"* {_reference(each)}" for each in found.references]

@@ -12,13 +12,13 @@ from harness_leaderboard.view.curves import board_curves
 from harness_leaderboard.view.details import details
 from harness_leaderboard.view.figures import figures, items, pairs
 from harness_leaderboard.view.model import BoardView
-from harness_leaderboard.view.scores import (
+from harness_leaderboard.view.scores import metric_title, scores_grid
+from harness_leaderboard.view.sentences import (
     context_text,
+    effort_text,
     failure_text,
     leaders_text,
     limit_text,
-    metric_title,
-    scores_grid,
     slug_of_board,
     summary_sentences,
 )
@@ -43,7 +43,7 @@ def board_view(board: Board) -> BoardView:
         failures=tuple(failure_text(each) for each in board.failures),
         details=details(board, curves),
         bars=tuple(_bar(row, axis) for row in board.all_rows),
-        axis=None if axis is None else {"low": axis[0], "high": axis[1]},
+        axis=None if axis is None else {"low": axis[0], "high": axis[1], "text": " … ".join(map(_end, axis))},
         values=tuple(_values(board, row) for row in board.all_rows),
         figures=figures(board, curves),
         pairs=pairs(board),
@@ -60,6 +60,7 @@ def _facts(board: Board) -> dict[str, Any]:
         "metric": metric_title(board, board.main_metric),
         "methods": sorted({row.method for row in board.all_rows}),
         "seeds": len(board.seeds),
+        "tuning": effort_text(board),
     }
 
 
@@ -77,6 +78,10 @@ def _axis(board: Board) -> tuple[float, float] | None:
     return low - margin, high + margin
 
 
+def _end(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
 def _bar(row: Row, axis: tuple[float, float] | None) -> Mapping[str, Any] | None:
     """Return where a row's score, intervals and seeds lie on the axis, from 0 to 1."""
     if axis is None or row.score.value is None:
@@ -90,7 +95,7 @@ def _bar(row: Row, axis: tuple[float, float] | None) -> Mapping[str, Any] | None
 
     return {
         "score": place(row.score.value),
-        "outer": ends(row.interval),
+        "outer": ends(row.estimate.new_items if row.estimate else None),
         "inner": ends(row.estimate.these_items if row.estimate else None),
         "seeds": [place(value) for value in row.seed_scores.values()],
         "reference": row.is_reference,
@@ -149,10 +154,11 @@ def standings_of(boards: Sequence[Board]) -> dict[str, dict[str, int]]:
     """Return for each method how often, over all boards and pairs, it wins, ties and loses."""
     found: dict[str, dict[str, int]] = {}
     for board in boards:
-        best = {row.method for row in board.all_rows if row.rank is not None and row.rank[0] == 1}
+        best = {row.method for row in board.rows if row.rank is not None and row.rank[0] == 1}
         for method in {row.method for row in board.all_rows}:  # which may have several rows
-            total = found.setdefault(method, {"wins": 0, "ties": 0, "losses": 0, "boards": 0, "best": 0})
+            total = found.setdefault(method, {"wins": 0, "ties": 0, "losses": 0, "boards": 0, "ranked": 0, "best": 0})
             total["boards"] += 1
+            total["ranked"] += any(row.method == method and row.rank is not None for row in board.rows)
             total["best"] += method in best
         for row in board.all_rows:
             total = found[row.method]

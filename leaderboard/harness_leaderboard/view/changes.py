@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from harness_leaderboard.boards.model import Board, Row
 from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.model import MISSING, Cell, Grid
-from harness_leaderboard.view.scores import context_text, score_decimals, slug_of_board
+from harness_leaderboard.view.scores import score_decimals
+from harness_leaderboard.view.sentences import context_text, slug_of_board
 from harness_leaderboard.view.text import rank_text, signed_text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import Board, Row
 from harness_leaderboard.boards.scores import item_means
 from harness_leaderboard.statistics.error import Interval
@@ -16,9 +17,11 @@ MOST_ITEMS = 200_000  # scores of items in one file, 2 MB; beyond, items are lef
 
 def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
     """Return what the figures of a board draw."""
+    has_items = any(row.estimate and row.estimate.new_items for row in board.all_rows)
     return {
         "metric": metric_title(board, board.main_metric),
         "higherIsBetter": board.higher_is_better,
+        "interval": f"for {'new' if has_items else 'these'} items",
         "rows": [point(board, row) for row in board.all_rows],
         "metrics": {name: metric_title(board, name) for row in board.all_rows for name in row.metrics},
         "curves": [
@@ -69,11 +72,14 @@ def point(board: Board, row: Row) -> dict[str, Any]:
 
 def pairs(board: Board) -> dict[str, Any]:
     """Return what the board says about each pair of rows."""
+    first = first_pair(board)
+    opens = {} if first is None else {"this": first[0].label, "against": first[1].label, "why": first[2]}
     if board.analysis is None:
-        return {"scope": "", "decimals": score_decimals(board) + 1, "pairs": []}
+        return {"scope": "", "decimals": score_decimals(board) + 1, "opens": opens, "pairs": []}
     return {
         "scope": board.analysis.scope,
         "decimals": score_decimals(board) + 1,
+        "opens": opens,
         "pairs": [
             {
                 "first": each.first,

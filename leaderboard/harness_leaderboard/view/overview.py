@@ -8,6 +8,7 @@ from harness_leaderboard.boards.family import Family
 from harness_leaderboard.boards.model import Board
 from harness_leaderboard.view.board import standings_of
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Column, FamilyView, Grid
+from harness_leaderboard.view.scores import grouped_notes
 from harness_leaderboard.view.text import many, slug_of
 
 
@@ -15,20 +16,23 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
     """Return one row per board; the columns are also what can be filtered by."""
     heads = {
         "task": "Task",
+        "best": "May be best",
         "family": "Family",
         "scale": "Scale",
         "model": "Base model",
         "budget": "Budget",
         "metric": "Metric",
-        "best": "May be best",
         "methods": "Methods",
         "seeds": "Seeds",
-        "detectable": "Difference it finds",
+        "tuning": "Tuning",
+        "detectable": "Shows differences from",
         "unfinished": "Unfinished",
     }
     numbers = ("seeds", "detectable", "unfinished")
     helps = {
-        "detectable": "True difference that a typical pair of methods must have to be told apart, 80 % power",
+        "detectable": "If two methods truly differed by this much, 4 of 5 boards like this one would tell them apart",
+        "best": "No method is proven better than these",
+        "tuning": "Trials that each method's learning rate was chosen in",
         "unfinished": "Trials that did not finish",
     }
     columns = tuple(
@@ -40,17 +44,20 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
         rows.append(
             (
                 Cell(text=board.task, sort=board.task, link=f"boards/{view.slug}.html"),
-                *(Cell(text=facts[key], sort=facts[key]) for key in ("family", "scale", "model", "budget", "metric")),
                 Cell(text=view.leaders, sort=view.leaders),
+                *(Cell(text=facts[key], sort=facts[key]) for key in ("family", "scale", "model", "budget", "metric")),
                 Cell(text=f"{len(facts['methods'])}", sort=len(facts["methods"]), below=", ".join(facts["methods"])),
                 Cell(text=f"{facts['seeds']}", sort=facts["seeds"]),
+                Cell(text=facts["tuning"], sort=facts["tuning"]),
                 Cell(text=f"{detectable:.2g}", sort=detectable)
                 if detectable is not None
                 else Cell(text=MISSING, note="needs two methods with two seeds each"),
                 Cell(text=f"{len(board.failures):,}", sort=len(board.failures)),
             )
         )
-    return Grid(caption="All boards. Select one to see its methods.", columns=columns, rows=tuple(rows))
+    caption = "All boards. Select one to see its methods."
+    names = [view.title for view in views]
+    return Grid(caption=caption, columns=columns, rows=tuple(rows), notes=_notes(columns, rows, names))
 
 
 def standings(boards: Sequence[Board]) -> Grid | None:
@@ -66,11 +73,18 @@ def standings(boards: Sequence[Board]) -> Grid | None:
         ("Ties", "That it cannot be told apart from", True),
         ("Losses", "That are proven better", True),
     )
-    order = sorted(found, key=lambda name: (found[name]["losses"] - found[name]["wins"], name))
+    order = sorted(
+        found, key=lambda name: (not found[name]["ranked"], found[name]["losses"] - found[name]["wins"], name)
+    )
     rows = [
         (
             Cell(text=name, sort=name, link=f"methods/{slug_of(name)}.html"),
-            *(Cell(text=f"{found[name][key]:,}", sort=found[name][key]) for key in _KEYS),
+            *(
+                Cell(text=f"{found[name][key]:,}", sort=found[name][key])
+                if key == "boards" or found[name]["ranked"]
+                else Cell(text=MISSING, note="not ranked on any board, so compared with no other")
+                for key in _KEYS
+            ),
         )
         for name in order
     ]
@@ -79,7 +93,17 @@ def standings(boards: Sequence[Board]) -> Grid | None:
         "Where each method wins, ties and loses against the others of its boards. Boards differ, so this is a summary "
         "and no ranking."
     )
-    return Grid(caption=caption, columns=columns, rows=tuple(rows))
+    return Grid(caption=caption, columns=columns, rows=tuple(rows), notes=_notes(columns, rows, order))
+
+
+def _notes(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], names: Sequence[str]) -> tuple[str, ...]:
+    """Return why values are missing: the columns, the reason, the rows."""
+    who: dict[tuple[str, str], list[str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        for column, cell in zip(columns, row, strict=True):
+            if cell.note:
+                who.setdefault((column.title, cell.note), []).append(name)
+    return tuple(grouped_notes(who, len(rows)))
 
 
 _KEYS = ("boards", "best", "wins", "ties", "losses")

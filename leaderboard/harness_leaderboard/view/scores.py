@@ -1,4 +1,4 @@
-"""A board's main table: its columns, its cells, and the sentences above and below it."""
+"""A board's main table: its columns, its cells, and the notes below it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.results.wording import parameters_text
-from harness_leaderboard.boards.model import PAPER_SCALE, Board, Failure, Published, Row, Summary, is_finished
-from harness_leaderboard.statistics import NOTHING, Stages
+from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, Row, Summary, is_finished
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.text import (
@@ -80,11 +79,6 @@ def interval_text(interval: Interval | None, decimals: int) -> str:
     return f"[{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]".replace("-", "−")
 
 
-def scope_text(board: Board) -> str:
-    """Return what ranks and the interval beside the score hold for."""
-    return board.analysis.scope if board.analysis else "these items"
-
-
 def _columns(board: Board) -> tuple[Column, ...]:
     arrow = "higher is better" if board.higher_is_better else "lower is better"
     papers = dict.fromkeys(model_text(row.published_score.model) for row in board.all_rows if row.published_score)
@@ -103,7 +97,12 @@ def _columns(board: Board) -> tuple[Column, ...]:
             help="Best and worst rank that the comparison of all pairs leaves open",
             is_number=True,
         ),
-        column(key="method", title="Method", help="The fine-tuning method, and which others it cannot be told from"),
+        column(
+            key="group",
+            title="Group",
+            help="Methods that share a letter are not told apart, those that share none differ",
+        ),
+        column(key="method", title="Method", help="The fine-tuning method"),
         column(
             key="score", title=metric_title(board, board.main_metric), help=f"Mean over seeds; {arrow}", is_number=True
         ),
@@ -115,7 +114,12 @@ def _columns(board: Board) -> tuple[Column, ...]:
         ),
         *((published,) if papers else ()),
         column(key="seeds", title="Seeds", help="Finished seeds of those started", is_number=True),
-        column(key="learning_rate", title="Learning rate", help="Peak learning rate of the adapter", is_number=True),
+        column(
+            key="learning_rate",
+            title="Learning rate",
+            help="Peak learning rate of the adapter, and how many trials it was chosen in",
+            is_number=True,
+        ),
         column(key="parameters", title="Adapter parameters", help="Trained adapter parameters", is_number=True),
         column(key="deviation", title="Off budget", help="Adapter parameters against the budget", is_number=True),
         column(
@@ -142,7 +146,12 @@ def _columns(board: Board) -> tuple[Column, ...]:
             key="flops", title="GFLOPs/step", help="Billions of floating-point operations per update", is_number=True
         ),
         column(key="memory", title="Peak memory, solo", help="Most memory in use during an update", is_number=True),
-        column(key="tuning", title="Tuning trials", help="Learning-rate trials spent before", is_number=True),
+        column(
+            key="tuning",
+            title="Tuning trials",
+            help="Trials spent before, to choose the learning rate and what else was searched",
+            is_number=True,
+        ),
         column(key="states", title="Trials", help="How the report trials ended"),
     )
 
@@ -153,11 +162,12 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
     estimate = row.estimate
     return {
         "rank": _rank_cell(row),
+        "group": _group_cell(row),
         "method": Cell(
             text=row.label,
             sort=row.label,
             link=f"methods/{slug_of(row.method)}.html",
-            below="; ".join(filter(None, (_letters_text(row), _layers_text(row)))),
+            below=_layers_text(row),
         ),
         "score": _number(row.score, lambda value: f"{value:.{decimals}f}"),
         "new_items": _interval_cell(
@@ -171,7 +181,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
         "learning_rate": Cell(
             text=f"{trial.learning_rate:g}",
             sort=trial.learning_rate,
-            below=f"{row.tune_trials} tried" if row.tune_trials else "not searched",
+            below=many(row.tune_trials, "trial") if row.tune_trials else "not searched",
         ),
         "parameters": Cell(text=parameters_text(trial), sort=trial.adapter_parameters),
         "deviation": Cell(text=MISSING, note=row.beside or "no budget to match")
@@ -196,8 +206,9 @@ def _rank_cell(row: Row) -> Cell:
     return Cell(text=rank_text(row.rank), sort=row.rank[0] + row.rank[1] / 1000)
 
 
-def _letters_text(row: Row) -> str:
-    return f"group {row.estimate.letters}" if row.rank and row.estimate and row.estimate.letters else ""
+def _group_cell(row: Row) -> Cell:
+    letters = row.estimate.letters if row.rank and row.estimate else ""
+    return Cell(text=letters, sort=letters) if letters else Cell(text=MISSING)
 
 
 def _layers_text(row: Row) -> str:
@@ -262,14 +273,6 @@ def states_text(row: Row) -> str:
     return ", ".join(f"{count} {state.value.replace('_', ' ')}" for state, count in row.states.items())
 
 
-def failure_text(failure: Failure) -> str:
-    """Return one line about a trial that did not finish."""
-    where = f" at step {failure.step}" if failure.step is not None else ""
-    why = ": ".join(part for part in (failure.error_type, failure.message) if part) or "no error recorded"
-    run = f"{failure.method}, {failure.purpose}, lr {failure.learning_rate:g}, seed {failure.seed}"
-    return f"{run}: {failure.state.value.replace('_', ' ')}{where}: {why}"
-
-
 def _footnotes(board: Board, columns: Sequence[Column], lines: Sequence[Mapping[str, Cell]]) -> list[str]:
     """Return why values of the table are missing or partial: the column, the reason, the rows."""
     who: dict[tuple[str, str], list[str]] = {}
@@ -297,104 +300,3 @@ def listed(labels: Sequence[str]) -> str:
     """Return some names, and how many more there are."""
     shown = ", ".join(labels[:MOST_NAMES])
     return shown if len(labels) <= MOST_NAMES else f"{shown} and {len(labels) - MOST_NAMES} more"
-
-
-def summary_sentences(board: Board) -> list[str]:
-    """Return what is compared, at which budget, over how many seeds, and what a rank means here."""
-    sentences = []
-    if board.rows:
-        asked = f" ({board.budget_parameters:,} trained adapter parameters)" if board.budget_parameters else ""
-        off = [abs(row.budget_deviation_fraction) for row in board.rows if row.budget_deviation_fraction is not None]
-        reached = (f", reached within {percent_text(max(off))}" if max(off) else ", reached exactly") if off else ""
-        count = len({row.method for row in board.rows})
-        if board.rows[0].first.trial.is_matched:
-            sentences.append(f"{many(count, 'method')} at the same budget, {board.budget}{asked}{reached}.")
-        else:
-            sentences.append(
-                f"{many(count, 'method')}, each at the size of its own settings: no comparison at a matched budget."
-            )
-    else:
-        sentences.append("Only reference methods, outside any budget: nothing is ranked.")
-    direction = "higher" if board.higher_is_better else "lower"
-    if len({tuple(each.trial.seed for each in row.records) for row in board.rows}) > 1:
-        over = "each method's own seeds, which are not the same for all"
-    else:
-        listed = f" ({', '.join(map(str, board.seeds))})" if len(board.seeds) <= 10 else ""
-        over = f"{many(len(board.seeds), 'seed')}{listed}"
-    sentences.append(f"Score: mean {metric_title(board, board.main_metric)} over {over}; {direction} is better.")
-    if board.analysis is not None and board.is_ranked:
-        items = "on new items of the same kind" if board.analysis.scope == "new items" else "on these items"
-        level, pairs = f"{board.analysis.level:.0%}".replace("%", " %"), many(len(board.analysis.differences), "pair")
-        sentences.append(
-            f"Two methods whose ranks do not overlap differ {items} ({level} level for the whole board, corrected for "
-            f"{pairs}); of others, the letters of their groups say whether they do: without a common one, they differ."
-        )
-        if board.analysis.stages is not None:
-            sentences.append(_looks_text(board.analysis.stages, board.analysis.level))
-    elif board.rows:
-        reasons = dict.fromkeys(row.rank_reason for row in board.rows)
-        sentences.append(f"Not ranked: {'; '.join(reasons)}. Rows are in order of score, which is no ranking.")
-    if badge := limit_text(board):
-        sentences.append(f"{badge}: not the whole data.")
-    if board.analysis is not None and board.analysis.detectable is not None:
-        sentences.append(_power_text(board, board.analysis.detectable))
-    return sentences
-
-
-def _looks_text(stages: Stages, level: float) -> str:
-    """Return by which plan a board is looked at, and how far it is."""
-    *earlier, last = (str(len(each)) for each in stages.seeds)
-    counts = f"{', '.join(earlier)} and {last}" if earlier else last
-    levels = [f"{level * share:.2g}" for share in stages.shares]
-    latest = max(stages.latest, 1)
-    return (
-        f"Seeds were added until methods were told apart, by a plan made before: looks after {counts} seeds, of which "
-        f"each has a part of the level ({', '.join(levels)}). This is look {latest} of {len(levels)}, level "
-        f"{levels[latest - 1]}; what an earlier look found, stands."
-    )
-
-
-def _power_text(board: Board, difference: float) -> str:
-    """Return how much two methods must differ for a board to find it."""
-    is_fraction = board.metric_details.get(board.main_metric, {}).get("unit") == "fraction"
-    if not math.isfinite(difference) or (is_fraction and difference >= 1):
-        return "So few seeds cannot tell a typical pair of methods apart (80 % power): run more."
-    if difference < NOTHING:
-        return "In every seed these methods have the same score, so nothing says how they would differ elsewhere."
-    return (
-        f"A typical pair of methods must truly differ by about {difference:.2g} for this board to tell them apart "
-        "(80 % power); a pair with less noise, by less."
-    )
-
-
-def limit_text(board: Board) -> str:
-    """Return on how much of the data a board's rows were scored, or nothing if on all of it."""
-    limits = " or ".join(f"{each:,}" if each else "all" for each in board.item_limits)
-    return f"Evaluated on {limits} items per set" if any(board.item_limits) else ""
-
-
-def leaders_text(board: Board) -> str:
-    """Return who may be best, in words."""
-    leaders = [row.label for row in board.rows if row.rank is not None and row.rank[0] == 1]
-    if not leaders:
-        return "not ranked"
-    if len(leaders) == 1:
-        others = sum(row.rank is not None for row in board.rows) - 1
-        return f"{leaders[0]}, ahead of {others}"
-    if len(leaders) > 4:
-        return f"{', '.join(leaders[:3])} and {len(leaders) - 3} more, not told apart"
-    return f"{', '.join(leaders)}, not told apart"
-
-
-def context_text(board: Board) -> str:
-    """Return what a board's heading says besides the task."""
-    parts = [board.scale, board.model, f"budget {board.budget}" if board.budget else "references only"]
-    if board.has_twin:
-        parts.append(f"by {board.main_metric}, {'higher' if board.higher_is_better else 'lower'} is better")
-    return " · ".join(parts)
-
-
-def slug_of_board(board: Board) -> str:
-    """Return the name of a board's files."""
-    direction = "" if board.higher_is_better else "low"
-    return slug_of(board.task, board.scale, board.model, board.budget, f"{board.main_metric}{direction}")

@@ -8,8 +8,8 @@ from harness_leaderboard.view.model import BoardView, Cell, Grid
 from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable
 
-COLUMNS = ("rank", "method", "score", "new_items", "these_items", "seeds", "learning_rate", "parameters", "deviation",
-           "train", "step", "relative", "memory", "published")  # fmt: skip
+COLUMNS = ("rank", "group", "method", "score", "new_items", "these_items", "seeds", "learning_rate", "parameters",
+           "deviation", "train", "step", "relative", "memory", "published")  # fmt: skip
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

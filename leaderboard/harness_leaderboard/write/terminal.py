@@ -9,8 +9,8 @@ from tabulate import tabulate
 from harness_leaderboard.view.model import BoardView, Cell, FamilyView, Grid
 from harness_leaderboard.view.text import many, printable
 
-COLUMNS = ("rank", "method", "score", "new_items", "these_items", "published", "seeds", "learning_rate", "parameters",
-           "train", "relative", "memory", "states")  # fmt: skip
+COLUMNS = ("rank", "group", "method", "score", "new_items", "these_items", "published", "seeds", "learning_rate",
+           "parameters", "train", "relative", "memory", "states")  # fmt: skip
 MOST_BOARDS = 20  # beyond that a terminal shows who leads, and the page the rest
 
 

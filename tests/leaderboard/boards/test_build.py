@@ -9,7 +9,7 @@ from harness_leaderboard.boards.build import build_boards
 from harness_leaderboard.view.board import board_view
 from harness_leaderboard.view.curves import history
 from harness_leaderboard.view.details import details
-from harness_leaderboard.view.scores import leaders_text, limit_text, summary_sentences
+from harness_leaderboard.view.sentences import leaders_text, limit_text, summary_sentences
 
 
 def only(records):

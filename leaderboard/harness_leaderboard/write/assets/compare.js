@@ -14,8 +14,9 @@
   }
   const state = leaderboard.state();
   const labels = Array.from(rows.keys());
-  first.value = rows.has(state.get("this")) ? state.get("this") : labels[0];
-  second.value = rows.has(state.get("against")) ? state.get("against") : labels[1];
+  // What the address says, else the pair that the board opens with; never a method against itself.
+  first.value = [state.get("this"), known.opens.this, ...labels].find((label) => rows.has(label));
+  second.value = [state.get("against"), known.opens.against, ...labels].find((label) => rows.has(label) && label !== first.value);
 
   // The board's claim, as this minus against.
   function claim(one, other) {
@@ -34,7 +35,7 @@
     const better = found.difference > 0 === board.higherIsBetter ? found.first : found.second;
     const text = found.separated
       ? `${better} is better, on ${known.scope === "new items" ? "new items of the same kind" : "these items"}.`
-      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : "; no number of seeds would tell a difference of this size, on these items"}.`;
+      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : "; seeds alone would not tell a difference of this size, it needs more test items"}.`;
     // The intervals below are of this pair alone, and the verdict looks at all pairs of the board.
     const ends = found.newItems ?? found.theseItems;
     const alone = !found.separated && ends && ends[0] !== null && ends[1] !== null && (ends[0] > 0 || ends[1] < 0)

@@ -6,20 +6,24 @@
   const DASHES = ["none", "5 3", "2 2", "8 3 2 3"];
   const GREY = "var(--series-6)";
   const LINE = 12; // pixels between two labels
-  const WIDE = 70; // and how wide one is taken to be
+  const LETTER = 6; // pixels that a letter of a label takes
   const MOST_LABELS = 40; // that a figure of points can hold; beyond, pointing at one shows its name
 
-  // Moves names of points that lie close together down or up, so that none covers another.
+  // Gives each point's name the free place that is nearest to the point, so that none covers another name or a point.
   function apart(options) {
-    return Plot.initializer(options, (data, facets, { x, y }, { x: across, y: down }) => {
+    return Plot.initializer(options, (data, facets, { x, y, text }, { x: across, y: down }) => {
       const [xs, ys] = [Array.from(x.value, across), Array.from(y.value, down)];
+      const taken = xs.map((left, each) => ({ left: left - 10, right: left + 10, at: ys[each], own: each }));
+      const shifts = d3.range(0, xs.length + 2).flatMap((each) => (each ? [each, -each] : [0])).map((each) => (each * LINE) / 2);
       const order = d3.sort(d3.range(xs.length), (each) => ys[each]);
-      order.forEach((each, place) => {
-        for (const other of order.slice(0, place)) {
-          if (Math.abs(xs[other] - xs[each]) < WIDE && Math.abs(ys[other] - ys[each]) < LINE) ys[each] = ys[other] + LINE;
-        }
-      });
-      return { data, facets, channels: { x: { value: xs }, y: { value: ys } } };
+      const placed = [...ys];
+      for (const each of order) {
+        const [left, right] = [xs[each] + 7, xs[each] + 9 + LETTER * text.value[each].length];
+        const isFree = (at) => taken.every((other) => other.own === each || other.right < left || other.left > right || Math.abs(other.at - at) >= LINE - 1);
+        placed[each] = shifts.map((shift) => ys[each] + shift).find(isFree) ?? ys[each];
+        taken.push({ left, right, at: placed[each], own: -1 });
+      }
+      return { data, facets, channels: { x: { value: xs }, y: { value: placed } } };
     });
   }
 
@@ -58,6 +62,7 @@
           placed[index - 1].at -= lack / 2;
         }
       }
+      if (placed.length && placed[0].at < low) placed[0].at = low; // not across the axis
     }
     return placed;
   }
@@ -73,18 +78,25 @@
   const COSTS = [["parameters", "Trained adapter parameters"], ["milliseconds", "Milliseconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
   const SHAPES = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
 
-  function scatter(canvas, title, points, x, xTitle, yTitle, look, extra = []) {
-    const log = points.every((each) => each[x] > 0) && Math.max(...points.map((each) => each[x])) > 3 * Math.min(...points.map((each) => each[x]));
+  function scatter(canvas, title, points, x, xTitle, yTitle, look, extra = [], isSize = false) {
+    const level = isSize ? points.filter((each) => each.reference && each[x] === 0) : []; // a line across, not a point far off
+    const flat = level.length < points.length ? level : [];
+    points = points.filter((each) => !flat.includes(each));
+    const sizes = points.map((each) => each[x]);
+    const log = Math.min(...sizes) > 0 && Math.max(...sizes) > 3 * Math.min(...sizes);
+    const isCount = Math.min(...sizes) >= 1000 || Math.max(...sizes) >= 10000;
     const text = (each) => `${each.label}${each.budget ? `\nbudget ${each.budget}` : ""}\n${xTitle}: ${each[x].toLocaleString("en")}\n${yTitle}: ${each.score}`;
     const color = (each) => (each.reference ? GREY : look.color(each.label));
     return Plot.plot(base(canvas, `${title}: ${yTitle} against ${xTitle}`, {
-      marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: "~s" },
+      marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: isCount ? "~s" : undefined },
       y: { label: yTitle, grid: true, inset: 12 },
       marks: [
         ...extra,
+        Plot.ruleY(flat, { y: "score", stroke: GREY, strokeDasharray: "2 3" }),
+        Plot.text(flat, { y: "score", text: "label", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
         Plot.ruleX(points.filter((each) => each.interval), { x, y1: (each) => each.interval[0], y2: (each) => each.interval[1], stroke: color, strokeOpacity: 0.55 }),
         Plot.dot(points, { x, y: "score", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
-        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: "currentColor", fontSize: 11 }))]),
+        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: color, fontSize: 11 }))]),
         Plot.tip(points, Plot.pointer({ x, y: "score", title: text, fill: "var(--card)", stroke: "var(--line)" })),
       ],
       symbol: { type: "identity" }, color: { type: "identity" },
@@ -101,7 +113,7 @@
       const line = frontier(points.filter((row) => !row.reference), x, page.higherIsBetter);
       const extra = [Plot.line(line, { x, y: "score", stroke: "currentColor", strokeOpacity: 0.3, strokeDasharray: "4 3", curve: "step-after" })];
       const title = COSTS.find(([key]) => key === x)[1];
-      return scatter(canvas, "What a score costs", points, x, title, page.metric, looks(page.rows.map((row) => row.label)), extra);
+      return scatter(canvas, "What a score costs", points, x, title, page.metric, looks(page.rows.map((row) => row.label)), extra, x === "parameters");
     },
 
     curves(figure, canvas, controls, page) {
@@ -150,7 +162,7 @@
       const look = looks(group.rows.map((row) => row.label));
       const joined = points.filter((row) => !row.reference).sort((a, b) => a.at - b.at);
       const extra = [Plot.line(joined, { x: "at", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeOpacity: 0.6 })];
-      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group.metric, look, extra);
+      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group.metric, look, extra, x === "parameters");
     },
   };
 
