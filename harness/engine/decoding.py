@@ -1,7 +1,7 @@
 """Greedy decoding: batched, deterministic, any causal language model.
 
 On a GPU, one token of a small model takes its kernels less time than Python takes to start them. So there the step from
-one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed.
+one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed: once for many batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE_HALF
 from harness.engine.capture import capture
-from harness.engine.evaluation import by_length
 from harness.engine.losses import head_sees
 from harness.engine.sharding import is_divided
 
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 8  # tokens: how often to wait for the device, and see whether every text has ended
 GPU_TOKENS = 2**16  # of a batch of prompts on a GPU, which decodes as many as these in the time of a few
+ROOM = 2  # times what a text needs: more than that is waste, and worth a captured step of its own
 
 
 def generate(
@@ -48,24 +48,48 @@ def generate(
     """
     device = next(model.parameters()).device
     results: list[list[int]] = [[] for _ in prompts]
-    least_tokens = GPU_TOKENS if device.type == "cuda" else 0
     lengths = [len(prompt) for prompt in prompts]
-    batches = by_length([length + max_new_tokens for length in lengths], batch_size, least_tokens)
+    needed = [length + max_new_tokens for length in lengths]
     allowed = company(model, tokenizer) if len(prompts) > 1 else Company.ANY
-    if allowed is not Company.ANY:
-        batches = of_one_length(lengths, batch_size if allowed is Company.OF_ITS_LENGTH else 1)
-    for rows in batches:
-        width = max(len(prompts[row]) for row in rows)
+    decoder: Decoder | None = None
+    for rows, room in _batches(lengths, needed, allowed, batch_size, GPU_TOKENS if device.type == "cuda" else 0):
+        width = max(lengths[row] for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             ids[place, width - len(prompts[row]) :] = torch.as_tensor(prompts[row])
             mask[place, width - len(prompts[row]) :] = 1
-        output = continuations(model, tokenizer, ids.to(device), mask.to(device), max_new_tokens, min_new_tokens)
+        if decoder is None or not decoder.takes(len(rows), width + max_new_tokens):
+            decoder = None  # its memory is free before there is another
+            if device.type == "cuda" and is_capturable(model, room):
+                decoder = Decoder(model, tokenizer, len(rows), room, max_new_tokens)
+        sizes = max_new_tokens, min_new_tokens
+        output = continuations(model, tokenizer, ids.to(device), mask.to(device), *sizes, decoder=decoder)
         for row, tokens in zip(rows, output.tolist(), strict=True):
             end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
             results[row] = tokens[:end]
     return results
+
+
+def _batches(
+    lengths: Sequence[int], needed: Sequence[int], allowed: Company, batch_size: int, least_tokens: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield row numbers in batches, longest first, and for how many tokens a text each batch needs room.
+
+    Batches of one number of rows and one room follow each other, so that a step is captured for few of them.
+    """
+    if allowed is not Company.ANY:
+        for rows in of_one_length(lengths, batch_size if allowed is Company.OF_ITS_LENGTH else 1):
+            yield rows, needed[rows[0]]
+        return
+    order = sorted(range(len(needed)), key=lambda row: -needed[row])
+    while order:
+        room = needed[order[0]]
+        size = max(batch_size, least_tokens // room)
+        alike = [row for row in order if needed[row] * ROOM >= room]
+        order = order[len(alike) :]
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size], room
 
 
 class Company(Enum):
@@ -129,6 +153,7 @@ def continuations(
     max_new_tokens: int,
     min_new_tokens: int = 0,
     stop: Sequence[str] = (),
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Return the greedy continuations of a batch, (B, up to ``max_new_tokens``); padding follows the end of a text.
 
@@ -140,11 +165,14 @@ def continuations(
         max_new_tokens: At least 1.
         min_new_tokens: No end-of-text token before this many.
         stop: Nobody reads a text beyond the first of these strings in it, so its tokens there may be anything.
+        decoder: Of the model, for batches of this size; ``None``: one is made where it can be.
     """
-    if input_ids.is_cuda and is_capturable(model, input_ids.shape[1] + max_new_tokens):
-        sizes = max_new_tokens, min_new_tokens
+    room = input_ids.shape[1] + max_new_tokens
+    if decoder is None and input_ids.is_cuda and is_capturable(model, room):
+        decoder = Decoder(model, tokenizer, len(input_ids), room, max_new_tokens)
+    if decoder is not None:
         try:
-            return _by_steps(model, tokenizer, input_ids, attention_mask, *sizes, stop, _captured)
+            return decoder(input_ids, attention_mask, min_new_tokens, stop)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -219,59 +247,101 @@ def _captured(step: Step, device: torch.device) -> Step:
     return graph.replay
 
 
-@torch.no_grad()
-def _by_steps(
-    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int,
-    stop: Sequence[str], prepare: Callable[[Step, torch.device], Step],
-) -> Tensor:  # fmt: skip
-    """Do as ``continuations``, over a cache of fixed size: each step reads and writes the same tensors.
+class Decoder:
+    """Decodes batches of one size, one after another, over a cache of fixed size.
 
-    ``prepare`` turns the step into what is run from the third token on.
+    The step from token to token reads and writes the same tensors in every batch, so it is captured once.
+
+    Args:
+        model: As for ``continuations``; ``is_capturable``.
+        tokenizer: Gives the padding and end-of-text tokens.
+        rows: Texts of a batch, at most.
+        room: Tokens of a text, its continuation included, at most.
+        max_new_tokens: At least 1.
+        prepare: Turns the step into what is run from the third token on.
     """
-    rows, width = input_ids.shape
-    device, end, padding = input_ids.device, tokenizer.eos_token_id, tokenizer.pad_token_id
-    # Places behind the current token are hidden because they lie in its future, so the mask may stay the same.
-    mask = torch.cat([attention_mask, attention_mask.new_ones(rows, max_new_tokens)], 1)
-    cache = fixed_cache(model, width + max_new_tokens)
-    position = attention_mask.cumsum(1).sub(1).clamp_min(0)
-    penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=device)
-    if min_new_tokens:
-        penalty[end] = -torch.inf
-    has_ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    token = torch.empty(rows, 1, dtype=torch.long, device=device)
-    place = torch.zeros(1, dtype=torch.long, device=device)
-    output = torch.full((rows, max_new_tokens), padding, dtype=torch.long, device=device)
 
-    def choose(logits: Tensor) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, rows: int, room: int, max_new_tokens: int,
+        prepare: Callable[[Step, torch.device], Step] = _captured,
+    ) -> None:  # fmt: skip
+        self.model, self.rows, self.room, self.max_new_tokens = model, rows, room, max_new_tokens
+        self.end, self.padding, self.prepare = tokenizer.eos_token_id, tokenizer.pad_token_id, prepare
+        self.tokenizer, self.device = tokenizer, next(model.parameters()).device
+        on = {"dtype": torch.long, "device": self.device}
+        self._cache = fixed_cache(model, room)
+        self._mask = torch.zeros(rows, room, **on)  # type: ignore[arg-type]
+        self._position, self._token = (torch.zeros(rows, 1, **on) for _ in range(2))  # type: ignore[arg-type]
+        self._place = torch.zeros(1, **on)  # type: ignore[arg-type]
+        self._output = torch.zeros(rows, max_new_tokens, **on)  # type: ignore[arg-type]
+        self._has_ended = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self._penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=self.device)
+        self._run: Step | None = None
+
+    def takes(self, rows: int, tokens: int) -> bool:
+        """Return whether batches of so many texts, of so many tokens, are decoded here without much waste."""
+        return rows <= self.rows and tokens <= self.room <= ROOM * tokens
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, min_new_tokens: int = 0, stop: Sequence[str] = ()
+    ) -> Tensor:
+        """Do as ``continuations``."""
+        count = len(input_ids)
+        written = self._output[:count]
+        self._begin(input_ids, attention_mask, min_new_tokens)
+        for done in range(1, self.max_new_tokens):
+            if done == min_new_tokens:
+                self._penalty.zero_()
+            if self._run is None and done == 2:
+                self._run = self.prepare(self._step, self.device)
+            (self._run or self._step)()
+            if done % LOOK_EVERY == 0:
+                ended, so_far = self._has_ended[:count], written[:, : done + 1]
+                if (ended | have_stopped(self.tokenizer, so_far, stop) if stop else ended).all():
+                    return so_far.clone()
+        return written.clone()
+
+    def _begin(self, input_ids: Tensor, attention_mask: Tensor, min_new_tokens: int) -> None:
+        """Forget the batch before, and write the first token. Rows that this batch lacks are its first text again."""
+        count, width = input_ids.shape
+        missing = self.rows - count
+        if missing:
+            input_ids = torch.cat([input_ids, input_ids[:1].expand(missing, -1)])
+            attention_mask = torch.cat([attention_mask, attention_mask[:1].expand(missing, -1)])
+        self._cache.reset()
+        # Places behind the current token are hidden because they lie in its future, so the mask may stay the same.
+        self._mask.fill_(1)[:, :width] = attention_mask
+        self._penalty.zero_()
+        if min_new_tokens:
+            self._penalty[self.end] = -torch.inf
+        self._has_ended.zero_()[count:] = True
+        self._place.zero_()
+        self._output.fill_(self.padding)
+        positions = attention_mask.cumsum(1).sub(1).clamp_min(0)
+        with head_sees(self.model.get_output_embeddings(), lambda hidden: hidden[:, -1]):
+            logits = self._forward(input_ids, positions)
+        self._position.copy_(positions[:, -1:] + 1)
+        self._choose(logits)
+
+    def _forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        result = self.model(
+            input_ids=input_ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
+            use_cache=True,
+        )  # fmt: skip
+        logits: Tensor = result.logits
+        return logits
+
+    def _step(self) -> None:
+        """Write the next token of every row."""
+        logits = self._forward(self._token, self._position)
+        self._position.add_(1)
+        self._choose(logits[:, -1])
+
+    def _choose(self, logits: Tensor) -> None:
         """Take the likeliest next token of every row, or padding after its end."""
-        best = (logits.float() + penalty).argmax(-1)
-        token.copy_(torch.where(has_ended, padding, best).unsqueeze(1))
-        output.index_copy_(1, place, token)
-        has_ended.logical_or_(best == end)
-        place.add_(1)
-
-    def step() -> None:
-        result = model(
-            input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-        )
-        position.add_(1)
-        choose(result.logits[:, -1])
-
-    with head_sees(model.get_output_embeddings(), lambda hidden: hidden[:, -1]):
-        result = model(
-            input_ids=input_ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-        )
-    position = position[:, -1:] + 1
-    choose(result.logits)
-    run = step
-    for done in range(1, max_new_tokens):
-        if done == min_new_tokens:
-            penalty.zero_()
-        if done == 2:
-            run = prepare(step, device)
-        run()
-        if done % LOOK_EVERY == 0:
-            written = output[:, : done + 1]
-            if (has_ended | have_stopped(tokenizer, written, stop) if stop else has_ended).all():
-                return written
-    return output
+        best = (logits.float() + self._penalty).argmax(-1)
+        self._token.copy_(torch.where(self._has_ended, self.padding, best).unsqueeze(1))
+        self._output.index_copy_(1, self._place, self._token)
+        self._has_ended.logical_or_(best == self.end)
+        self._place.add_(1)

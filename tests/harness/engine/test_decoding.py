@@ -17,7 +17,7 @@ from transformers import (
 
 from harness.bases import resolve
 from harness.engine import decoding
-from harness.engine.decoding import _by_steps, continuations, generate, is_capturable
+from harness.engine.decoding import Decoder, continuations, generate, is_capturable
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
@@ -102,11 +102,56 @@ def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least):
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 5)[0, 4])  # some text ends early
 
     expected = continuations(model, Tokenizer, ids, mask, most, least)
-    found = _by_steps(model, Tokenizer, ids, mask, most, least, (), prepare)
+    found = Decoder(model, Tokenizer, len(ids), ids.shape[1] + most, most, prepare)(ids, mask, least)
     shared = min(found.shape[1], expected.shape[1])
     assert torch.equal(found[:, :shared], expected[:, :shared])
     assert (found[:, shared:] == Tokenizer.pad_token_id).all(), "behind the end of every text is padding"
     assert len(prepared) == (most > 2)
+
+
+def uncaptured(step, _):
+    return step
+
+
+class Spy:
+    """Notes where in memory the model's inputs lie, call by call."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+        self.handle = model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, _, arguments, options):
+        cache = options["past_key_values"].layers[0]
+        tensors = [options[name] for name in ("input_ids", "attention_mask", "position_ids")]
+        if cache.is_initialized:
+            tensors += [cache.keys, cache.values, cache.cumulative_length]
+        self.calls.append((options["input_ids"].shape[1], [each.data_ptr() for each in tensors]))
+
+
+def test_batches_follow_each_other_through_one_captured_step(model):
+    """What is captured for one batch may be replayed for the next: it reads and writes the same places."""
+    batches = [draw([12, 9, 11], seed=11), draw([5, 4], seed=12), draw([12, 3, 8], seed=13)]
+    prepared, spy = [], Spy(model)
+
+    def prepare(step, _):
+        prepared.append(step)
+        return step
+
+    decoder = Decoder(model, TOKENIZER, 3, 20, 8, prepare)
+    try:
+        found = [decoder(*padded(batch), min_new_tokens=8) for batch in batches]
+    finally:
+        spy.handle.remove()
+    steps = [places for tokens, places in spy.calls if tokens == 1]
+    assert len(prepared) == 1
+    assert len(steps) == 3 * 7
+    assert steps == steps[:1] * len(steps)
+    expected = [continuations(model, TOKENIZER, *padded(batch), 8, 8) for batch in batches]
+    assert [each.tolist() for each in found] == [each.tolist() for each in expected]
+    assert decoder.takes(2, 10)
+    assert not decoder.takes(2, 9), "too short for so much room"
+    assert not decoder.takes(4, 20)
+    assert not decoder.takes(3, 21)
 
 
 def test_it_stops_when_every_text_has_ended(model):
@@ -116,7 +161,7 @@ def test_it_stops_when_every_text_has_ended(model):
         pad_token_id = TOKENIZER.pad_token_id
         eos_token_id = int(continuations(model, TOKENIZER, ids, mask, 1)[0, 0])
 
-    assert _by_steps(model, Tokenizer, ids, mask, 500, 0, (), lambda step, _: step).shape[1] < 50
+    assert Decoder(model, Tokenizer, 1, 504, 500, uncaptured)(ids, mask).shape[1] < 50
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -126,7 +171,7 @@ def test_it_stops_when_every_text_holds_a_stop_string(model, captures):
     texts = TOKENIZER.batch_decode(plain)
     stop = [text[10:14] for text in texts]
     if captures:
-        found = _by_steps(model, TOKENIZER, ids, mask, 200, 0, stop, lambda step, _: step)
+        found = Decoder(model, TOKENIZER, 2, 206, 200, uncaptured)(ids, mask, stop=stop)
     else:
         found = continuations(model, TOKENIZER, ids, mask, 200, stop=stop)
     assert found.shape[1] < 100
@@ -164,14 +209,29 @@ def test_texts_that_a_window_holds_are_decoded_as_without_one(kind):
     model = windowed(kind).double()
     ids, mask = padded(draw(LENGTHS, seed=3))
     expected = continuations(model, TOKENIZER, ids, mask, 20)
-    found = _by_steps(model, TOKENIZER, ids, mask, 20, 0, (), lambda step, _: step)
+    found = Decoder(model, TOKENIZER, len(ids), ids.shape[1] + 20, 20, uncaptured)(ids, mask)
     assert torch.equal(found[:, : expected.shape[1]], expected)
     assert len({tuple(row) for row in found.tolist()}) > 1
 
 
+@pytest.mark.parametrize(("least", "batch_size"), [(0, 2), (160, 1), (10_000, 1)])
+def test_texts_of_one_size_follow_each_other_and_every_text_has_room(least, batch_size):
+    lengths = [30, 3, 100, 45, 60, 99, 51, 7, 52, 20, 98]
+    needed = [length + 8 for length in lengths]
+    batches = list(decoding._batches(lengths, needed, decoding.Company.ANY, batch_size, least))
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(len(lengths)))
+    assert all(needed[row] <= room <= decoding.ROOM * needed[row] for rows, room in batches for row in rows)
+    rooms = [room for _, room in batches]
+    assert rooms == sorted(rooms, reverse=True)
+    assert len(set(rooms)) == 3
+    for rows, room in batches:
+        assert len(rows) <= max(batch_size, least // room)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("least", [0, 20])
-def test_a_gpu_decodes_captured(model, least, gpu, caplog):
+def test_a_gpu_decodes_captured(model, least, gpu, caplog, monkeypatch):
+    monkeypatch.setattr(decoding, "GPU_TOKENS", 0)  # several batches, of which one is captured
     model = copy.deepcopy(model).to(gpu).double()  # in double precision no two tokens are equally likely
     prompts = draw(LENGTHS, seed=5)
     found = generate(model, TOKENIZER, prompts, 40, 3, least)
