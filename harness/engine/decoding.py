@@ -270,10 +270,10 @@ class Decoder:
         self.tokenizer, self.device = tokenizer, next(model.parameters()).device
         on = {"dtype": torch.long, "device": self.device}
         self._cache = fixed_cache(model, room)
-        self._mask = torch.zeros(rows, room, **on)  # type: ignore[arg-type]
-        self._position, self._token = (torch.zeros(rows, 1, **on) for _ in range(2))  # type: ignore[arg-type]
-        self._place = torch.zeros(1, **on)  # type: ignore[arg-type]
-        self._output = torch.zeros(rows, max_new_tokens, **on)  # type: ignore[arg-type]
+        self._mask = torch.zeros(rows, room, **on)
+        self._position, self._token = (torch.zeros(rows, 1, **on) for _ in range(2))
+        self._place = torch.zeros(1, **on)
+        self._output = torch.zeros(rows, max_new_tokens, **on)
         self._has_ended = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self._penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=self.device)
         self._run: Step | None = None
