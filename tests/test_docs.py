@@ -206,6 +206,7 @@ def make_example_call() -> dict[str, dict[str, Any]]:
         "trial": trial,
         "record": record,
         "records": [record],
+        "results": "results",
         "trials": [trial],
         "environment": {"sweep": "first"},
         "step": 1,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.results import open_results, read_record, results_option
+from harness.cli.results import read_record, read_records, results_option
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ def best_trial(registry: Registry, results: str, task: str) -> str:
     Raises:
         UsageError: Nothing recommends any.
     """
-    from harness.results.index import read_all
-
-    records = [each for each in read_all(open_results(results)) if task in ("", each.trial.task)]
+    records = [each for each in read_records(results)[1] if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records of task {task!r} in {results!r}; `harness results list` shows what there is")
     return best_of(registry, records)

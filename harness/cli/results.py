@@ -31,6 +31,22 @@ def open_results(root: str) -> Store:
     return store
 
 
+def read_records(root: str) -> tuple[Store, list[Record]]:
+    """Return a result root with all its records; what is none is warned of, and a root of nothing else is refused."""
+    from harness.results.index import read_all
+
+    store = open_results(root)
+    records = read_all(store)
+    if not records:
+        raise none_readable(root)
+    return store, records
+
+
+def none_readable(root: str) -> UsageError:
+    """Return the error of a root whose records cannot be read, each of which was warned of."""
+    return UsageError(f"none of the records in {root!r} can be read; give another --results")
+
+
 def read_record(root: str, start: str) -> tuple[Store, Record]:
     """Return the one record whose id begins so."""
     store = open_results(root)
@@ -52,9 +68,8 @@ def results() -> None:
 def results_list(results: str, as_json: bool) -> None:
     """Show one line per record."""
     from harness.results.frame import frame, render_list
-    from harness.results.index import read_all
 
-    records = read_all(open_results(results))
+    _, records = read_records(results)
     click.echo(frame(records).to_json(orient="records", date_format="iso") if as_json else render_list(records))
 
 
@@ -77,9 +92,8 @@ def results_show(trial_id: str, results: str, as_json: bool) -> None:
 def results_export(path: Path, results: str, as_json: bool) -> None:
     """Write all records as a table: .csv, .parquet or .json."""
     from harness.results.frame import export
-    from harness.results.index import read_all
 
-    count = export(read_all(open_results(results)), path)
+    count = export(read_records(results)[1], path)
     if as_json:
         click.echo(json.dumps({"records": count, "path": str(path)}, indent=1))
     else:
@@ -94,10 +108,9 @@ def results_describe(block: tuple[str, ...], results: str, as_json: bool) -> Non
     """Keep beside the records what their methods and tasks are, for pages that are made without the plugins."""
     from harness.planning.registry import build_registry
     from harness.results.catalogue import write_catalogue
-    from harness.results.index import read_all
 
-    store = open_results(results)
-    trials = [record.trial for record in read_all(store)]
+    store, records = read_records(results)
+    trials = [record.trial for record in records]
     write_catalogue(store, build_registry(block), trials)
     names = sorted({trial.method for trial in trials} | {trial.task for trial in trials})
     if as_json:

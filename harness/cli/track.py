@@ -7,7 +7,7 @@ import json
 import click
 
 from harness.cli.exit_codes import TRACKING_INCOMPLETE
-from harness.cli.results import open_results, results_option
+from harness.cli.results import none_readable, open_results, results_option
 
 
 @click.group()
@@ -27,6 +27,8 @@ def track_rebuild(block: tuple[str, ...], results: str, as_json: bool) -> int:
     registry = build_registry(block)
     store = open_results(results)
     records = list(store.records())
+    if not records:
+        raise none_readable(results)
     observers = Observers(registry)
     for record in records:
         environment = {**record.environment, "results_root": store.root}

@@ -50,6 +50,8 @@ def verify(
     ids = [match[1]] if match else sorted(store.ids())
     if not ids:
         raise UsageError(f"no records in {where!r}; name a result root, or one record's .json file in it")
+    if match and not store.ids() & {match[1]}:
+        raise UsageError(f"there is no record {where!r}; name a result root, or one record's .json file in it")
     if retrain and len(ids) != 1:
         raise UsageError(f"--retrain trains one trial, and {where!r} holds {len(ids)}; name its .json file")
     registry, bad = build_registry(block), 0

@@ -114,8 +114,13 @@ def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
 
 
 @hookspec
-def harness_summarize(records: Sequence[Record]) -> str:  # type: ignore[empty-body]
-    """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command."""
+def harness_summarize(records: Sequence[Record], results: str) -> str:  # type: ignore[empty-body]
+    """Return text for the end of ``harness run``, e.g. a table. Scheduler's process, once per command.
+
+    Args:
+        records: Of the sweep's trials, those of earlier runs included.
+        results: The result root where they are now, as the user gave it; theirs is where they were written.
+    """
 
 
 @hookspec

@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-
-from harness.errors import RecordError
 
 if TYPE_CHECKING:
     from harness.contract.method import Method
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from harness.results.store import Store
 
 FOLDER = "catalogue"
+log = logging.getLogger(__name__)
+
 Catalogue = dict[str, dict[str, Mapping[str, Any]]]  # "methods" or "tasks", then by name
 
 
@@ -39,21 +40,18 @@ def write_catalogue(store: Store, registry: Registry, trials: Iterable[Trial]) -
 
 
 def read_catalogue(store: Store) -> Catalogue:
-    """Return the descriptions of a result root; none where there are none.
-
-    Raises:
-        RecordError: A description is not JSON; the message names it.
-    """
+    """Return the descriptions of a result root; none where there are none. What is no description is warned of."""
     found: Catalogue = {"methods": {}, "tasks": {}}
     for kind, by_name in found.items():
-        for path in store.filesystem.glob(f"{store.path.rstrip('/')}/{FOLDER}/{kind}/*.json"):
+        for name in store.artifacts(f"{FOLDER}/{kind}"):
             try:
-                content = json.loads(store.filesystem.cat_file(path))
+                content = json.loads(store.read_artifact(name))
                 by_name[str(content["name"])] = content
             except (ValueError, KeyError, TypeError) as error:
-                raise RecordError(
-                    f"{path} is no description ({error}); delete it, and run `harness results describe`"
-                ) from error
+                log.warning(
+                    "passed over: %s/%s: no description (%s: %s); `harness results describe` writes it again",
+                    store.root, name, type(error).__name__, error,
+                )  # fmt: skip
     return found
 
 

@@ -9,6 +9,7 @@ another command that holds it), the same is done in memory, and the next command
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -23,21 +24,24 @@ from typing import Any, NamedTuple, overload
 from harness.contract.record import SCHEMA_VERSION, Record, State, loads
 from harness.contract.trial import Trial
 from harness.errors import RecordError
-from harness.results.store import RECORD_NAME, Store, plain
+from harness.results.store import RECORD_NAME, Store, other_result, plain
 
 FILE = ".index.sqlite"
-VERSION = f"1.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
+VERSION = f"2.{SCHEMA_VERSION}"  # of the tables; another one's are made anew
 HEAVY = ("items", "history")
 SHARED = ("environment", "metric_details", "paper_recipe", "published")  # equal in most records: kept once
 BATCH = 256  # files read at once by a process: what is held in memory besides the result
 PROCESSES = min(4, os.cpu_count() or 1)
 MANY = 2000  # new files, from which on it pays to start processes
 WAIT_SECONDS = 20.0  # for another command that writes the index
+MOST_TOLD = 20  # files that are passed over, by name
 
 log = logging.getLogger(__name__)
 
 TABLES = """
-CREATE TABLE files (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT NOT NULL, light TEXT NOT NULL);
+CREATE TABLE files (
+    name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT NOT NULL, mark TEXT NOT NULL, light TEXT NOT NULL
+);
 CREATE TABLE heavy (name TEXT NOT NULL, field TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (name, field));
 CREATE TABLE shared (number INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE);
 """
@@ -49,12 +53,14 @@ class Index:
     Attributes:
         store: The result root.
         files: By trial id, the name of its record's file. Known once :meth:`records` was called.
-        problems: Files among the records that are none: ``{path: why}``. Known once :meth:`records` was called.
+        marks: By trial id, a hash of what its file holds, unpacked. Known once :meth:`records` was called.
+        problems: Files among the records that are passed over: ``{path: why}``. Known once :meth:`records` was called.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.files: dict[str, str] = {}
+        self.marks: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         self._connection = self._open()
         self._pool: ProcessPoolExecutor | None = None
@@ -65,7 +71,7 @@ class Index:
 
     def records(self) -> list[Record]:
         """Return every record in order of trial id. ``items`` and ``history`` are read when they are looked at."""
-        found = self._listing()
+        found = listing(self.store)
         try:
             self._update(found)
         except sqlite3.Error as error:  # full, read-only, held for long, or broken: never a reason to show nothing
@@ -81,15 +87,24 @@ class Index:
             for number, content in self._connection.execute("SELECT number, content FROM shared")
         }
         records = []
-        for name, problem, light in self._connection.execute("SELECT name, problem, light FROM files ORDER BY name"):
+        self.files, self.marks, self.problems = {}, {}, {}
+        rows = self._connection.execute("SELECT name, problem, mark, light FROM files ORDER BY name")
+        for name, problem, mark, light in rows:  # a plain file comes before a gzipped one of the same trial
+            trial_id = name.partition(".")[0]
             if name not in found:
                 continue
             if problem:
-                self.problems[f"{self.store.root.rstrip('/')}/{name}"] = problem
-            else:
+                self.problems[self.place(name)] = problem
+            elif trial_id not in self.files:
                 records.append(self._record(name, json.loads(light), shared))
-                self.files[name.partition(".")[0]] = name
+                self.files[trial_id], self.marks[trial_id] = name, mark
+            elif mark != self.marks[trial_id]:
+                self.problems[self.place(name)] = other_result(self.place(self.files[trial_id]))
         return records  # in order: a file's name is its trial's id
+
+    def place(self, name: str) -> str:
+        """Return what to call a file of the root."""
+        return f"{self.store.root.rstrip('/')}/{name}"
 
     def heavy(self, name: str, field: str) -> Any:
         """Return a heavy field of a record, by the record's file name."""
@@ -120,18 +135,6 @@ class Index:
                     break
                 path.unlink(missing_ok=True)
         return _connect(":memory:")
-
-    def _listing(self) -> dict[str, str]:
-        """Return what lies beside the records by name, and what changes when its content does."""
-        self.store.filesystem.invalidate_cache(self.store.path)
-        found = {}
-        for entry in self.store.filesystem.ls(self.store.path, detail=True):
-            name = PurePosixPath(entry["name"]).name
-            if entry["type"] == "file" and name.endswith((".json", ".json.gz")) and not name.startswith("."):
-                stamp = [entry.get(key) for key in ("size", "mtime", "ino", "LastModified", "etag", "ETag", "created")]
-                found[name] = json.dumps(stamp, default=str)
-        # A trial that was run again since its record was gzipped has two files; the plain one is the newer.
-        return {name: stamp for name, stamp in found.items() if not (name.endswith(".gz") and name[:-3] in found)}
 
     def _update(self, found: Mapping[str, str]) -> None:
         connection = self._connection
@@ -170,8 +173,8 @@ class Index:
         for field, text in packed.shared.items():
             body[field] = self._share(text)
         light = json.dumps(body, separators=(",", ":")) if body else ""
-        row = (name, stamp, packed.problem, light)
-        self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+        row = (name, stamp, packed.problem, packed.mark, light)
+        self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
 
     def _share(self, content: str) -> int:
         self._connection.execute("INSERT OR IGNORE INTO shared (content) VALUES (?)", (content,))
@@ -192,20 +195,41 @@ class Index:
         )
 
 
+def listing(store: Store) -> dict[str, str]:
+    """Return what may be a record in a result root, by name, and what changes when its content does."""
+    store.filesystem.invalidate_cache(store.path)
+    found = {}
+    for entry in store.filesystem.ls(store.path, detail=True):
+        name = PurePosixPath(entry["name"]).name
+        if entry["type"] == "file" and name.endswith((".json", ".json.gz")) and not name.startswith("."):
+            stamp = [entry.get(key) for key in ("size", "mtime", "ino", "LastModified", "etag", "ETag", "created")]
+            found[name] = json.dumps(stamp, default=str)
+    return found
+
+
 def read_all(store: Store) -> list[Record]:
     """Return every record of a result root in order of trial id, through its index: each file is read and checked once.
 
-    Raises:
-        RecordError: A file with the name of a record is none, as of ``Store.records``.
+    Files that are no records, and second records of a trial, are passed over and warned of.
     """
     if not store.filesystem.isdir(store.path):
         return []
     index = Index(store)
     records = index.records()
-    for path, why in index.problems.items():
-        if RECORD_NAME.fullmatch(PurePosixPath(path).name):
-            raise RecordError(f"{path}: {why}. Move it away to run the trial again.")
+    tell(index.problems)
     return records
+
+
+def tell(problems: Mapping[str, str]) -> None:
+    """Warn of files that are passed over.
+
+    Args:
+        problems: Why, by what to call them.
+    """
+    for path, why in sorted(problems.items())[:MOST_TOLD]:
+        log.warning("passed over: %s: %s", path, why)
+    if len(problems) > MOST_TOLD:
+        log.warning("passed over: %d more", len(problems) - MOST_TOLD)
 
 
 class LazyMapping(Mapping[str, Any]):
@@ -279,12 +303,14 @@ class Packed(NamedTuple):
 
     Attributes:
         problem: Why it is no record; empty: it is one.
+        mark: A hash of what it holds.
         light: Its light fields.
         heavy: Its heavy fields, packed.
         shared: As text, fields that are equal in most records.
     """
 
     problem: str
+    mark: str
     light: dict[str, Any]
     heavy: dict[str, bytes]
     shared: dict[str, str]
@@ -300,21 +326,22 @@ def _pack_file(path: Path) -> Packed:
 
 def _pack(name: str, content: bytes | Exception) -> Packed:
     try:
-        record = _read(name, content)
+        record, mark = _read(name, content)
     except RecordError as error:
-        return Packed(str(error), {}, {}, {})
+        return Packed(str(error), "", {}, {}, {})
     body = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     body |= {"trial": record.trial.to_json(), "state": record.state.value}
     heavy = {field: zlib.compress(json.dumps(body.pop(field), separators=(",", ":")).encode(), 1) for field in HEAVY}
-    return Packed("", body, heavy, {field: json.dumps(body.pop(field), sort_keys=True) for field in SHARED})
+    return Packed("", mark, body, heavy, {field: json.dumps(body.pop(field), sort_keys=True) for field in SHARED})
 
 
-def _read(name: str, content: bytes | Exception) -> Record:
-    """Return the record that a file holds; every way of failing is a :class:`RecordError`."""
+def _read(name: str, content: bytes | Exception) -> tuple[Record, str]:
+    """Return the record that a file holds, and a hash of its text; every way of failing is a :class:`RecordError`."""
     if isinstance(content, Exception):
         raise RecordError(f"reading failed: {content}")
+    text = plain(name, content)
     try:
-        data = loads(plain(name, content))
+        data = loads(text)
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(data, dict) or "schema_version" not in data or "trial" not in data:
@@ -323,6 +350,7 @@ def _read(name: str, content: bytes | Exception) -> Record:
         record = Record.from_json(data)
     except (TypeError, AttributeError) as error:
         raise RecordError(f"not a record: {error}") from error
-    if name.partition(".")[0] != record.trial_id:
+    match = RECORD_NAME.fullmatch(name)
+    if match is None or match[1] != record.trial_id:
         raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
-    return record
+    return record, hashlib.sha256(text).hexdigest()

@@ -16,7 +16,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def read_signatures(store: Store, signers: Path) -> Signatures:
         )
     found: dict[str, dict[str, list[str]]] = {}
     problems = []
-    for name in _manifests(store):
+    for name in store.artifacts(FOLDER):
         try:
             text = store.read_artifact(name)
             who = _signer(text, store.read_artifact(f"{name}.sig"), signers)
@@ -122,14 +122,6 @@ def digest_of(record: Record) -> str:
     content = record.to_json()
     content.pop("digest", None)
     return digest(content)
-
-
-def _manifests(store: Store) -> Iterator[str]:
-    try:
-        listing: list[Any] = store.filesystem.ls(f"{store.path.rstrip('/')}/{FOLDER}", detail=False)
-    except FileNotFoundError:
-        return
-    yield from sorted(f"{FOLDER}/{Path(str(each)).name}" for each in listing if str(each).endswith(".json"))
 
 
 def _records_of(text: bytes) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import os
 import re
 import time
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -31,6 +32,8 @@ DAY = 86400.0
 TEMPORARY = re.compile(r"(?:^|\.)(?P<machine>[^.]+)\.(?P<process>\d+-\d+)\.[0-9a-f]{32}\.(?:tmp|beat)$")
 RECORD_NAME = re.compile(r"([0-9a-f]{16})\.json(\.gz)?")
 MOST_BYTES = 2**30  # of a record: what says that it is more is no record
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -88,29 +91,42 @@ class Store:
         return {match[1] for name in self._list() if (match := RECORD_NAME.fullmatch(name.rsplit("/", 1)[-1]))}
 
     def read(self, trial_id: str) -> Record | None:
-        """Return the record of a trial, or ``None``.
+        """Return the record of a trial, or ``None``. Of a plain file and a gzipped one, the plain one counts.
 
         Raises:
             RecordError: The file is not a record of this schema; the message names it.
         """
-        for name in (f"{trial_id}.json", f"{trial_id}.json.gz"):
-            try:
-                content = self.filesystem.cat_file(self._join(name))
-            except (FileNotFoundError, IsADirectoryError):
-                continue
-            try:
-                record = Record.from_json(loads(plain(name, content)))
-                if record.trial_id != trial_id:
-                    raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
-                return record
-            except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
-                raise RecordError(f"{self.root}/{name}: {error}. Move it away to run the trial again.") from error
-        return None
+        files = [(name, content) for name in _names(trial_id) if (content := self._content(name)) is not None]
+        if not files:
+            return None
+        name, content = files[0]
+        try:
+            text = plain(name, content)
+            record = Record.from_json(loads(text))
+            if record.trial_id != trial_id:
+                raise RecordError(f"holds trial {record.trial_id}, which is not its name: it was renamed")
+        except (ValueError, RecordError) as error:  # ValueError: not JSON, or not even text
+            raise RecordError(f"{self.root}/{name}: {error}. Move it away to run the trial again.") from error
+        for other, packed in files[1:]:
+            if not _says(other, packed, text):
+                log.warning("passed over: %s/%s: %s", self.root, other, other_result(f"{self.root}/{name}"))
+        return record
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            content: bytes = self.filesystem.cat_file(self._join(name))
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        return content
 
     def records(self) -> Iterator[Record]:
-        """Yield every record, in order of trial id."""
+        """Yield every record, in order of trial id, read from its file; one that cannot be read is warned of."""
         for trial_id in sorted(self.ids()):
-            record = self.read(trial_id)
+            try:
+                record = self.read(trial_id)
+            except RecordError as error:
+                log.warning("passed over: %s", error)
+                continue
             if record is not None:
                 yield record
 
@@ -129,6 +145,11 @@ class Store:
         if self.local is None:
             record = _after(before, record)
             self._replace(name, record.dumps().encode())
+            return record
+        if before is not None and not Path(self._join(name)).exists():  # it was gzipped: the new one takes its place
+            record = _after(before, record)
+            self._create(name, record.dumps().encode())
+            Path(self._join(_names(record.trial_id)[1])).unlink(missing_ok=True)
             return record
         try:
             self._create(name, record.dumps().encode())
@@ -166,6 +187,15 @@ class Store:
         """Return a file below the root."""
         content: bytes = self.filesystem.cat_file(self._join(name))
         return content
+
+    def artifacts(self, folder: str) -> list[str]:
+        """Return the names of the JSON files in a folder below the root, whatever signs the root's own name holds."""
+        self.filesystem.invalidate_cache(self._join(folder))
+        try:
+            found: list[Any] = self.filesystem.ls(self._join(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(f"{folder}/{PurePosixPath(str(each)).name}" for each in found if str(each).endswith(".json"))
 
     def _create(self, name: str, content: bytes) -> None:
         """Write a local file that must not exist yet, whole or not at all."""
@@ -218,6 +248,24 @@ class Store:
         except FileNotFoundError:
             return []
         return [str(each) for each in listing]
+
+
+def other_result(used: str) -> str:
+    """Return why a record is passed over, beside one of the same trial."""
+    return f"it differs from {used}, a record of the same trial, which is used; move one of them away"
+
+
+def _names(trial_id: str) -> tuple[str, str]:
+    """Return what a trial's record may be called; the first that is there counts."""
+    return f"{trial_id}.json", f"{trial_id}.json.gz"
+
+
+def _says(name: str, content: bytes, text: bytes) -> bool:
+    """Return whether a file holds this text."""
+    try:
+        return plain(name, content) == text
+    except RecordError:
+        return False
 
 
 def plain(name: str, content: bytes) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.contract.record import Record
 from harness.errors import HarnessError, UsageError
 from harness.planning.registry import Registry, build_registry
 from harness.planning.request import OwnRequest, build_request
@@ -100,8 +101,12 @@ def plan(
 
 
 def read_results(results: str | Path = "results") -> pd.DataFrame:
-    """Return every record below a result root, one row each; the columns are those of ``harness results export``."""
-    return frame(read_all(Store(str(results))))
+    """Return every record below a result root, one row each; the columns are those of ``harness results export``.
+
+    Raises:
+        UsageError: There are none.
+    """
+    return frame(_records(results))
 
 
 def compare(results: str | Path = "results", task: str = "", block: Sequence[str] = ()) -> pd.DataFrame:
@@ -117,13 +122,20 @@ def compare(results: str | Path = "results", task: str = "", block: Sequence[str
     """
     import pandas as pd
 
-    records = [each for each in read_all(Store(str(results))) if task in ("", each.trial.task)]
+    records = [each for each in _records(results) if task in ("", each.trial.task)]
     if not records:
-        raise UsageError(f"no records in {str(results)!r}{f' of task {task!r}' if task else ''}; run something first")
+        raise UsageError(f"no records in {str(results)!r} of task {task!r}; run something first")
     found: list[Sequence[Mapping[str, Any]]] = build_registry(block).hook.harness_compare(records=records)
     if not found:
         raise UsageError("no plug-in compares records; the leaderboard's does (is it blocked?)")
     return pd.DataFrame(list(found[0]))
+
+
+def _records(results: str | Path) -> list[Record]:
+    records = read_all(Store(str(results)))
+    if not records:
+        raise UsageError(f"no records in {str(results)!r}; run something first, or name the folder that a run wrote")
+    return records
 
 
 def _suite(

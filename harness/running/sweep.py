@@ -71,11 +71,13 @@ class Outcome:
 
     Attributes:
         records: Of every trial that was wanted, also of those that were there before.
+        results: The result root that they are in.
         trained: How many trials ran.
         observers: Who watched; ``summary`` asks them what they have to say.
     """
 
     records: tuple[Record, ...]
+    results: str
     trained: int
     observers: Observers
 
@@ -84,7 +86,7 @@ class Outcome:
 
         A plugin that fails here loses its own text only, and is counted as an observer that failed.
         """
-        said = self.observers.call("harness_summarize", records=self.records)
+        said = self.observers.call("harness_summarize", records=self.records, results=self.results)
         return "\n".join(str(text) for text in said if text is not None)
 
 
@@ -221,4 +223,4 @@ def run_sweep(
         scheduler.close()
     trials = [trial for cell in cells for trial in wanted(cell, look_up, retries.settles)]
     records = tuple(record for trial in trials if (record := look_up(trial)) is not None)
-    return Outcome(records=records, trained=display.total, observers=scheduler.observers)
+    return Outcome(records=records, results=store.root, trained=display.total, observers=scheduler.observers)

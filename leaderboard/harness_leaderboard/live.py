@@ -14,7 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from harness.results.index import listing
 from harness.results.store import Store
+from harness_leaderboard.load import stores
 
 LOOPBACK = "127.0.0.1"
 HOSTS = ("localhost", LOOPBACK)  # a page elsewhere that points its own name here gets nothing
@@ -38,15 +40,17 @@ class Site:
 
     def __init__(self, roots: Sequence[str], folder: Path, build: Callable[[], tuple[int, Sequence[str]]]) -> None:
         self.folder = folder
-        self._stores = [Store(root) for root in roots]
+        self._roots = roots
+        self._stores: list[Store] = []
         self._build = build
-        self._seen: frozenset[str] = frozenset()
+        self._seen: frozenset[tuple[str, str, str]] = frozenset()
         self._built = 0
         self._records, self._failures = 0, list[str]()
 
     def renew(self) -> bool:
         """Write the site again if there are other records than before; return whether that was so."""
-        names = frozenset(f"{store.root}/{trial_id}" for store in self._stores for trial_id in store.ids())
+        self._stores = [each for root in self._roots for each in stores(root)]
+        names = frozenset((each.root, *file) for each in self._stores for file in listing(each).items())
         if names == self._seen and self._built:
             return False
         records, failures = self._build()
@@ -69,13 +73,14 @@ class Site:
 def _running(store: Store) -> list[Any]:
     """Return the trials that commands say they are training."""
     found: list[Any] = []
-    for path in store.filesystem.glob(f"{store.path.rstrip('/')}/live/*.json"):
+    for name in store.artifacts("live"):
         try:
-            content = json.loads(store.filesystem.cat_file(path))
-        except (OSError, ValueError):  # replaced or deleted just now: the next look will see
+            content = json.loads(store.read_artifact(name))
+            at, running = float(content["at"]), list(content["running"])
+        except (OSError, ValueError, KeyError, TypeError):  # replaced just now, or somebody else's
             continue
-        if time.time() - float(content.get("at", 0)) < OLD_SECONDS:
-            found += content.get("running", [])
+        if time.time() - at < OLD_SECONDS:
+            found += running
     return found
 
 

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from harness.contract.record import Record
 from harness.errors import UsageError
 from harness.results.catalogue import Catalogue, read_catalogue
-from harness.results.index import Index
-from harness.results.store import Store
+from harness.results.index import Index, tell
+from harness.results.store import Store, other_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
         records: By trial id, each trial once.
-        passed_over: Files among the records that are none, and why.
+        passed_over: Files among the records that are none, or second ones of a trial, and why they are not shown.
         catalogue: What the methods and tasks say about themselves.
         places: By trial id, where its record is: the result root, and the file's name there.
     """
@@ -30,36 +30,51 @@ class Loaded:
     places: dict[str, tuple[str, str]]
 
 
-def load(roots: Sequence[str]) -> Loaded:
-    """Return the records of some result roots, which may have trials in common.
+def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
+    """Return the records of some result roots, which may have trials in common, and warn of what is passed over.
 
     Of a trial that several roots have, a final record comes before one that says something about its run alone, then
-    that of the first root.
+    that of the first root; another one that says something else is passed over.
 
     Args:
         roots: Local folders or fsspec URLs. The ``*.json`` and ``*.json.gz`` files directly in them are records; other
             files and names that start with a dot (half-written files) are ignored. A folder that holds none is one of
             result roots, and its folders that do are read.
+        may_be_empty: Whether a root may have no record yet.
 
     Raises:
-        UsageError: A root is not a folder.
+        UsageError: A root is not a folder, or has no record where it must have one.
     """
     found: dict[str, Record] = {}
+    marks: dict[str, str] = {}
     where: dict[str, tuple[str, str]] = {}
     passed_over: dict[str, str] = {}
     catalogue: Catalogue = {"methods": {}, "tasks": {}}
-    for store in (each for root in roots for each in _stores(root)):
-        index = Index(store)
-        for record in index.records():
-            known = found.get(record.trial_id)
-            if known is None or (record.state.is_final and not known.state.is_final):
-                found[record.trial_id], where[record.trial_id] = (
-                    record,
-                    (store.root, index.files[record.trial_id]),
-                )
-        passed_over |= index.problems
-        for kind, by_name in read_catalogue(store).items():
-            catalogue[kind] = {**by_name, **catalogue[kind]}
+    for root in roots:
+        count = 0
+        for store in stores(root):
+            index = Index(store)
+            records = index.records()
+            passed_over |= index.problems
+            count += len(records)
+            for record in records:
+                trial_id, place = record.trial_id, (store.root, index.files[record.trial_id])
+                known = found.get(trial_id)
+                is_used = known is None or (record.state.is_final and not known.state.is_final)
+                if known is not None and marks[trial_id] != index.marks[trial_id]:
+                    used, other = (place, where[trial_id]) if is_used else (where[trial_id], place)
+                    passed_over[_path(other)] = other_result(_path(used))
+                if is_used:
+                    found[trial_id], marks[trial_id], where[trial_id] = record, index.marks[trial_id], place
+            for kind, by_name in read_catalogue(store).items():
+                catalogue[kind] = {**by_name, **catalogue[kind]}
+        if not count and not may_be_empty:
+            tell(passed_over)
+            raise UsageError(
+                f"no record in {root!r}, nor in the folders in it: looked for files like 0123456789abcdef.json (or "
+                ".json.gz), as `harness run` writes them; run it first, or name the folder that it wrote"
+            )
+    tell(passed_over)
     return Loaded(
         records=tuple(found[trial_id] for trial_id in sorted(found)),
         passed_over=passed_over,
@@ -68,8 +83,12 @@ def load(roots: Sequence[str]) -> Loaded:
     )
 
 
-def _stores(root: str) -> list[Store]:
-    """Return a result root, or those in a folder of several."""
+def stores(root: str) -> list[Store]:
+    """Return a result root, or those in a folder of several.
+
+    Raises:
+        UsageError: It is not a folder.
+    """
     store = Store(root)
     if not store.filesystem.isdir(store.path):
         raise UsageError(f"no folder of records at {root!r}: run `harness run` first, or name the folder that it wrote")
@@ -79,3 +98,7 @@ def _stores(root: str) -> list[Store]:
     names = sorted(PurePosixPath(each["name"]).name for each in entries if each["type"] == "directory")
     inner = [Store(f"{root.rstrip('/')}/{name}") for name in names]
     return [each for each in inner if each.ids()] or [store]
+
+
+def _path(place: tuple[str, str]) -> str:
+    return f"{place[0].rstrip('/')}/{place[1]}"

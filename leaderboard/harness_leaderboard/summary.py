@@ -26,7 +26,7 @@ def harness_trial_started() -> None:
 
 
 @hookimpl
-def harness_summarize(records: Sequence[Record]) -> str:
+def harness_summarize(records: Sequence[Record], results: str) -> str:
     """Return the leaderboard of these records as a terminal table, and what to use."""
     from harness_leaderboard.boards.build import build_boards
     from harness_leaderboard.recommend.choose import recommend
@@ -35,8 +35,7 @@ def harness_summarize(records: Sequence[Record]) -> str:
     from harness_leaderboard.write.terminal import document
 
     view = site_view(records, build_boards(records))
-    root = str(records[0].environment.get("results_root", "results")) if records else "results"
-    return "\n\n".join([document(view.boards, view.families), *(as_text(each, root) for each in recommend(records))])
+    return "\n\n".join([document(view.boards, view.families), *(as_text(each, results) for each in recommend(records))])
 
 
 @hookimpl

@@ -73,8 +73,15 @@ def test_a_folder_of_result_roots_is_all_of_them(tmp_path, make_record):
     assert {root for root, _ in loaded.places.values()} == {str(tmp_path / "a"), str(tmp_path / "b")}
 
 
-def test_an_empty_folder_has_no_records(tmp_path):
-    assert load([str(tmp_path)]).records == ()
+def test_a_root_without_a_record_is_an_error_that_says_what_was_looked_for(tmp_path, make_record, caplog):
+    write(tmp_path / "full", make_record())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.json").write_text("{}")
+    roots = [str(tmp_path / "full"), str(tmp_path / "empty")]
+    with pytest.raises(UsageError, match=r"no record in '.*empty'.* looked for files like .*\.json"):
+        load(roots)
+    assert "notes.json: not a record" in caplog.text
+    assert len(load(roots, may_be_empty=True).records) == 1
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
@@ -105,6 +112,7 @@ def test_a_foreign_file_is_passed_over_and_named_with_the_reason(tmp_path, make_
 
 
 def test_a_renamed_record_is_passed_over(tmp_path, make_record):
+    write(tmp_path, make_record(seed=1))
     write(tmp_path, make_record()).rename(tmp_path / "other.json")
     assert "renamed" in next(iter(load([str(tmp_path)]).passed_over.values()))
 
@@ -114,6 +122,30 @@ def test_an_edited_record_is_there_and_its_numbers_are_not(tmp_path, make_record
     path.write_text(path.read_text().replace('"accuracy": 0.5', '"accuracy": 0.9'))
     (record,) = load([str(tmp_path)]).records
     assert (record.state, record.score) == ("edited", None)
+
+
+def test_a_trial_of_which_two_roots_say_different_things_is_said(tmp_path, make_record, caplog):
+    first, other, same = make_record("lora", 0, 0.5), make_record("lora", 0, 0.9), make_record("mora", 0, 0.4)
+    for folder, record in (("a", first), ("b", other), ("a", same), ("b", same)):
+        write(tmp_path / folder, record)
+    loaded = load([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert sorted(each.score for each in loaded.records) == [0.4, 0.5]
+    name = f"{first.trial_id}.json"
+    ((path, why),) = loaded.passed_over.items()
+    assert path == str(tmp_path / "b" / name)
+    assert f"it differs from {tmp_path / 'a' / name}, a record of the same trial, which is used" in why
+    assert path in caplog.text
+
+
+def test_a_torn_description_is_named_and_the_records_are_shown(tmp_path, make_record, caplog):
+    root = tmp_path / "results [1]"  # whose name is no pattern
+    write(root, make_record())
+    (root / "catalogue" / "methods").mkdir(parents=True)
+    (root / "catalogue" / "methods" / "lora.json").write_text('{"name": "lora", "title": "LoRA"}')
+    (root / "catalogue" / "methods" / "mora.json").write_text("{")
+    loaded = load([str(root)])
+    assert (len(loaded.records), list(loaded.catalogue["methods"])) == (1, ["lora"])
+    assert "catalogue/methods/mora.json: no description" in caplog.text
 
 
 def test_roots_are_merged_and_a_final_record_comes_before_an_interrupted_one(tmp_path, make_record):

@@ -54,7 +54,7 @@ import sys
 from harness_leaderboard import summary
 summary.harness_trial_started()
 loaded = set(sys.modules)
-summary.harness_summarize([])
+summary.harness_summarize([], "results")
 print(sorted(each for each in set(sys.modules) - loaded if each.startswith(("harness", "scipy", "statsmodels"))))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

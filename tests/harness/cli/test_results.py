@@ -52,11 +52,20 @@ def test_without_records_the_user_is_told_to_run_something(command, tmp_path, mo
     assert done.code == 2
 
 
-def test_a_file_that_is_no_record_is_named(results, command):
+@pytest.mark.parametrize("words", [["list"], ["export", "table.csv"], ["describe"]])
+def test_a_file_that_is_no_record_is_named_and_passed_over(results, command, caplog, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
     root, record = results
     path = Path(root) / f"{record.trial_id}.json"
     path.write_text(path.read_text()[:-20])
-    done = command("results", "list", "--results", root)
-    assert done.code != 0
-    assert path.name in done.err
-    assert "Move it away" in done.err
+    assert command("results", *words, "--results", root).code == 0
+    assert f"passed over: {path}: not JSON" in caplog.text
+    shown = command("results", "show", record.trial_id, "--results", root)
+    assert (shown.code, f"{path}: " in shown.err) == (1, True)  # nothing else was asked for
+
+
+def test_a_root_of_nothing_that_can_be_read_is_refused(command, tmp_path):
+    (tmp_path / f"{'0' * 16}.json").write_text("{")
+    for words in (["results", "list"], ["results", "export", str(tmp_path / "x.csv")], ["track", "rebuild"]):
+        done = command(*words, "--results", str(tmp_path))
+        assert (done.code, "none of the records" in done.err) == (2, True)

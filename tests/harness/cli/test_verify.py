@@ -46,6 +46,8 @@ def test_an_edited_record_is_named_and_not_trained(root, command, tmp_path):
 
 def test_mistakes_are_named(root, command, tmp_path):
     assert "no records in" in command("verify", str(tmp_path)).err
+    missing = command("verify", str(tmp_path / "0123456789abcdef.json"))
+    assert (missing.code, "there is no record" in missing.err) == (2, True)
     (record,) = Store(str(root)).records()
     Store(str(tmp_path)).write(record)
     other = tmp_path / "0123456789abcdef.json"

@@ -1,5 +1,6 @@
 """The index: each file is read once, and what changes is read again."""
 
+import gzip
 import sqlite3
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 from harness.results import index as index_module
-from harness.results.index import FILE, Index
+from harness.results.index import FILE, MOST_TOLD, Index, tell
 from harness.results.store import Store
 
 
@@ -65,6 +66,32 @@ def test_a_record_comes_back_as_it_was_written(store):
         assert list(found.history) == wanted.history
         assert found.history[-1]["step"] == 1
         assert len(found.history) == len(found.items) == 1
+
+
+def test_of_two_files_of_a_trial_the_plain_one_counts_and_another_content_is_said(store):
+    first, second = make(0), make(1)
+    (store.local / f"{first.trial_id}.json.gz").write_bytes(gzip.compress(first.dumps().encode()))
+    (store.local / f"{second.trial_id}.json.gz").write_bytes(gzip.compress(make(1, score=0.9).dumps().encode()))
+    for _ in range(2):  # the second time from the index
+        index = Index(store)
+        assert [each.score for each in index.records()] == [0.5] * 3
+        ((path, why),) = index.problems.items()
+        assert path == f"{store.root}/{second.trial_id}.json.gz"
+        assert f"it differs from {store.root}/{second.trial_id}.json" in why
+
+
+def test_a_copy_under_another_name_is_no_record(store):
+    name = make(0).trial_id
+    (store.local / f"{name}.backup.json").write_text(make(0, score=0.9).dumps())
+    index = Index(store)
+    assert [each.score for each in index.records()] == [0.5] * 3
+    assert "renamed" in index.problems[f"{store.root}/{name}.backup.json"]
+
+
+def test_of_many_files_that_are_passed_over_the_rest_is_counted(caplog):
+    tell({f"results/{number}.json": "not JSON" for number in range(MOST_TOLD + 5)})
+    assert len(caplog.messages) == MOST_TOLD + 1
+    assert caplog.messages[-1] == "passed over: 5 more"
 
 
 def test_what_is_equal_in_many_records_is_in_memory_once(store):

@@ -219,7 +219,7 @@ def test_a_broken_file_is_named(store, make_record, text):
     name = make_record().trial_id
     store.write_artifact(f"{name}.json", text.encode(errors="surrogateescape"))
     with pytest.raises(RecordError, match=rf"{name}\.json: .*Move it away"):
-        list(store.records())
+        store.read(name)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", '"abc"'])
@@ -229,7 +229,7 @@ def test_a_value_that_is_no_number_is_named_with_its_file(store, make_record, nu
     assert text != record.dumps()
     store.write_artifact(f"{record.trial_id}.json", text.encode())
     with pytest.raises(RecordError, match=rf"{record.trial_id}\.json: .*(is not a number|cost.train_seconds=)"):
-        list(store.records())
+        store.read(record.trial_id)
 
 
 def test_an_edited_file_is_refused(store, make_record):
@@ -247,6 +247,36 @@ def test_a_gzipped_record_counts_as_written(store, make_record):
     assert (store.ids(), store.read(record.trial_id)) == ({record.trial_id}, record)
     with pytest.raises(RecordError, match="written once"):
         store.write(record)
+
+
+def test_one_broken_file_is_named_and_the_other_records_come(store, make_record, make_trial, caplog):
+    records = [make_record(make_trial(seed=seed)) for seed in range(2)]
+    for each in records:
+        store.write(each)
+    store.write_artifact(f"{records[0].trial_id}.json", b"{")
+    assert [each.trial_id for each in store.records()] == [records[1].trial_id]
+    assert f"{records[0].trial_id}.json: " in caplog.text
+
+
+def test_of_two_files_of_a_trial_the_plain_one_counts_and_another_content_is_said(store, make_record, caplog):
+    record, other = make_record(), make_record(metrics={"accuracy": 0.5})
+    name = f"{record.trial_id}.json"
+    store.write_artifact(name, record.dumps().encode())
+    store.write_artifact(f"{name}.gz", gzip.compress(record.dumps().encode()))
+    assert (store.read(record.trial_id), caplog.text) == (record, "")
+    store.write_artifact(f"{name}.gz", gzip.compress(other.dumps().encode()))
+    assert store.read(record.trial_id) == record
+    (said,) = caplog.messages
+    assert f"{name}.gz: it differs from {store.root}/{name}, a record of the same trial, which is used" in said
+
+
+def test_a_gzipped_try_is_remembered_by_the_one_that_takes_its_place(folder, make_record, caplog):
+    failed = make_record(state=State.FAILED, metrics={}, error={"type": "E", "message": "m", "traceback": ""})
+    name = f"{failed.trial_id}.json"
+    folder.write_artifact(f"{name}.gz", gzip.compress(failed.dumps().encode()))
+    written = folder.write(make_record())
+    assert [each["state"] for each in written.attempts] == ["failed"]
+    assert (folder.read(failed.trial_id), caplog.text) == (written, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"plain", gzip.compress(b"{}")[:-3]])

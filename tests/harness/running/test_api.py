@@ -59,8 +59,9 @@ def test_mistakes_are_the_command_lines(tmp_path):
         harness.plan(**SMALL, modle="nano")
     with pytest.raises(UsageError, match="--columns is about --data"):
         harness.plan(**SMALL, columns="text=body")
-    with pytest.raises(UsageError, match="no records in"):
-        harness.compare(tmp_path / "nothing")
+    for read in (harness.compare, harness.read_results):
+        with pytest.raises(UsageError, match="no records in"):
+            read(tmp_path / "nothing")
 
 
 def test_a_run_of_which_nothing_is_left_raises(tmp_path):

@@ -176,7 +176,9 @@ def test_hook_harness_sweep_finished(sweep):
 
 
 def test_hook_harness_summarize(sweep, registry):
-    assert "trouble: 8 records" in registry.hook.harness_summarize(records=list(sweep.store.records()))
+    assert "trouble: 8 records" in registry.hook.harness_summarize(
+        records=list(sweep.store.records()), results=sweep.store.root
+    )
 
 
 def test_the_display_sees_every_trial_start_and_end(sweep):

@@ -12,6 +12,7 @@ from harness_leaderboard.recommend.choose import recommend
 from harness_leaderboard.recommend.command import best_trial
 from harness_leaderboard.recommend.command import recommend as command
 from harness_leaderboard.recommend.words import as_json, as_text, pairs_json
+from harness_leaderboard.summary import harness_summarize
 
 SEEDS = range(5)
 
@@ -157,6 +158,13 @@ def test_words_and_json_say_the_same(make_graded):
     (pair,) = pairs_json(found)
     assert {pair["first_method"], pair["second_method"]} == {"small", "large"}
     assert pair["low"] < pair["difference"] < pair["high"]
+
+
+def test_the_command_to_copy_names_the_root_that_was_read_not_that_of_the_record(make_graded):
+    records = make_graded("lora", 0.8, SEEDS, **SMALL, environment={"results_root": "/gone/results"})
+    text = harness_summarize(records, "moved here")
+    assert "harness export best --task uuid --results 'moved here' " in text
+    assert "/gone" not in text
 
 
 def test_the_command_reads_a_result_root(tmp_path, make_graded):
