@@ -20,6 +20,7 @@ from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE
 from harness.engine.capture import capture
 from harness.engine.losses import head_sees
 from harness.engine.sharding import is_divided
+from harness.engine.slots import pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +103,18 @@ class Company(Enum):
 
 @torch.no_grad()
 def company(model: Any, tokenizer: Any) -> Company:
-    """Return which texts the model can decode together, found by doing so with a few tokens."""
+    """Return which texts the model can decode together, found by doing so with a few tokens.
+
+    Of the pretrained model, since it is asked once, and what one trial has made of it says nothing of the next.
+    """
     if model not in _company:
         device = next(model.parameters()).device
         text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + 4, device=device)[None]
         padding, ones = torch.full_like(text, tokenizer.pad_token_id), torch.ones_like(text)
-        alone = _first_logits(model, text, ones)
-        beside = _first_logits(model, torch.cat([text, text + 1]), torch.cat([ones, ones]))
-        padded = _first_logits(model, torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), ones], 1))
+        with pretrained(model):
+            alone = _first_logits(model, text, ones)
+            beside = _first_logits(model, torch.cat([text, text + 1]), torch.cat([ones, ones]))
+            padded = _first_logits(model, torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), ones], 1))
         if not _is_same(beside, alone):
             _company[model] = Company.NONE
         else:

@@ -18,6 +18,7 @@ from transformers import (
 from harness.bases import resolve
 from harness.engine import decoding
 from harness.engine.decoding import Decoder, continuations, generate, is_capturable
+from harness.engine.training import evaluating
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
@@ -268,3 +269,13 @@ def test_texts_that_disturb_each_other_are_decoded_alone(model, monkeypatch):
     assert generate(model, TOKENIZER, prompts, 4, min_new_tokens=4) == expected
     assert 2 in widths, "it was tried"
     assert widths[-1] == 1
+
+
+def test_what_one_trial_did_to_the_model_does_not_decide_how_all_are_decoded(kit):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora")
+    with torch.no_grad():
+        for parameter in lane.parameters():
+            parameter.fill_(torch.nan)
+    with evaluating(base, lane) as model:
+        assert decoding.company(model, lane.context.tokenizer) is decoding.Company.ANY
