@@ -249,6 +249,25 @@ def test_figures_are_drawn_and_saved(visit, tmp_path):
     assert b"var(" not in (tmp_path / "SVG").read_bytes()  # it needs nothing of the page
 
 
+def test_what_lies_far_off_stands_at_the_edge_of_a_figure_with_its_value(
+    visit, make_record, make_reference, make_files, site
+):
+    def loss(value):
+        return {"main_metric": "loss", "higher_is_better": False, "metrics": {"loss": value, "accuracy": 0.5}}
+
+    records = [
+        make_record(name, seed, **loss(2 + place / 10 + seed / 100))
+        for place, name in enumerate("abcd")
+        for seed in range(3)
+    ]
+    records += [make_reference(seed, **loss(40.0 + seed)) for seed in range(3)]
+    (board,) = [name for name in make_files(records, site / "far") if re.fullmatch("boards/.*html", name)]
+    texts = visit(f"far/{board}").locator("[data-figure=metrics] svg text").all_text_contents()
+    assert "full ↑ 41" in texts
+    ticks = [float(text) for text in texts if re.fullmatch(r"[0-9.]+", text)]
+    assert 40 not in ticks
+
+
 @pytest.mark.parametrize(("name", "start"), [("CSV", '"task"'), ("JSON", "{"), ("Markdown", "## uuid"), ("LaTeX", "%")])
 def test_tables_are_downloaded_where_one_looks(visit, site, places, name, start):
     page = visit("board")

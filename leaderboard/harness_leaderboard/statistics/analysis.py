@@ -83,8 +83,8 @@ class Difference:
         adjusted_p_value: The same, corrected for all pairs of the board; where a method between the two settles
             it, the larger of the two p-values that do.
         is_separated: Whether the board claims a difference: the adjusted p-value is below the board's level.
-        seeds_to_separate: How many seeds a difference of this size needs to be separated with 80 % power; ``None``: the
-            items are too few for it, whatever the seeds.
+        seeds_to_separate: How many seeds a difference of this size needs to be separated with 80 % power; ``None``: no
+            number of seeds alone would do, since the items, or what a search may have chosen, vary too much.
         seeds: How many both ran.
         items: How many items, or clusters of them, both have.
         is_paired: Whether the seeds are shared; if not, the two methods ran other seeds.

@@ -75,7 +75,7 @@ class Decision:
     def seeds_to_separate(self) -> list[int | None]:
         """Return how many seeds would separate each pair with 80 % power, were its difference the one that was seen.
 
-        ``None``: no number of seeds would, on these items.
+        ``None``: no number of seeds alone would, since the items, or what a search may have chosen, vary too much.
         """
         assert self.pairs is not None
         distances = np.abs(self.pairs.differences)

@@ -23,6 +23,8 @@ from harness_leaderboard.view.sentences import (
     summary_sentences,
 )
 
+WIDER = 2.5  # as the rows alone: the longest axis that shows references, too
+
 
 def board_view(board: Board) -> BoardView:
     """Return everything that there is to show of a board."""
@@ -65,13 +67,28 @@ def _facts(board: Board) -> dict[str, Any]:
 
 
 def _axis(board: Board) -> tuple[float, float] | None:
-    """Return the ends of an axis that holds every seed, and every interval that does not hide the seeds."""
-    seeds = [value for row in board.all_rows for value in row.seed_scores.values()]
+    """Return the ends of an axis that holds every seed, and every interval that does not hide the seeds.
+
+    A reference may lie so far off that the methods would be drawn on top of each other: then it is left beyond the end.
+    """
+    near = _ends(board.rows)
+    if near is None:
+        return _ends(board.references)
+    low, high = near
+    for row in board.references:
+        found = _ends([row])
+        if found is not None and max(high, found[1]) - min(low, found[0]) <= WIDER * (near[1] - near[0]):
+            low, high = min(low, found[0]), max(high, found[1])
+    return low, high
+
+
+def _ends(rows: Sequence[Row]) -> tuple[float, float] | None:
+    seeds = [value for row in rows for value in row.seed_scores.values()]
     if not seeds:
         return None
     low, high = min(seeds), max(seeds)
     room = (high - low) or abs(high) * 0.05 or 1.0
-    intervals = [row.interval for row in board.all_rows if row.interval is not None]
+    intervals = [row.interval for row in rows if row.interval is not None]
     low = max(low - room, min([low, *(each.low for each in intervals)]))
     high = min(high + room, max([high, *(each.high for each in intervals)]))
     margin = 0.04 * (high - low) or room
@@ -93,8 +110,10 @@ def _bar(row: Row, axis: tuple[float, float] | None) -> Mapping[str, Any] | None
     def ends(interval: Interval | None) -> list[float] | None:
         return None if interval is None else [place(interval.low), place(interval.high)]
 
+    beyond = -1 if row.score.value < axis[0] else 1 if row.score.value > axis[1] else 0
     return {
         "score": place(row.score.value),
+        "beyond": beyond,
         "outer": ends(row.estimate.new_items if row.estimate else None),
         "inner": ends(row.estimate.these_items if row.estimate else None),
         "seeds": [place(value) for value in row.seed_scores.values()],

@@ -201,7 +201,7 @@ def _pairs(board: Board) -> list[Grid]:
                 Cell(text=f"{each.seeds}" if each.is_paired else f"{each.seeds}, not shared", sort=each.seeds),
                 Cell(text=f"{needed:,}", sort=needed)
                 if needed is not None
-                else Cell(text=MISSING, note="no number of seeds would, on these items"),
+                else Cell(text=MISSING, note="no number of seeds alone would"),
             )
         )
     heads = ("Method", "Against", "Difference", "95 %, new items", "95 %, these items", "p, corrected", "Verdict",

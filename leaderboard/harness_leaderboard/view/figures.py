@@ -75,11 +75,13 @@ def pairs(board: Board) -> dict[str, Any]:
     first = first_pair(board)
     opens = {} if first is None else {"this": first[0].label, "against": first[1].label, "why": first[2]}
     if board.analysis is None:
-        return {"scope": "", "decimals": score_decimals(board) + 1, "opens": opens, "pairs": []}
+        return {"scope": "", "decimals": score_decimals(board) + 1, "opens": opens, "remedy": "", "pairs": []}
+    is_searched = any(row.tune_trials for row in board.rows)
     return {
         "scope": board.analysis.scope,
         "decimals": score_decimals(board) + 1,
         "opens": opens,
+        "remedy": "more test items" + " or a search of the learning rates on more seeds" * is_searched,
         "pairs": [
             {
                 "first": each.first,

@@ -24,7 +24,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
         "metric": "Metric",
         "methods": "Methods",
         "seeds": "Seeds",
-        "tuning": "Tuning",
+        "tuning": "Tuning trials",
         "detectable": "Shows differences from",
         "unfinished": "Unfinished",
     }
@@ -32,7 +32,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
     helps = {
         "detectable": "If two methods truly differed by this much, 4 of 5 boards like this one would tell them apart",
         "best": "No method is proven better than these",
-        "tuning": "Trials that each method's learning rate was chosen in",
+        "tuning": "How many trials each method's learning rate was chosen in",
         "unfinished": "Trials that did not finish",
     }
     columns = tuple(

@@ -65,9 +65,10 @@ def _foot_title(board: Board) -> str:
 
 
 def score_decimals(board: Board) -> int:
-    """Return how many decimals suit the board's sharpest interval."""
-    halves = [(row.interval.high - row.interval.low) / 2 for row in board.all_rows if row.interval]
-    values = [abs(row.score.value) for row in board.all_rows if row.score.value is not None]
+    """Return how many decimals suit the sharpest interval of what the board compares."""
+    rows = board.rows or board.references
+    halves = [(row.interval.high - row.interval.low) / 2 for row in rows if row.interval]
+    values = [abs(row.score.value) for row in rows if row.score.value is not None]
     sharpest = min((half for half in halves if half > 0), default=0.005 * max([*values, 1e-6]))
     return min(6, max(1, 1 - math.floor(math.log10(sharpest))))
 

@@ -82,14 +82,14 @@ def _power_text(board: Board, difference: float) -> str:
 
 
 def effort_text(board: Board) -> str:
-    """Return in a few words how many trials each method was tuned with."""
+    """Return how many trials each method was tuned with, e.g. ``3–5``."""
     efforts = {row.tune_trials for row in board.rows}
     least, most = min(efforts, default=0), max(efforts, default=0)
     if not most:
         return "none"
     if least == most:
-        return f"{many(most, 'trial')} each"
-    return f"{least} to {most} trials each" if least else f"unequal, 0 to {most} trials"
+        return f"{most}"
+    return f"{least}–{most}" if least else f"0–{most}, unequal"
 
 
 def _effort_sentence(board: Board) -> str:
@@ -104,7 +104,7 @@ def _effort_sentence(board: Board) -> str:
     if untuned:
         who = ", ".join(untuned) if len(untuned) <= MOST_NAMES else f"{len(untuned)} rows"
         return f"unequal. {who}: at a rate that nobody searched for; the {what} of the others, on validation data."
-    return f"{effort_text(board).removesuffix(' each')} for each method, to choose its {what} on validation data."
+    return f"{effort_text(board)} trials for each method, to choose its {what} on validation data."
 
 
 def limit_text(board: Board) -> str:

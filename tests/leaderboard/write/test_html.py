@@ -207,6 +207,17 @@ def test_the_intervals_drawn_are_explained_beside_the_figure(make_graded, make_r
     ]
 
 
+def test_a_reference_far_off_does_not_press_the_methods_onto_each_other(make_record, make_reference, make_view):
+    methods = [
+        make_record(name, seed, 0.5 + place / 50 + seed / 200) for place, name in enumerate("ab") for seed in range(3)
+    ]
+    (near,) = make_view([*methods, *(make_reference(seed, 0.53 + seed / 200) for seed in range(3))]).boards
+    (far,) = make_view([*methods, *(make_reference(seed, 0.01 + seed / 200) for seed in range(3))]).boards
+    assert [bar["beyond"] for bar in near.bars] == [0, 0, 0]
+    assert [bar["beyond"] for bar in far.bars] == [0, 0, -1]
+    assert abs(far.bars[0]["score"] - far.bars[1]["score"]) > 0.1
+
+
 def test_a_board_whose_methods_were_not_tuned_says_so_everywhere(make_record, texts, tmp_path):
     def said(records, folder):
         found = texts(records, tmp_path / folder)
@@ -225,7 +236,7 @@ def test_a_board_whose_methods_were_not_tuned_says_so_everywhere(make_record, te
         for rate in (3e-4, 1e-3, 3e-3)
     ]
     first, board, _ = said([*plain, *tune], "tuned")
-    assert "3 trials each" in first
+    assert "Tuning trials" in first
     assert "Tuning: 3 trials for each method, to choose its learning rate on validation data." in board
 
 

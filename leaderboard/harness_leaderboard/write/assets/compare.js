@@ -35,7 +35,7 @@
     const better = found.difference > 0 === board.higherIsBetter ? found.first : found.second;
     const text = found.separated
       ? `${better} is better, on ${known.scope === "new items" ? "new items of the same kind" : "these items"}.`
-      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : "; seeds alone would not tell a difference of this size, it needs more test items"}.`;
+      : `Not told apart${found.needed ? `; a difference of this size needs about ${found.needed} seeds` : "; more seeds alone would not show a difference of this size, " + known.remedy + " might"}.`;
     // The intervals below are of this pair alone, and the verdict looks at all pairs of the board.
     const ends = found.newItems ?? found.theseItems;
     const alone = !found.separated && ends && ends[0] !== null && ends[1] !== null && (ends[0] > 0 || ends[1] < 0)

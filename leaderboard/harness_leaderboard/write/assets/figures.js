@@ -7,6 +7,7 @@
   const GREY = "var(--series-6)";
   const LINE = 12; // pixels between two labels
   const LETTER = 6; // pixels that a letter of a label takes
+  const FAR = 5; // times the usual distance from the best
   const MOST_LABELS = 40; // that a figure of points can hold; beyond, pointing at one shows its name
 
   // Gives each point's name the free place that is nearest to the point, so that none covers another name or a point.
@@ -75,10 +76,24 @@
     return found;
   }
 
+  // How far from the best score a figure reaches: what is much worse than most would press all others onto one line, so it
+  // stands at the edge, with its value beside its name.
+  function reach(scores, higherIsBetter) {
+    const best = (higherIsBetter ? d3.max : d3.min)(scores);
+    const usual = d3.median(scores, (each) => Math.abs(each - best));
+    const farthest = best + (higherIsBetter ? -1 : 1) * FAR * usual;
+    const isBeyond = (score) => usual > 0 && (higherIsBetter ? score < farthest : score > farthest);
+    const place = (score) => (isBeyond(score) ? farthest : score);
+    return { isBeyond, place, name: (label, score) => (isBeyond(score) ? `${label} ${higherIsBetter ? "↓" : "↑"} ${Number(score.toPrecision(3))}` : label) };
+  }
+
   const COSTS = [["parameters", "Trained adapter parameters"], ["milliseconds", "Milliseconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
   const SHAPES = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
 
-  function scatter(canvas, title, points, x, xTitle, yTitle, look, extra = [], isSize = false) {
+  function scatter(canvas, title, points, x, xTitle, page, look, extra = () => [], isSize = false) {
+    const yTitle = page.metric;
+    const { isBeyond, place, name } = reach(points.map((each) => each.score), page.higherIsBetter);
+    points = points.map((each) => ({ ...each, y: place(each.score), name: name(each.label, each.score) }));
     const level = isSize ? points.filter((each) => each.reference && each[x] === 0) : []; // a line across, not a point far off
     const flat = level.length < points.length ? level : [];
     points = points.filter((each) => !flat.includes(each));
@@ -91,13 +106,13 @@
       marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: isCount ? "~s" : undefined },
       y: { label: yTitle, grid: true, inset: 12 },
       marks: [
-        ...extra,
-        Plot.ruleY(flat, { y: "score", stroke: GREY, strokeDasharray: "2 3" }),
-        Plot.text(flat, { y: "score", text: "label", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
-        Plot.ruleX(points.filter((each) => each.interval), { x, y1: (each) => each.interval[0], y2: (each) => each.interval[1], stroke: color, strokeOpacity: 0.55 }),
-        Plot.dot(points, { x, y: "score", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
-        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "score", text: "label", dx: 8, textAnchor: "start", fill: color, fontSize: 11 }))]),
-        Plot.tip(points, Plot.pointer({ x, y: "score", title: text, fill: "var(--card)", stroke: "var(--line)" })),
+        ...extra(points),
+        Plot.ruleY(flat, { y: "y", stroke: GREY, strokeDasharray: "2 3" }),
+        Plot.text(flat, { y: "y", text: "name", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
+        Plot.ruleX(points.filter((each) => each.interval && !isBeyond(each.score)), { x, y1: (each) => place(each.interval[0]), y2: (each) => place(each.interval[1]), stroke: color, strokeOpacity: 0.55 }),
+        Plot.dot(points, { x, y: "y", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
+        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "y", text: "name", dx: 8, textAnchor: "start", fill: color, fontSize: 11 }))]),
+        Plot.tip(points, Plot.pointer({ x, y: "y", title: text, fill: "var(--card)", stroke: "var(--line)" })),
       ],
       symbol: { type: "identity" }, color: { type: "identity" },
     }));
@@ -110,10 +125,9 @@
       const x = controls.x.value;
       const points = page.rows.filter((row) => row.score !== null && row[x] !== null);
       if (!points.length) return null;
-      const line = frontier(points.filter((row) => !row.reference), x, page.higherIsBetter);
-      const extra = [Plot.line(line, { x, y: "score", stroke: "currentColor", strokeOpacity: 0.3, strokeDasharray: "4 3", curve: "step-after" })];
+      const extra = (placed) => [Plot.line(frontier(placed.filter((row) => !row.reference), x, page.higherIsBetter), { x, y: "y", stroke: "currentColor", strokeOpacity: 0.3, strokeDasharray: "4 3", curve: "step-after" })];
       const title = COSTS.find(([key]) => key === x)[1];
-      return scatter(canvas, "What a score costs", points, x, title, page.metric, looks(page.rows.map((row) => row.label)), extra, x === "parameters");
+      return scatter(canvas, "What a score costs", points, x, title, page, looks(page.rows.map((row) => row.label)), extra, x === "parameters");
     },
 
     curves(figure, canvas, controls, page) {
@@ -128,15 +142,17 @@
       const groups = d3.rollups(page.search, (each) => ({ score: d3.mean(each, (one) => one.score), chosen: each.some((one) => one.chosen) }), (each) => each.label, (each) => each.rate);
       const points = groups.flatMap(([label, rates]) => rates.map(([rate, found]) => ({ label, rate, ...found }))).sort((a, b) => a.rate - b.rate);
       const look = looks(page.rows.map((row) => row.method).concat(points.map((each) => each.label)));
-      const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, x: each.at(-1).rate, y: each.at(-1).score }));
-      const [low, high] = d3.extent(points, (each) => each.score);
+      const { place, name } = reach(points.map((each) => each.score), page.higherIsBetter);
+      for (const each of points) each.y = place(each.score);
+      const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, text: name(label, each.at(-1).score), x: each.at(-1).rate, y: each.at(-1).y }));
+      const [low, high] = d3.extent(points, (each) => each.y);
       return Plot.plot(base(canvas, `Score against learning rate of the search: ${page.metric}`, {
         marginRight: 110, x: { label: "Learning rate", type: "log", ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: ".0e" }, y: { label: `${page.metric}, validation`, grid: true }, color: { type: "identity" },
         marks: [
-          Plot.line(points, { x: "rate", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.6 }),
-          Plot.dot(points, { x: "rate", y: "score", stroke: (each) => look.color(each.label), fill: (each) => (each.chosen ? look.color(each.label) : "var(--card)"), r: 4 }),
+          Plot.line(points, { x: "rate", y: "y", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.6 }),
+          Plot.dot(points, { x: "rate", y: "y", stroke: (each) => look.color(each.label), fill: (each) => (each.chosen ? look.color(each.label) : "var(--card)"), r: 4 }),
           labels(spread(ends, low, high, 280), look),
-          Plot.tip(points, Plot.pointer({ x: "rate", y: "score", title: (each) => `${each.label}\nrate ${each.rate}\n${each.score.toPrecision(4)}`, fill: "var(--card)", stroke: "var(--line)" })),
+          Plot.tip(points, Plot.pointer({ x: "rate", y: "y", title: (each) => `${each.label}\nrate ${each.rate}\n${each.score.toPrecision(4)}`, fill: "var(--card)", stroke: "var(--line)" })),
         ],
       }));
     },
@@ -147,7 +163,7 @@
       if (!names.length) return null;
       fill(controls.x, names.map((name) => [name, page.metrics[name]]));
       const points = page.rows.filter((row) => row.score !== null && typeof row.metrics[controls.x.value] === "number").map((row) => ({ ...row, other: row.metrics[controls.x.value] }));
-      return scatter(canvas, "One metric against another", points, "other", page.metrics[controls.x.value], page.metric, looks(page.rows.map((row) => row.label)));
+      return scatter(canvas, "One metric against another", points, "other", page.metrics[controls.x.value], page, looks(page.rows.map((row) => row.label)));
     },
 
     budgets(figure, canvas, controls, page) {
@@ -160,14 +176,13 @@
       const points = group.rows.map((row) => ({ ...row, at: value(row) ?? null })).filter((row) => row.at !== null && row.score !== null);
       if (!points.length) return null;
       const look = looks(group.rows.map((row) => row.label));
-      const joined = points.filter((row) => !row.reference).sort((a, b) => a.at - b.at);
-      const extra = [Plot.line(joined, { x: "at", y: "score", z: "label", stroke: (each) => look.color(each.label), strokeOpacity: 0.6 })];
-      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group.metric, look, extra, x === "parameters");
+      const extra = (placed) => [Plot.line(placed.filter((row) => !row.reference).sort((a, b) => a.at - b.at), { x: "at", y: "y", z: "label", stroke: (each) => look.color(each.label), strokeOpacity: 0.6 })];
+      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group, look, extra, x === "parameters");
     },
   };
 
   function labels(placed, look) {
-    return Plot.text(placed, { x: "x", y: "at", text: (each) => (each.label.length > 18 ? `${each.label.slice(0, 17)}…` : each.label), dx: 8, textAnchor: "start", fill: (each) => look.color(each.label), fontSize: 11, clip: false });
+    return Plot.text(placed, { x: "x", y: "at", text: ({ text, label }) => text ?? (label.length > 18 ? `${label.slice(0, 17)}…` : label), dx: 8, textAnchor: "start", fill: (each) => look.color(each.label), fontSize: 11, clip: false });
   }
 
   function lines(canvas, found, title, look) {
