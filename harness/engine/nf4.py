@@ -14,6 +14,8 @@ code there, so that its doubly quantised values differ from these by up to a few
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import cache
 from math import prod
 from typing import NamedTuple
@@ -89,10 +91,44 @@ def dequantise_nf4(packed: NF4, shape: tuple[int, ...], dtype: torch.dtype) -> T
 
 def unpack(codes: Tensor, largest: Tensor, table: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return the matrix of ``codes`` and ``largest`` as ``NF4`` has them, looked up in ``pairs`` of their device."""
+    if codes.is_cuda and dtype is torch.bfloat16 and (kernel := fused(codes.device)) is not None:
+        return kernel(codes, largest, shape)
     values = table[codes.int()].flatten()
     if missing := BLOCK * largest.shape[0] - values.shape[0]:
         values = pad(values, (0, missing))
     return (values.view(-1, BLOCK) * largest.unsqueeze(1)).flatten()[: prod(shape)].view(shape).to(dtype)
+
+
+@cache
+def fused(device: torch.device) -> Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] | None:
+    """Return ``unpack`` into bfloat16 as one kernel, of ``bitsandbytes``; ``None`` where it is not to be had.
+
+    On a GPU the steps of ``unpack`` take three times as long as the product that they are for. The kernel is used where
+    it is installed and gives the very values that ``unpack`` gives, which is tried here.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it says what it lacks on a CPU
+    try:
+        import bitsandbytes  # noqa: F401 - brings the operator
+    except Exception:  # noqa: BLE001 - whatever is wrong with an installation, there is another way
+        return None
+    finally:
+        logger.setLevel(level)
+
+    def kernel(codes: Tensor, largest: Tensor, shape: tuple[int, ...]) -> Tensor:
+        operator = torch.ops.bitsandbytes.dequantize_4bit.default
+        values: Tensor = operator(codes.view(-1, 1), largest, BLOCK, "nf4", list(shape), torch.bfloat16)
+        return values
+
+    shape = (48, 1024)
+    packed = quantise_nf4(torch.linspace(-1, 1, prod(shape), device=device).view(shape).pow(3))
+    plain = pairs(device)[packed.codes.int()].view(-1, BLOCK) * packed.largest.unsqueeze(1)
+    try:
+        same = torch.equal(kernel(*packed, shape), plain.view(shape).bfloat16())
+    except (RuntimeError, NotImplementedError):  # built for another device
+        same = False
+    return kernel if same else None
 
 
 def quantise_scales(largest: Tensor) -> Scales:

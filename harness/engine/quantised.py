@@ -23,6 +23,7 @@ from harness.engine.nf4 import (
     GROUP,
     Scales,
     dequantise_scales,
+    fused,
     pairs,
     quantise_nf4,
     quantise_scales,
@@ -46,6 +47,8 @@ class QuantisedLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight = layer.weight.detach().to(device)
         self.weight_dtype = weight.dtype
+        if weight.is_cuda:
+            fused(weight.device)  # tried now, and not while a step is captured
         codes, largest = quantise_nf4(weight)
         scales: Sequence[Tensor] = quantise_scales(largest) if kind == "nf4-double" else [largest]
         # What the bits stand for is looked up in a table that all layers share.

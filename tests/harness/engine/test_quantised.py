@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from harness.contract.trial import Trial
-from harness.engine.nf4 import dequantise_nf4, dequantise_scales, quantise_nf4, quantise_scales
+from harness.engine import nf4
+from harness.engine.nf4 import dequantise_nf4, dequantise_scales, fused, quantise_nf4, quantise_scales
 from harness.engine.quantised import KINDS, QuantisedLinear, bytes_of, round_weights
 from harness.engine.resident import Base
 from harness.engine.shared import Shared
@@ -207,3 +209,27 @@ def test_a_matrix_of_zeros_stays_one():
     nn.init.zeros_(zeros.weight)
     for kind in KINDS:
         assert not QuantisedLinear(zeros, kind, CPU).weight.any()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("shape", [(64, 64), (96, 100), (7, 129), (1, 3)])
+def test_the_kernel_of_bitsandbytes_gives_the_same_values(device, shape):
+    pytest.importorskip("bitsandbytes")
+    kernel = fused(torch.device(device))
+    assert kernel is not None
+    packed = quantise_nf4(normal(*shape, seed=1).to(device))
+    plain = dequantise_nf4(packed, shape, torch.float32).bfloat16()  # in float32 there is no kernel
+    assert torch.equal(kernel(*packed, shape), plain)
+    assert torch.equal(dequantise_nf4(packed, shape, torch.bfloat16), plain)
+
+
+def test_without_bitsandbytes_there_is_no_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert fused.__wrapped__(CPU) is None
+
+
+def test_a_kernel_that_gives_other_values_is_not_used(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(nf4, "quantise_nf4", lambda matrix: quantise_nf4(matrix + 1))
+    monkeypatch.setattr(nf4, "pairs", lambda device: torch.zeros(256, 2))
+    assert fused.__wrapped__(CPU) is None
