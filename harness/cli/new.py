@@ -6,6 +6,7 @@ import json
 import keyword
 import re
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -23,10 +24,12 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to write; new or empty.  [default: harness-NAME]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def new(kind: str, name: str, output: Path | None, as_json: bool) -> None:
+@click.pass_obj
+def new(block: tuple[str, ...], kind: str, name: str, output: Path | None, as_json: bool) -> None:
     """Write an installable package with a method or a task that works, and its tests."""
     folder = output or Path(f"harness-{name}")
     files = package(kind, name)
+    _check_free(kind, name, block)
     for path, content in files.items():
         _write(folder, path, content)
     check = f"harness check {name}" if kind == "method" else f"harness describe {name}"
@@ -61,6 +64,33 @@ def package(kind: str, name: str) -> dict[str, str]:
         f"test_{name.replace('-', '_')}.py": templates / kind / "test.py.txt",
     }
     return {path: Template(file.read_text(encoding="utf-8")).substitute(words) for path, file in files.items()}
+
+
+def _check_free(kind: str, name: str, block: tuple[str, ...]) -> None:
+    """Refuse a name that a plug-in has, or whose module would stand in front of another.
+
+    Raises:
+        UsageError: Says who has it.
+    """
+    from harness.planning.registry import RESERVED, build_registry
+
+    registry = build_registry(block)
+    if name in RESERVED:
+        raise UsageError(f"{name!r} stands for several methods; give another name")
+    if (kind, name) in registry.origins:
+        origin = registry.origins[kind, name]
+        raise UsageError(
+            f"there is a {kind} {name!r} already: plug-in {origin.plugin!r} of {origin.pin} ({origin.file}); give "
+            "another name"
+        )
+    groups = registry.families if kind == "method" else registry.data_tasks
+    if name in groups:
+        raise UsageError(f"{name!r} is what names of {kind}s like '{name}{':' if kind == 'method' else '/'}one' begin "
+                         "with; give another name")  # fmt: skip
+    module = f"harness_{name.replace('-', '_')}"
+    found = find_spec(module)
+    if found is not None:
+        raise UsageError(f"there is a module {module!r} already ({found.origin}); give another name")
 
 
 def _write(folder: Path, path: str, content: str) -> None:

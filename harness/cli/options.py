@@ -6,6 +6,7 @@ Whether a method, a task or a recipe's field exists and may have such a value, t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,27 @@ PLAIN = (  # options that are fields of a suite as they stand
     "precision",
 )  # fmt: skip
 
+OPTIONS = {  # what messages call the fields of a suite here
+    **{name: f"--{name.replace('_', '-')}" for name in (*PLAIN, "methods", "tasks", "seeds", "learning_rates")},
+    "targets": "--targets", "budgets": "--budget", "quantize": "--quantize", "recipe": "--set",
+}  # fmt: skip
+
+
+class Filled(click.Option):
+    """An option whose value, if it is given, is not empty: that of a variable which is not set would mean the default.
+
+    This is not so of lists of what to leave out.
+    """
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the value, converted and checked."""
+        is_typed = ctx.get_parameter_source(self.name or "") is click.core.ParameterSource.COMMANDLINE
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if is_typed and isinstance(each, str) and not each.strip(", "):
+                raise UsageError(f"{self.opts[0]} {each!r} is empty; give a value, or leave it out")
+        return super().process_value(ctx, value)
+
+
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="HARNESS_DATA_DIR",
     help="Folder of local tables.",
@@ -35,12 +57,12 @@ shard_option = click.option(
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to run."""
-    option = click.option
+    option = partial(click.option, cls=Filled)
     options = [
         option("--suite", "suite_name", metavar="NAME", help="A registered suite or .toml file, to be overridden."),
         option("--methods", "--method", metavar="NAMES",
                help="Comma-separated: all, everything, lora, mora:operator=rotation."),
-        option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
+        click.option("--exclude", default="", metavar="NAMES", help="Methods to leave out."),
         option("--tasks", "--task", metavar="NAMES",
                help="Comma-separated: uuid, glue/rte, or a family of tasks like glue."),
         option("--data", metavar="FILE|FOLDER|HUB-ID",
@@ -78,7 +100,7 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--double-quantize", is_flag=True, help="With --quantize: their scales in 8 bits."),
         option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
                help="Override a field of the task's recipe."),
-        option("--steps", type=int, metavar="N", help="Short for --set steps=N."),
+        option("--steps", type=click.IntRange(min=1), metavar="N", help="Short for --set steps=N."),
         data_dir_option,
         option("--results", default="results", show_default=True, envvar="HARNESS_RESULTS", metavar="URL",
                help="Result root: a folder or any fsspec URL."),
@@ -92,6 +114,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     """Return the suite that the command line asks for, and the folder of its local tables."""
     from harness.planning.choices import split_names
     from harness.planning.request import OwnRequest, build_request
+    from harness.planning.suite import Words
 
     given: dict[str, Any] = {name: options[name] for name in PLAIN if options[name] is not None}
     if options["double_quantize"] and not options["quantize"]:
@@ -109,7 +132,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     if options["seeds"]:
         given["seeds"] = parse_seeds(options["seeds"])
     if options["learning_rates"]:
-        given["learning_rates"] = [parse_number(each) for each in split_names(options["learning_rates"])]
+        given["learning_rates"] = [parse_rate(each) for each in split_names(options["learning_rates"])]
     if options["targets"]:
         given["targets"] = split_names(options["targets"])
     recipe: dict[str, Any] = {}
@@ -130,7 +153,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         where=options["data"] or "", columns=options["columns"], kind=options["data_kind"], labels=options["labels"],
         metric=options["metric"], lower_is_better=options["lower_is_better"],
     )  # fmt: skip
-    return build_request(registry, given, recipe, options["suite_name"] or "", options["data_dir"], own)
+    return build_request(registry, given, recipe, options["suite_name"] or "", options["data_dir"], own, Words(OPTIONS))
 
 
 MOST_SEEDS = 10_000  # as a number: more were mistyped, and would be listed before anything could refuse them
@@ -149,9 +172,9 @@ def parse_seeds(text: str) -> list[int]:
     return list(range(number))
 
 
-def parse_number(text: str) -> float:
-    """Return a number, or raise a usage error naming it."""
+def parse_rate(text: str) -> float:
+    """Return a learning rate, or raise a usage error naming it."""
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{text!r} is not a number") from None
+        raise UsageError(f"{OPTIONS['learning_rates']}: {text!r} is not a number") from None

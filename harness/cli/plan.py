@@ -75,7 +75,7 @@ def plan_table(
     """
     from tabulate import tabulate
 
-    from harness.results.wording import layers_text, parameters_text, settings_text
+    from harness.results.wording import layers_text, parameters_text, rate_text, settings_text
 
     defaults = {name: asdict(registry.method(name).Config()) for name in {trial.method for trial in trials}}
     smallest: dict[str, int] = {}
@@ -96,7 +96,7 @@ def plan_table(
         else:
             deviation = f"{trial.adapter_parameters / smallest[trial.task]:.2f} x smallest"
         rows.append(
-            [trial.task, trial.method, parameters_text(trial), deviation, steps, f"{trial.learning_rate:g}",
+            [trial.task, trial.method, parameters_text(trial), deviation, steps, rate_text(_rate(trial, registry)),
              trial.seed, trial.purpose, trial.id, states[trial.id], settings]
         )  # fmt: skip
     heads = ["task", "method", "parameters", "vs budget", "steps", "lr", "seed", "purpose", "id", "state", "settings"]
@@ -112,6 +112,11 @@ def plan_table(
         count += "\nBudget own: every method has the size that its own settings give; this is no matched comparison."
     notes = dict.fromkeys(note for cell in cells for note in cell.notes)
     return "\n".join([where, table, count, *notes])
+
+
+def _rate(trial: Trial, registry: Registry) -> float | None:
+    trains = registry.method(trial.method).traits.trains or registry.task(trial.task).trains
+    return trial.learning_rate if trains else None
 
 
 def _quantised(trial: Trial) -> str:

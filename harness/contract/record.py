@@ -129,6 +129,12 @@ class Record:
         return self.metrics.get(self.main_metric)
 
     @property
+    def learning_rate(self) -> float | None:
+        """Return the rate that it trained at; ``None`` where there was nothing to train, at whatever rate."""
+        trained = [self.counts.get(name) for name in ("adapter_parameters", "task_parameters")]
+        return None if trained == [0, 0] else self.trial.learning_rate
+
+    @property
     def is_bound(self) -> bool:
         """Whether a digest ties the content together; records of schema 1 have none."""
         return self.schema_version > 1

@@ -65,7 +65,7 @@ def resolve_methods(names: Sequence[str], registry: Registry, with_knob: bool = 
                 written = name if settings else method.name
                 chosen[method.name, repr(configs)] = Choice(written, method, configs)
     if not chosen:
-        raise UsageError(f"methods={', '.join(names)} leaves nothing to run; exclude fewer")
+        raise UsageError(f"methods {', '.join(names)} leaves nothing to run; exclude fewer")
     return list(chosen.values())
 
 

@@ -22,14 +22,14 @@ def check_divisible(choice: ModelChoice, skeleton: nn.Module, names: Iterable[st
         choice: The model.
         skeleton: It, without weights.
         names: Of the layers that adapters sit on.
-        quantize: How its weights are kept.
+        quantize: How its weights are kept, as the user said it; empty: as they are.
 
     Raises:
         UsageError: Says why, and what to do.
     """
     if quantize:
         raise UsageError(
-            f"--shard and quantize={quantize} are two ways to make a large model fit, and do not go together; "
+            f"--shard and {quantize} are two ways to make a large model fit, and do not go together; "
             "leave one of them out"
         )
     if not repeated_blocks(skeleton):

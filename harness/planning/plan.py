@@ -11,8 +11,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from harness.bases import resolve
 from harness.contract.method import Method, TrialContext, attaches
-from harness.contract.task import BEST, BEST_LOSS, Task, TaskContext
+from harness.contract.task import BEST, BEST_LOSS, ModelKind, Task, TaskContext
 from harness.contract.trial import OWN, Trial
 from harness.data.tables import identify_tables
 from harness.engine.layers import find_layers, select_layers, trained_modules
@@ -27,7 +28,7 @@ from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
 from harness.planning.settings import parse_value
-from harness.planning.suite import Suite
+from harness.planning.suite import Suite, Words
 
 
 def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str, shard: int = 1) -> list[Cell]:
@@ -50,6 +51,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
     refused: list[str] = []
     for task_name in suite.tasks:
         task = registry.task(task_name)()
+        _check_model(suite, task)
         recipe = resolve_recipe(task, suite)
         context = trial_context(task, recipe)
         data = identify_tables(task.tables(recipe), data_dir)
@@ -66,7 +68,8 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         found = find_layers(skeleton, task.trains)
         layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
         if shard > 1:
-            check_divisible(choice, skeleton, layers, suite.quantize)
+            said = suite.words("quantize", suite.quantize) if suite.quantize else ""
+            check_divisible(choice, skeleton, layers, said)
         for budget_number, budget in enumerate(suite.budgets):
             is_own = budget == OWN
             asked = None
@@ -77,10 +80,11 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 method = picked.method
                 if method.traits.reference and budget_number:
                     continue  # outside every budget: once is enough
-                if suite.quantize and attaches(method):
+                if suite.quantize and method.traits.trains and attaches(method):
+                    said = suite.words("quantize", suite.quantize)
                     refused.append(
-                        f"{method.name}: it works on a model of its own, and quantize={suite.quantize} keeps the "
-                        "weights of the one that all share in 4 bits"
+                        f"{method.name}: it works on a model of its own, and {said} keeps the weights of the one that "
+                        "all share in 4 bits"
                     )
                     continue
                 if shard > 1 and (why := why_not(method)):
@@ -139,13 +143,28 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
     return cells
 
 
+def _check_model(suite: Suite, task: Task) -> None:
+    """Refuse what is said of a model and would not count."""
+    given = [name for name in ("model", "revision") if getattr(suite, name)]
+    if task.model_kind is ModelKind.FROM_SCRATCH and given:
+        said = suite.words(given[0], getattr(suite, given[0]))
+        raise UsageError(f"{said}: task {task.name!r} trains a model of its own from scratch; leave it out")
+    name = suite.model or task.model
+    if suite.revision and Path(resolve(name)).is_dir():
+        said = suite.words("revision", suite.revision)
+        raise UsageError(f"{said}: model {name!r} is a folder here, not one of the hub's; leave it out")
+
+
 def _check_seeds(suite: Suite, cells: Sequence[Cell]) -> None:
     """Refuse to report on a seed of the search, and seeds of a search that there is not."""
     searched = {seed for cell in cells if cell.searches for seed in cell.tune_seeds}
     if both := sorted(searched & set(suite.looks.seeds if suite.looks else suite.seeds)):
-        raise UsageError(f"seeds: {both[0]} is the seed on which rates are searched; report on others")
+        raise UsageError(f"{suite.words('seeds')}: {both[0]} is the seed on which rates are searched; report on others")
     if suite.tune_seeds > 1 and not searched:
-        raise UsageError(f"tune_seeds={suite.tune_seeds}, but nothing is searched; give tune, too, or leave it out")
+        raise UsageError(
+            f"{suite.words('tune_seeds', suite.tune_seeds)}, but nothing is searched; give {suite.words('tune')}, too, "
+            "or leave it out"
+        )
 
 
 def _width_note(trial: Trial, knob: str | None, layers: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -222,7 +241,7 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         raise UsageError(f"task {task.name!r}: recipe.{strange[0]} names no scale; it has {', '.join(task.recipes)}")
     plain = {name: value for name, value in suite.recipe.items() if name not in scales}
     for given in (scales.get(suite.scale, {}), plain):  # what is said of every scale, and --set, come last and win
-        recipe = replace(recipe, **_read_changes(given, recipe, task))
+        recipe = replace(recipe, **_read_changes(given, recipe, task, suite.words))
     if recipe.steps == "auto" and not recipe.epochs:
         raise UsageError(f"task {task.name!r}: neither steps nor epochs are given; give --steps N or --set epochs=N")
     if recipe.checkpoint == BEST_LOSS and type(task).validation_examples is Task.validation_examples:
@@ -247,7 +266,7 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
     return replace(recipe, evaluate_at=tuple(step for step in recipe.evaluate_at if step < recipe.steps))
 
 
-def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str, Any]:
+def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task, words: Words) -> dict[str, Any]:
     known = {each.name: each for each in fields(recipe)}
     changes: dict[str, Any] = {}
     for name, value in given.items():
@@ -256,7 +275,7 @@ def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str
         if isinstance(value, str):
             kind = known[name].metadata.get("kind")
             default = known[name].default if kind else getattr(recipe, name)
-            value = parse_value(value, default, f"recipe: {name}", kind)
+            value = parse_value(value, default, f"{words('recipe')}: {name}", kind)
         elif isinstance(value, list):
             value = tuple(value)
         elif isinstance(getattr(recipe, name), float) and type(value) is int:

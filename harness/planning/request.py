@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.planning.own_data import suite_values
 from harness.planning.registry import Registry
-from harness.planning.suite import Suite, build_suite, read_suite
+from harness.planning.suite import Suite, Words, build_suite, read_suite
 
 USUAL_SEEDS = (0, 1, 2)  # where no suite says how many: the fewest that make an interval worth having
 
@@ -32,7 +32,7 @@ class OwnRequest:
 
 def build_request(
     registry: Registry, given: Mapping[str, Any], recipe: Mapping[str, Any], suite_name: str = "",
-    data_dir: Path | None = None, own: OwnRequest | None = None,
+    data_dir: Path | None = None, own: OwnRequest | None = None, words: Words | None = None,
 ) -> tuple[Suite, Path | None]:  # fmt: skip
     """Return the suite that a user asks for, and the folder of its local tables.
 
@@ -43,6 +43,7 @@ def build_request(
         suite_name: A registered suite, or a file, to be overridden by ``given``.
         data_dir: Local tables.
         own: The user's own data, instead of tasks, a suite and a data folder.
+        words: What messages call the fields of a suite.
     """
     own = own or OwnRequest()
     if own.where:
@@ -59,10 +60,10 @@ def build_request(
         raise UsageError(f"--{said} is about --data; give it too")
     if suite_name:
         path = registry.suite(suite_name)
-        suite = read_suite(path, given)
+        suite = read_suite(path, given, words)
         suite = replace(suite, title=suite.title or path.stem, recipe={**suite.recipe, **recipe})
     else:
-        suite = build_suite({"seeds": USUAL_SEEDS, **given, "recipe": dict(recipe)})
+        suite = build_suite({"seeds": USUAL_SEEDS, **given, "recipe": dict(recipe)}, words=words)
     return replace(suite, tasks=tuple(expand_tasks(suite.tasks, registry))), data_dir
 
 

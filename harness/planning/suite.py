@@ -32,6 +32,7 @@ uuid = [{method = "lora", budget = "lora:r=8", metric = "character_accuracy", va
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -44,12 +45,32 @@ from harness.errors import UsageError
 LARGEST_SEED = 2**32 - 1  # so that every number drawn from it fits into 64 bits
 MOST_SEEDS = 1000  # of a run that adds them by itself
 MOST_TUNE_SEEDS = 100
+MOST_RATES = 50  # of a first grid: half a decade apart, these are 25 decades
 USUAL_MOST = 10  # where nobody says how many
+
+
+@dataclass(frozen=True)
+class Words:
+    """What messages call the fields of a suite: as its file and the Python functions do, or by their options.
+
+    Attributes:
+        options: By field, the option of a command line that sets it; empty where nobody typed any.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, name: str, value: Any = None) -> str:
+        """Return what to call a field, with its value if there is one."""
+        option = self.options.get(name)
+        if option is None:
+            return name if value is None else f"{name}={_shorten(list(value) if isinstance(value, tuple) else value)}"
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return option if value is None else f"{option} {shlex.quote(text if len(text) <= 80 else f'{text[:77]}...')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What to run. Field names are the keys of the TOML file."""
+    """What to run. Field names are the keys of the TOML file, but for ``words``, which messages are made with."""
 
     title: str = ""
     methods: tuple[str, ...] = ("all",)
@@ -64,8 +85,8 @@ class Suite:
     tune: int = 0
     tune_seeds: int = 1
     halving: bool = False
-    until_separated: float = 0.0
-    max_seeds: int = 0
+    until_separated: float | None = None
+    max_seeds: int | None = None
     targets: tuple[str, ...] = ()
     precision: str = "auto"
     quantize: str = ""
@@ -73,39 +94,44 @@ class Suite:
     precisions: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
+    words: Words = field(default_factory=Words, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check what can be checked without plugins."""
         if not self.tasks:
             raise UsageError("no task given; use --task NAME or --suite NAME (`harness list tasks` shows all)")
+        say = self.words
         for name in ("methods", "budgets", "seeds"):
             if not getattr(self, name):
-                raise UsageError(f"{name} is empty; give at least one")
+                raise UsageError(f"{say(name)} is empty; give at least one")
         for name in ("methods", "tasks", "budgets", "seeds", "learning_rates", "targets"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise UsageError(f"{name}={list(values)} names one twice; give each once")
+                raise UsageError(f"{say(name, values)} names one twice; give each once")
         if strange := [seed for seed in self.seeds if not 0 <= seed <= LARGEST_SEED]:
             raise UsageError(
-                f"seeds: {_shorten(strange[0])} is not allowed; give whole numbers from 0 to {LARGEST_SEED}"
+                f"{say('seeds')}: {_shorten(strange[0])} is not allowed; give whole numbers from 0 to {LARGEST_SEED}"
             )
         if any(not 0 < rate < math.inf for rate in self.learning_rates):
-            raise UsageError(f"learning_rates={list(self.learning_rates)} must be numbers > 0")
+            raise UsageError(f"{say('learning_rates', self.learning_rates)} must be numbers > 0")
         if self.tune and self.learning_rates:
-            raise UsageError("give either learning_rates or tune, not both")
-        if self.tune < 0 or self.tune == 1:
-            raise UsageError(f"tune={self.tune} must be 0 (off) or at least 2 learning rates")
+            raise UsageError(f"give either {say('learning_rates')} or {say('tune')}, not both")
+        if self.tune != 0 and not 2 <= self.tune <= MOST_RATES:
+            raise UsageError(f"{say('tune', self.tune)} must be 0 (off) or from 2 to {MOST_RATES} learning rates")
         if not 1 <= self.tune_seeds <= MOST_TUNE_SEEDS:
-            raise UsageError(f"tune_seeds={_shorten(self.tune_seeds)} must be from 1 to {MOST_TUNE_SEEDS} seeds")
+            raise UsageError(f"{say('tune_seeds', self.tune_seeds)} must be from 1 to {MOST_TUNE_SEEDS} seeds")
         if self.halving and self.tune_seeds < 2:
-            raise UsageError("halving stops what is worse after the first of several seeds; give tune_seeds, e.g. 4")
+            raise UsageError(
+                f"{say('halving')} stops what is worse after the first of several seeds; give {say('tune_seeds')}, "
+                "e.g. 4"
+            )
         self._check_looks()
         if not 0 < self.tolerance < 1:
-            raise UsageError(f"tolerance={self.tolerance} must be a fraction between 0 and 1, e.g. 0.01")
+            raise UsageError(f"{say('tolerance', self.tolerance)} must be a fraction between 0 and 1, e.g. 0.01")
         if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UsageError(f"precision={self.precision!r} is not known; give auto, float32 or bfloat16")
+            raise UsageError(f"{say('precision', self.precision)} is not known; give auto, float32 or bfloat16")
         if self.quantize not in ("", "nf4", "nf4-double"):
-            raise UsageError(f"quantize={self.quantize!r} is not known; give nf4 or nf4-double, or leave it out")
+            raise UsageError(f"{say('quantize', self.quantize)} is not known; give nf4 or nf4-double, or leave it out")
         for name, rates in self.rates.items():
             if not rates or len(set(rates)) < len(rates) or any(not 0 < rate < math.inf for rate in rates):
                 raise UsageError(f"rates: {name}={list(rates)} must be different numbers > 0, at least one")
@@ -114,34 +140,53 @@ class Suite:
                 raise UsageError(f"precisions: {name}={precision!r} is not known; give float32 or bfloat16")
 
     def _check_looks(self) -> None:
-        if not 0 <= self.until_separated < math.inf:
-            raise UsageError(f"until_separated={self.until_separated} must be a number of points > 0")
-        if self.max_seeds and not self.until_separated:
-            raise UsageError(f"max_seeds={self.max_seeds} is where until_separated stops; give that too, or only seeds")
-        if self.until_separated:
-            if len(self.seeds) < 2:
-                raise UsageError("until_separated: one seed tells nothing apart; give at least 2 seeds to begin with")
-            if not len(self.seeds) < self.most_seeds <= MOST_SEEDS:
+        say, points = self.words, self.until_separated
+        if points is None:
+            if self.max_seeds is not None:
                 raise UsageError(
-                    f"max_seeds={_shorten(self.most_seeds)} is not allowed; give more than the {len(self.seeds)} seeds "
-                    f"to begin with, and at most {MOST_SEEDS}"
+                    f"{say('max_seeds', self.max_seeds)} is where {say('until_separated')} stops; give that too, or "
+                    f"only {say('seeds')}"
                 )
-            if max(self.seeds) + self.most_seeds > LARGEST_SEED:
-                raise UsageError(f"until_separated: no seeds are left above {max(self.seeds)}; begin with smaller ones")
+            return
+        if not 0 < points < math.inf:
+            raise UsageError(
+                f"{say('until_separated', points)} must be a number of points > 0, e.g. 5; leave it out to add no seeds"
+            )
+        if len(self.seeds) < 2:
+            raise UsageError(
+                f"{say('until_separated')}: one seed tells nothing apart; give at least 2 {say('seeds')} to begin with"
+            )
+        if not len(self.seeds) < self.most_seeds <= MOST_SEEDS:
+            raise UsageError(
+                f"{say('max_seeds', self.most_seeds)} is not allowed; give more than the {len(self.seeds)} seeds to "
+                f"begin with, and at most {MOST_SEEDS}"
+            )
+        if max(self.seeds) + self.most_seeds > LARGEST_SEED:
+            raise UsageError(
+                f"{say('until_separated')}: no seeds are left above {max(self.seeds)}; begin with smaller ones"
+            )
 
     @property
     def most_seeds(self) -> int:
         """Return how many seeds a method may get until it is separated."""
-        return self.max_seeds or max(USUAL_MOST, 2 * len(self.seeds))
+        return max(USUAL_MOST, 2 * len(self.seeds)) if self.max_seeds is None else self.max_seeds
 
     @property
     def looks(self) -> Looks | None:
         """Return after how many seeds to look whether the methods are separated; ``None``: there are no more seeds."""
-        return Looks.plan(self.until_separated, self.seeds, self.most_seeds) if self.until_separated else None
+        points = self.until_separated
+        return None if points is None else Looks.plan(points, self.seeds, self.most_seeds)
 
 
-def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
+def read_suite(path: Path, overrides: Mapping[str, Any] | None = None, words: Words | None = None) -> Suite:
     """Return the suite of a TOML file, with the command line's overrides.
+
+    Rates that are given, or searched, take the place of those that the file gives or searches.
+
+    Args:
+        path: The file.
+        overrides: Fields of a suite.
+        words: What messages call these.
 
     Raises:
         UsageError: Not TOML, or a key that suites do not have; the message names the file.
@@ -154,17 +199,24 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
     build_suite(data, where)  # the file itself must be right, whatever is overridden
     if {"learning_rates", "tune"} & set(overrides):  # said of every method
         data.pop("rates", None)
+    if overrides.get("tune"):
+        data.pop("learning_rates", None)
+    if "learning_rates" in overrides:
+        for name in ("tune", "tune_seeds", "halving"):
+            data.pop(name, None)
+    if "model" in overrides:  # a revision is one model's
+        data.pop("revision", None)
     if "precision" in overrides:
         data.pop("precisions", None)
     merged = {**data, **overrides}
     for name in ("rates", "precisions"):  # of methods that are not asked for now
         merged[name] = {key: value for key, value in data.get(name, {}).items() if key in merged.get("methods", ())}
-    return build_suite(merged, where)
+    return build_suite(merged, where, words)
 
 
-def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
+def build_suite(data: Mapping[str, Any], where: str = "command line", words: Words | None = None) -> Suite:
     """Return a suite from plain values, lists becoming tuples."""
-    known = {each.name for each in fields(Suite)}
+    known = {each.name for each in fields(Suite)} - {"words"}
     unknown = sorted(set(data) - known)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
@@ -174,7 +226,7 @@ def build_suite(data: Mapping[str, Any], where: str = "command line") -> Suite:
             raise UsageError(
                 f"{where}: {name}: {strange[0]!r} is not among the methods; write it as it is written there"
             )
-    return Suite(**values)
+    return Suite(**values, words=words or Words())
 
 
 _TYPES: Mapping[str, type] = {  # others: text

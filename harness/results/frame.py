@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract.record import Record
 from harness.errors import UsageError
-from harness.results.wording import parameters_text
+from harness.results.wording import parameters_text, rate_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,8 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     * ``trial_id``, ``state``, ``score`` (final ``main_metric``, in that metric's unit), ``main_metric``,
       ``higher_is_better``;
     * the trial: ``task``, ``scale``, ``model``, ``model_revision``, ``method``, ``budget``,
-      ``budget_parameters``, ``learning_rate``, ``seed``, ``precision``, ``purpose``, ``data``; as JSON text
+      ``budget_parameters``, ``learning_rate`` (NaN where nothing trained), ``seed``, ``precision``, ``purpose``,
+      ``data``; as JSON text
       ``config``, ``layer_settings``, ``targets``, ``recipe``, ``plugins``;
     * counts: ``adapter_parameters`` (planned, where the trial did not get so far as to count),
       ``task_parameters``, ``base_parameters``, ``budget_deviation_fraction``;
@@ -161,7 +162,7 @@ def _line(record: Record) -> dict[str, str]:
         "method": record.trial.method,
         "budget": record.trial.budget or "reference",
         "parameters": parameters_text(record.trial),
-        "learning rate": f"{record.trial.learning_rate:g}",
+        "learning rate": rate_text(record.learning_rate, MISSING),
         "seed": str(record.trial.seed),
         "purpose": record.trial.purpose,
         "state": record.state.value,
@@ -181,7 +182,7 @@ def render_show(record: Record) -> str:
     trial = record.trial
     parts = [
         f"{trial.label}  {record.state.value}",
-        _section("Trial", {"id": record.trial_id, **{name: getattr(trial, name) for name in IDENTITY}}),
+        _section("Trial", {"id": record.trial_id, **_identity(record)}),
         _section("Settings", record.settings),
         _section("Settings of single layers", trial.layer_settings),
         _section("Recipe", record.recipe),
@@ -232,7 +233,7 @@ def _row(record: Record) -> dict[str, Any]:
         "score": record.score,
         "main_metric": record.main_metric,
         "higher_is_better": record.higher_is_better,
-        **{name: getattr(trial, name) for name in IDENTITY},
+        **_identity(record),
         **{name: json.dumps(getattr(trial, name), sort_keys=True) for name in JSON_TEXT},
         "adapter_parameters": trial.adapter_parameters,
         **_known(record.counts, COUNTS, "counts"),
@@ -244,6 +245,10 @@ def _row(record: Record) -> dict[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
     }
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    return {name: getattr(record.trial, name) for name in IDENTITY} | {"learning_rate": record.learning_rate}
 
 
 def _known(numbers: Mapping[str, Any], names: Sequence[str], group: str) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def parameters_text(trial: Trial) -> str:
     return f"{trial.adapter_parameters:,}{left}"
 
 
+def rate_text(rate: float | None, missing: str = "-") -> str:
+    """Return a learning rate, or what stands for none."""
+    return missing if rate is None else f"{rate:g}"
+
+
 def layers_text(layer_settings: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what differs on which layers, e.g. ``r=9 on 3 layers (h.0-1: mlp.up, attn.q; h.4: mlp.up)``."""
     alike: dict[str, list[str]] = defaultdict(list)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.cli.options import parse_number, parse_seeds
+from harness.cli.options import parse_rate, parse_seeds
 from harness.contract.record import Record, loads
 from harness.data.rows import uniform_rows
 from harness.errors import HarnessError, RecordError
@@ -90,7 +90,7 @@ def test_methods(amount):
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_numbers_seeds_and_states(amount):
     def call(text):
-        for parse in (parse_number, parse_seeds, parse_states):
+        for parse in (parse_rate, parse_seeds, parse_states):
             try:
                 parse(text)
             except HarnessError as error:

@@ -101,7 +101,7 @@ def pairs_json(found: Recommendation) -> list[dict[str, Any]]:
 
 def _named(row: Row) -> dict[str, Any]:
     trial = row.first.trial
-    return {"method": trial.method, "budget": trial.budget or None, "learning_rate": trial.learning_rate}
+    return {"method": trial.method, "budget": trial.budget or None, "learning_rate": row.first.learning_rate}
 
 
 def configuration(row: Row) -> str:
@@ -110,7 +110,8 @@ def configuration(row: Row) -> str:
     where = "the largest it can be, below budget" if trial.largest else "budget"
     budget = f"{where} {trial.budget}" if trial.budget else "outside every budget"
     settings = ", ".join(f"{name}={value}" for name, value in trial.config.items())
-    return f"{trial.method}, {budget}, learning rate {trial.learning_rate:g}" + (f" ({settings})" if settings else "")
+    rate = "" if row.first.learning_rate is None else f", learning rate {row.first.learning_rate:g}"
+    return f"{trial.method}, {budget}{rate}" + (f" ({settings})" if settings else "")
 
 
 def _score(found: Recommendation) -> str:
@@ -181,7 +182,7 @@ def _tried(found: Recommendation) -> str:
     counts = {
         "methods": len({each.method for each in trials}),
         "budgets": len({each.budget for each in trials if each.budget}),
-        "learning rates": len({each.learning_rate for each in trials}),
+        "learning rates": len({row.first.learning_rate for row in found.rows} - {None}),
         "seeds": len({seed for row in found.rows for seed in row.seed_scores}),
     }
     said = ", ".join(f"{count} {name if count != 1 else name.removesuffix('s')}" for name, count in counts.items())
@@ -219,7 +220,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {
         "method": trial.method,
         "budget": trial.budget or None,
-        "learning_rate": trial.learning_rate,
+        "learning_rate": row.first.learning_rate,
         "adapter_parameters": trial.adapter_parameters,
         "is_largest_it_can_be": trial.largest,
         "score": row.score.value,

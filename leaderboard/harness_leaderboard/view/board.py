@@ -155,7 +155,7 @@ def _values(board: Board, row: Row) -> dict[str, Any]:
         "items_per_set": str(limit) if (limit := row.item_limit) else None,
         "seeds_finished": len(row.seed_scores),
         "seeds_started": len(row.records),
-        "learning_rate": trial.learning_rate,
+        "learning_rate": row.first.learning_rate,
         "tune_trials": row.tune_trials,
         "adapter_parameters": trial.adapter_parameters,
         "final_parameters": trial.matched_parameters,

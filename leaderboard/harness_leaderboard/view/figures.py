@@ -59,7 +59,7 @@ def point(board: Board, row: Row) -> dict[str, Any]:
         "parameters": row.first.trial.adapter_parameters,
         "milliseconds": None if (step := costs["step_seconds_solo"]) is None else short(1000 * step),
         "bytes": costs["peak_memory_bytes"],
-        "rate": row.first.trial.learning_rate,
+        "rate": row.first.learning_rate,
         "seeds": {str(seed): short(score) for seed, score in row.seed_scores.items()},
         "metrics": {name: short(summary.value) for name, summary in row.metrics.items()},
         "settings": {

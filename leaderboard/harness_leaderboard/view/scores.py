@@ -179,9 +179,11 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
         "seeds": Cell(
             text=f"{finished}" if finished == len(row.records) else f"{finished} of {len(row.records)}", sort=finished
         ),
-        "learning_rate": Cell(
-            text=f"{trial.learning_rate:g}",
-            sort=trial.learning_rate,
+        "learning_rate": Cell(text=MISSING, note="nothing trained, at whatever rate")
+        if (rate := row.first.learning_rate) is None
+        else Cell(
+            text=f"{rate:g}",
+            sort=rate,
             below=many(row.tune_trials, "trial") if row.tune_trials else "not searched",
         ),
         "parameters": Cell(text=parameters_text(trial), sort=trial.adapter_parameters),

@@ -47,6 +47,22 @@ def test_a_place_that_cannot_be_written_is_named(command, tmp_path):
     assert (told.code, "cannot write" in told.err, "Traceback" in told.err) == (2, True, False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("method", "lora", "there is a method 'lora' already: plug-in 'methods:lora' of peft-harness=="),
+        ("task", "uuid", "there is a task 'uuid' already: plug-in 'tasks:uuid' of peft-harness=="),
+        ("method", "all", "'all' stands for several methods"),
+        ("method", "peft", "names of methods like 'peft:one' begin with"),
+        ("task", "classification", "names of tasks like 'classification/one' begin with"),
+        ("method", "plugins", "there is a module 'harness_plugins' already"),
+    ],
+)
+def test_a_name_that_somebody_has_is_refused_and_says_who(command, tmp_path, kind, name, said):
+    told = command("new", kind, name, "-o", tmp_path / "x")
+    assert (told.code, said in told.err, (tmp_path / "x").exists()) == (2, True, False), told.err
+
+
 @pytest.mark.parametrize("name", ["My", "a b", "1st", "../x", "class", "a--b", ""])
 def test_a_name_that_cannot_be_one_is_refused(command, tmp_path, name):
     told = command("new", "task", name, "-o", tmp_path / "x")

@@ -86,8 +86,20 @@ def test_lanes_of_several_methods_share_it_and_train_as_alone(kit):
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_trains_the_rounded_weights_are_scored(kit, kind):
+    found = []
+    for base in (quantised(kit, kind), rounded(kit, kind)):
+        lane = kit.make_lane(base, "frozen")
+        kit.run(base, [lane])
+        with evaluating(base, lane) as model:
+            found.append(model(input_ids=torch.arange(3, 20)[None]).logits)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["dora", "frozen"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_a_classifier_with_biases_and_a_head_that_trains(kit, kind):
+def test_a_classifier_with_biases_and_a_head_that_trains(kit, kind, name):
     histories = []
     for quantize in ("nf4", ""):
         model, task = kit.classifier(kind).float(), kit.ToyClassification()
@@ -95,9 +107,9 @@ def test_a_classifier_with_biases_and_a_head_that_trains(kit, kind):
             names = Base(kit.classifier(kind).float(), task, "float32").layers
             round_weights(model, names, "nf4")
         base = Base(model, task, "float32", quantize=quantize)
-        lane = kit.make_lane(base, "dora", steps=4)
+        lane = kit.make_lane(base, name, steps=4)
         kit.run(base, [lane])
-        assert lane.modules
+        assert lane.modules or lane.masters
         assert len(lane.history) == 4
         histories.append([each["metrics"]["train/loss"] for each in lane.history])
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
@@ -143,8 +155,10 @@ def test_a_trial_on_it_is_planned_trained_and_rebuilt():
 def test_what_needs_a_model_of_its_own_is_refused():
     registry = build_registry(block=["trackers:mlflow"])
     asked = build_suite({"tasks": ["uuid"], "methods": ["full"], "quantize": "nf4"})
-    with pytest.raises(BudgetError, match=r"full: it works on a model of its own, and quantize=nf4"):
+    with pytest.raises(BudgetError, match=r"full: it works on a model of its own, and quantize='nf4'"):
         plan_cells(asked, registry, None, "float32")
+    (cell,) = plan_cells(replace(asked, methods=("frozen",)), registry, None, "float32")
+    assert cell.template.quantize == "nf4"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -51,7 +51,7 @@ def test_a_plan_says_what_each_device_keeps():
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(UsageError, match="--shard and quantize=nf4 are two ways"):
+    with pytest.raises(UsageError, match="--shard and quantize='nf4' are two ways"):
         plan("lora", quantize="nf4")
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2))

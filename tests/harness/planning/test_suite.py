@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import UsageError
-from harness.planning.suite import Suite, build_suite, read_suite
+from harness.planning.suite import Suite, Words, build_suite, read_suite
 
 
 def write(tmp_path, text):
@@ -55,6 +55,26 @@ def test_a_mistake_in_a_file_is_named(tmp_path, text, said):
         read_suite(write(tmp_path, text))
 
 
+def test_rates_and_models_that_are_asked_for_take_the_place_of_the_files(tmp_path):
+    given = read_suite(
+        write(tmp_path, 'tasks = ["uuid"]\ntune = 5\ntune_seeds = 4\nhalving = true'), {"learning_rates": [1e-3]}
+    )
+    assert (given.learning_rates, given.tune, given.tune_seeds, given.halving) == ((1e-3,), 0, 1, False)
+    searched = read_suite(write(tmp_path, 'tasks = ["uuid"]\nlearning_rates = [1e-3]'), {"tune": 5})
+    assert (searched.learning_rates, searched.tune) == ((), 5)
+    moved = read_suite(write(tmp_path, 'tasks = ["uuid"]\nmodel = "a/b"\nrevision = "abc"'), {"model": "nano"})
+    assert (moved.model, moved.revision) == ("nano", None)
+
+
+def test_what_the_command_line_overrides_is_called_by_its_option(tmp_path):
+    path = write(tmp_path, 'tasks = ["uuid"]')
+    with pytest.raises(UsageError, match="--tune 1 must"):
+        read_suite(path, {"tune": 1}, Words({"tune": "--tune"}))
+    path = write(tmp_path, 'tasks = ["uuid"]\ntune = 1')
+    with pytest.raises(UsageError, match="tune=1 must"):
+        read_suite(path, {"tune": 3}, Words({"tune": "--tune"}))
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"none\.toml"):
         read_suite(tmp_path / "none.toml")
@@ -75,8 +95,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"learning_rates": [0.0]}, "must be numbers > 0"),
         ({"learning_rates": [float("nan")]}, "must be numbers > 0"),
         ({"learning_rates": [float("inf")]}, "must be numbers > 0"),
-        ({"tune": 1}, "at least 2"),
-        ({"tune": -3}, "at least 2"),
+        ({"tune": 1}, "tune=1 must be 0 .off. or from 2 to 50"),
+        ({"tune": -3}, "tune=-3 must be 0 .off. or from 2 to 50"),
         ({"tune": 3, "learning_rates": [1e-3]}, "not both"),
         ({"tolerance": 0.0}, "between 0 and 1"),
         ({"tolerance": 1.0}, "between 0 and 1"),
@@ -92,6 +112,7 @@ def test_values_that_make_no_sense_are_refused(changes, said):
     ("given", "said"),
     [
         ({"max_seeds": 5}, "max_seeds=5 is where until_separated stops"),
+        ({"until_separated": 0}, r"until_separated=0.0 must be a number of points > 0"),
         ({"until_separated": -1}, r"until_separated=-1.0 must be a number of points > 0"),
         ({"until_separated": 5}, "one seed tells nothing apart"),
         ({"until_separated": 5, "seeds": [0, 1, 2], "max_seeds": 3}, "max_seeds=3 .* more than the 3 seeds"),
