@@ -28,7 +28,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
         "detectable": "Shows differences from",
         "unfinished": "Unfinished",
     }
-    numbers = ("seeds", "detectable", "unfinished")
+    numbers = ("seeds", "tuning", "detectable", "unfinished")
     helps = {
         "detectable": "If two methods truly differed by this much, 4 of 5 boards like this one would tell them apart",
         "best": "No method is proven better than these",

@@ -19,6 +19,7 @@ from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageV
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
 from harness_leaderboard.view.text import rank_text, slug_of
 
+ONE_SIZE = 1.1  # ratio of two numbers of parameters up to which a figure of sizes would show one
 NOT_DESCRIBED = (
     "The results hold no description of it: `harness results describe` adds one, where its package is installed."
 )
@@ -242,7 +243,7 @@ def _task_page(
 
 
 def _across_budgets(boards: Sequence[tuple[Board, BoardView]]) -> dict[str, Any]:
-    """Return the points of all budgets, by what may be compared: scale, model and metric."""
+    """Return the points of all budgets, by what may be compared: scale, model, metric; none where all are one size."""
     groups: dict[str, dict[str, Any]] = {}
     for board, _ in boards:
         key = f"{board.scale} · {board.model} · {metric_title(board, board.main_metric)}"
@@ -261,8 +262,14 @@ def _across_budgets(boards: Sequence[tuple[Board, BoardView]]) -> dict[str, Any]
             for row in board.all_rows
             if row.score.value is not None and (row.label, row.is_reference) not in known
         ]
-    shown = [group for group in groups.values() if group["rows"]]
+    shown = [group for group in groups.values() if _has_sizes(group["rows"])]
     return {"groups": shown} if shown else {}
+
+
+def _has_sizes(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the methods of some rows have more than about one size."""
+    sizes = [row["parameters"] for row in rows if not row["reference"]]
+    return bool(sizes) and max(sizes) > ONE_SIZE * min(sizes)
 
 
 def _paragraphs(about: Mapping[str, Any]) -> tuple[str, ...]:

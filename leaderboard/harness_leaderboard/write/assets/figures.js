@@ -15,7 +15,7 @@
     return Plot.initializer(options, (data, facets, { x, y, text }, { x: across, y: down }) => {
       const [xs, ys] = [Array.from(x.value, across), Array.from(y.value, down)];
       const taken = xs.map((left, each) => ({ left: left - 10, right: left + 10, at: ys[each], own: each }));
-      const shifts = d3.range(0, xs.length + 2).flatMap((each) => (each ? [each, -each] : [0])).map((each) => (each * LINE) / 2);
+      const shifts = d3.range(0, 4 * xs.length).flatMap((each) => (each ? [each, -each] : [0])).map((each) => (each * LINE) / 2);
       const order = d3.sort(d3.range(xs.length), (each) => ys[each]);
       const placed = [...ys];
       for (const each of order) {
@@ -111,7 +111,7 @@
         Plot.text(flat, { y: "y", text: "name", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
         Plot.ruleX(points.filter((each) => each.interval && !isBeyond(each.score)), { x, y1: (each) => place(each.interval[0]), y2: (each) => place(each.interval[1]), stroke: color, strokeOpacity: 0.55 }),
         Plot.dot(points, { x, y: "y", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
-        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "y", text: "name", dx: 8, textAnchor: "start", fill: color, fontSize: 11 }))]),
+        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "y", text: "name", dx: 8, textAnchor: "start", fill: color, stroke: "var(--card)", fontSize: 11 }))]),
         Plot.tip(points, Plot.pointer({ x, y: "y", title: text, fill: "var(--card)", stroke: "var(--line)" })),
       ],
       symbol: { type: "identity" }, color: { type: "identity" },

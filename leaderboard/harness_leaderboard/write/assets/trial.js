@@ -3,6 +3,9 @@
 (() => {
   const { element, table } = leaderboard;
   const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  const count = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : value);
+  const counts = (caption, found) => pairs(caption, Object.fromEntries(Object.entries(found).map(([key, value]) => [key, count(value)])));
+  const time = (value) => value.replace("T", " ").replace(/(\+00:00|Z)$/, " UTC");
   const pairs = (caption, found) => table(caption, ["Name", "Value"], Object.entries(found).map(([key, value]) => [key, text(value)]));
 
   function flat(value, prefix = "") {
@@ -33,7 +36,7 @@
     const score = trial.metrics[trial.metric];
     const parts = [
       element("p", { class: "verdict" }, `${trial.state.replaceAll("_", " ")}${score === null || score === undefined ? "" : `, ${trial.metric} ${score}`}`),
-      element("p", {}, `Trial ${id}, ${trial.spec.purpose === "report" ? "reported" : "of a learning-rate search"}, ${trial.started} to ${trial.finished}.`),
+      element("p", {}, `Trial ${id}, ${trial.spec.purpose === "report" ? "reported" : "of a learning-rate search"}, ${time(trial.started)} to ${time(trial.finished)}.`),
       element("p", {}, "See ", element("a", { href: `methods/${trial.method}.html` }, `the method ${trial.spec.method}`), ", ",
         element("a", { href: `tasks/${trial.task}.html` }, `the task ${trial.spec.task}`),
         ...(trial.board ? [", ", element("a", { href: trial.board }, "its board")] : []),
@@ -50,7 +53,7 @@
       element("h2", {}, "Results"),
       ...(Object.keys(trial.metrics).length ? [table("Final metrics", ["Metric", "Value", "Why none"],
         Object.entries(trial.metrics).map(([key, value]) => [key, text(value), trial.reasons[key] ?? ""]))] : []),
-      pairs("Parameters", trial.counts), pairs("Cost", trial.cost),
+      counts("Parameters", trial.counts), counts("Cost", trial.cost),
       element("h2", {}, "Specification"), pairs("Everything that decides the result", flat(trial.spec)),
       element("h2", {}, "Environment"), pairs("What it ran on", flat(shared[trial.environment])));
     document.getElementById("trial").replaceChildren(...parts);
