@@ -67,7 +67,7 @@ def history(record: Record) -> dict[str, list[tuple[int, float]]]:
     Older records end with the final score, which is of the test data and no point of a curve on validation data.
     """
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    entries = record.history
+    entries = record.history[:]  # read once: the length of what lies in an index costs a reading, too
     last = len(entries) - 1
     for place, entry in enumerate(entries):
         for metric, value in (entry.get("metrics") or {}).items():

@@ -139,8 +139,9 @@ def family_view(family: Family) -> FamilyView:
 def _family_sentence(family: Family) -> str:
     """Return what is averaged and what is left out."""
     left = ", ".join(family.left_out)
+    direction = "higher" if family.higher_is_better else "lower"
     parts = [
-        "Mean of each task's main metric, in order of the mean, which is no ranking.",
+        f"Mean of each task's main metric, {direction} is better; in order of the mean, which is no ranking.",
         f"Left out, since not every method has all seeds of it, or its trials are not one comparison: {left}."
         if left
         else "Every task counts.",

@@ -45,7 +45,10 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                     Cell(text=rank_text(row.rank), sort=row.rank[0])
                     if row.rank
                     else Cell(text=MISSING, note=row.beside or row.rank_reason),
-                    Cell(text=metric_title(board, board.main_metric)),
+                    Cell(
+                        text=metric_title(board, board.main_metric),
+                        below="" if board.higher_is_better else "lower is better",
+                    ),
                     Cell(text=f"{score:.{decimals}f}", sort=score)
                     if score is not None
                     else Cell(text=MISSING, note=row.score.reason),
@@ -87,7 +90,11 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
         ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),
         ("Citation", str(about.get("citation") or ""), ""),
         ("Budget", f"solved by {knob}" if knob else "outside every budget" if about.get("reference") else "", ""),
-        ("Learning rate", f"searched around {about['learning_rate_factor']:g} × the task's" if about else "", ""),
+        (
+            "Learning rate",
+            f"{about['learning_rate_factor']:g} × the task's, or searched around it" if about else "",
+            "",
+        ),
         ("Merges into the weights", ("yes" if about.get("mergeable") else "no") if about else "", ""),
         ("Package", str(about.get("plugin") or ""), ""),
     ]
@@ -194,13 +201,18 @@ def _task_page(
         lines = [
             (
                 text_cell(" ".join(filter(None, (each.get("hub_id"), each.get("config")))) or "local tables"),
-                text_cell(str(each.get("revision") or ""), "not pinned"),
+                text_cell(
+                    str(each.get("revision") or ""),
+                    "not pinned" if each.get("hub_id") else "local tables are known by their content",
+                ),
                 text_cell(str(each.get("licence") or ""), "not said"),
                 text_cell(str(each.get("folder") or ""), "hub only"),
             )
             for each in sources
         ]
-        grids.append(("Data", (table("Where the data is from", ("Data set", "Revision", "Licence", "Folder"), lines),)))
+        heads = ("Data set", "Revision", "Licence", "Folder")
+        found = table("Where the data is from", heads, lines, name=lambda row: row[3].text if row[3].sort else row[0].text)
+        grids.append(("Data", (found,)))
     if metrics := about.get("metrics"):
         lines = [
             (
@@ -223,7 +235,7 @@ def _task_page(
     facts = [
         ("Name", name, ""),
         ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),
-        ("Base model", str(about.get("model") or ""), ""),
+        ("Base model, unless given", str(about.get("model") or ""), ""),
         ("Kind of model", str(about.get("model_kind") or "").replace("_", " "), ""),
         ("Data of these records", ", ".join(sorted(data)), ""),
         ("Data", "generated" if about and len(grids) and not sources else "", ""),

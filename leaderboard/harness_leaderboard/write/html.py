@@ -159,7 +159,8 @@ class _Writer:
 
 def _cell(it: Cell, up: str, head: bool, number: bool, key: str) -> Markup:
     """Return a cell of a table. Of half a million cells, a template would take three times as long."""
-    text, sort = escape(printable(it.text)), "" if it.sort is None else escape(printable(str(it.sort)))
+    text: str = escape(printable(it.text))
+    sort = "" if it.sort is None else escape(printable(str(it.sort)))
     if it.link:
         text = f'<a href="{escape(up + printable(it.link))}">{text}</a>'
     elif it.note:
