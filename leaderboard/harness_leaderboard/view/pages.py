@@ -210,8 +210,8 @@ def _task_page(
             )
             for each in sources
         ]
-        heads = ("Data set", "Revision", "Licence", "Folder")
-        found = table("Where the data is from", heads, lines, name=lambda row: row[3].text if row[3].sort else row[0].text)
+        columns = ("Data set", "Revision", "Licence", "Folder")
+        found = table("Where the data is from", columns, lines, name=lambda row: str(row[3].sort or row[0].text))
         grids.append(("Data", (found,)))
     if metrics := about.get("metrics"):
         lines = [
