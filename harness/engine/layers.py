@@ -192,13 +192,13 @@ def _try(module: nn.Module, weight: Tensor, bias: Tensor | None) -> str | None:
         if b is not None and len(b) != matrix.shape[0]:
             continue
         x = torch.randn(2, 3, matrix.shape[1], generator=generator)
-        expected = linear(x, matrix, b)
-        try:
+        try:  # first: a table of tokens refuses numbers at once, and its product would be the largest of the model
             found = twin(x)
         except Exception:  # noqa: BLE001, S112 - a stranger's module that takes something else is not linear
             continue
-        is_like = isinstance(found, Tensor) and found.shape == expected.shape
-        if is_like and torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
+        if not isinstance(found, Tensor) or found.shape != (2, 3, matrix.shape[0]):
+            continue
+        if torch.allclose(found, linear(x, matrix, b), rtol=1e-3, atol=1e-5):
             return form
     return None
 
