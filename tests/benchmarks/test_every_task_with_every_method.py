@@ -1,6 +1,8 @@
 """Every registered task with methods of every kind: planned, trained together over one base, scored and recorded.
 
 Tables and encoders are those of ``conftest``. What the numbers must be is tested with each task and each method.
+Tasks that differ only in what their columns and labels are called run on the shipped base alone, and of C4's sizes one
+stands for all: here they have one shape. Marked ``exhaustive``: those, too.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from harness.contract.method import Method
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
+from harness.engine.cost import SoloCost
 from harness.engine.shared import Shared
 from harness.planning.plan import plan_cells
 from harness.planning.registry import build_registry
@@ -44,6 +47,8 @@ def kind_of(method):
 TRAINING = {name: method for name, method in sorted(REGISTRY.methods.items(), reverse=True) if method.traits.trains}
 KINDS = {kind_of(method): name for name, method in TRAINING.items()}.values()
 ALL_METHODS = {"uuid", "glue/cola"}
+SIZES = {name for name in REGISTRY.tasks if name.startswith("c4/")} - {"c4/9m"}
+PAIRS = {"glue/qqp", "glue/rte", "glue/qnli"}  # of two texts in two classes, as MRPC is
 
 # The smoke recipe, shorter: of these fields, those that a task's recipe has.
 STEPS = {"steps": 2, "batch_size": 2, "evaluate_at": [1]}
@@ -82,11 +87,21 @@ def results(tmp_path_factory):
     return Store(str(tmp_path_factory.mktemp("results")))
 
 
+class Sparing(Shared):
+    """Measures what a trial costs alone where every method is tried, not again with each task."""
+
+    def solo_cost(self, trial, method, task):
+        if trial.task in ALL_METHODS:
+            return super().solo_cost(trial, method, task)
+        return SoloCost(reasons={each.name: "not measured here" for each in fields(SoloCost) if each.name != "reasons"})
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def run(tables, results, request, judge):
     """Return what trains a task with every method in one worker, and returns the records by method."""
     events = []
-    worker = Worker(REGISTRY, Shared(torch.device(request.param), tables, True), Recording(results, {}), events.append)
+    kind = Sparing if request.param == "cpu" else Shared  # a GPU measures how much room a trial takes
+    worker = Worker(REGISTRY, kind(torch.device(request.param), tables, True), Recording(results, {}), events.append)
 
     def run(name, **suite):
         recipe = shortened(REGISTRY.task(name).recipes["smoke"])
@@ -107,7 +122,12 @@ def run(tables, results, request, judge):
     return run
 
 
-@pytest.mark.parametrize("task", REGISTRY.tasks)
+def sampled(tasks, others):
+    """Return tasks as parameters, of which the ``others`` are for when everything is tried."""
+    return [pytest.param(each, marks=[pytest.mark.exhaustive] * (each in others)) for each in tasks]
+
+
+@pytest.mark.parametrize("task", sampled(REGISTRY.tasks, SIZES))
 def test_every_method_on_the_shipped_base(task, run, results):
     if task == "code" and refusal():
         pytest.skip(refusal())
@@ -115,7 +135,9 @@ def test_every_method_on_the_shipped_base(task, run, results):
 
 
 @pytest.mark.parametrize("encoder", ["bert", "roberta", "deberta"])
-@pytest.mark.parametrize("task", [name for name, task in REGISTRY.tasks.items() if task.model_kind in HEADED])
+@pytest.mark.parametrize(
+    "task", sampled([name for name, task in REGISTRY.tasks.items() if task.model_kind in HEADED], PAIRS)
+)
 def test_every_method_on_an_encoder(task, encoder, encoders, run, results):
     records = run(task, model=str(encoders[encoder]))
     # DeBERTa's query layers also see relative positions, which have no rows for lanes to share.
