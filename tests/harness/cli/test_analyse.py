@@ -19,19 +19,9 @@ def results(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("results")
     arguments = [
-        "run",
-        "--seeds",
-        "1",
-        "--methods",
-        "lora,full",
-        "--task",
-        "uuid",
-        "--steps",
-        "2",
-        "--no-mlflow",
-        "--results",
-        str(root),
-    ]
+        "run", "--seeds", "1", "--methods", "lora,full", "--task", "uuid", "--steps", "2", "--workers", "1",
+        "--no-mlflow", "--results", str(root),
+    ]  # fmt: skip
     done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return root

@@ -1,4 +1,4 @@
-"""Commands and workers that are killed at random: nothing is lost, hardly anything is done twice, no number changes."""
+"""Commands and workers that are stopped or killed: nothing is lost, hardly anything done twice, no number changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import random
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import psutil
 import pytest
@@ -96,20 +97,36 @@ class Killer:
             self.running.communicate(timeout=1200)
 
 
+FEW = Load(("worker", "command"), 1, 1, 120, 0.05, 0.2)
+MANY = Load(FIFTY, 2, 12, 3000, 0.02, 0.2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trouble, process, tmp_path_factory):
+    """Return what gives the result root of a load that nothing disturbed, trained once for all that is compared."""
+
+    @cache
+    def root_of(load):
+        root = tmp_path_factory.mktemp("undisturbed") / "results"
+        running = process(*load.arguments(root))
+        said = running.communicate(timeout=1200)
+        assert running.returncode == 0, said
+        return root
+
+    return root_of
+
+
 @pytest.mark.parametrize(
     "load",
     [
-        pytest.param(Load(("worker", "command"), 1, 1, 240, 0.02, 0.2), id="few"),
-        pytest.param(
-            Load(FIFTY, 2, 12, 3000, 0.02, 0.2), id="fifty", marks=[pytest.mark.exhaustive, pytest.mark.timeout(5400)]
-        ),
+        pytest.param(FEW, id="few"),
+        pytest.param(MANY, id="fifty", marks=[pytest.mark.exhaustive, pytest.mark.timeout(5400)]),
     ],
 )
 def test_whatever_is_killed_and_however_often_nothing_is_lost_and_hardly_anything_repeated(
-    trouble, process, tmp_path, load
+    process, undisturbed, tmp_path, load
 ):
     log, steps = tmp_path / "log", tmp_path / "steps"
-    undisturbed = process(*load.arguments(tmp_path / "undisturbed"))
 
     def start():
         return process(
@@ -121,13 +138,41 @@ def test_whatever_is_killed_and_however_often_nothing_is_lost_and_hardly_anythin
     for what in load.kills:
         killer.kill(what)
     killer.finish()
-    said = undisturbed.communicate(timeout=1200)
-    assert undisturbed.returncode == 0, said
     all_steps = load.trials * load.steps
     repeated = steps.stat().st_size - all_steps
     print(f"{killer.done}: {repeated} of {all_steps} steps repeated, {repeated / all_steps:.2%}")
-    assert report(tmp_path / "killed") == report(tmp_path / "undisturbed")
+    assert report(tmp_path / "killed") == report(undisturbed(load))
     assert 0 <= repeated <= (MOST_REPEATED * all_steps if load.kills == FIFTY else all_steps / 4)
     left = [path.name for path in (tmp_path / "killed").rglob("*") if path.suffix in (".tmp", ".beat")]
     assert left == []
     assert not list((tmp_path / "killed" / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
+def test_a_trial_that_was_stopped_goes_on_where_it_was_and_ends_the_same(process, undisturbed, tmp_path, how):
+    log, again = tmp_path / "log", tmp_path / "again"
+    arguments = replace(FEW, checkpoint_seconds=60.0).arguments(tmp_path / "stopped")  # saved where it is stopped
+    running = process(*arguments, TROUBLE_SECONDS="0.1", TROUBLE_LOG=str(log))
+    end = time.monotonic() + 120
+    while '"step": 6' not in (log.read_text() if log.exists() else "") and time.monotonic() < end:
+        time.sleep(0.05)
+    running.send_signal(how)
+    begin = time.monotonic()
+    running.communicate(timeout=60)
+    assert time.monotonic() - begin < 30
+    checkpoint = tmp_path / "stopped" / "checkpoints"
+    while not list(checkpoint.glob("*.safetensors")) and time.monotonic() < end:
+        time.sleep(0.05)  # the worker of a killed command is on its own
+    running = process(*arguments, TROUBLE_LOG=str(again))
+    said = running.communicate(timeout=240)
+    assert running.returncode == 0, said
+    told = [json.loads(line) for line in again.read_text().splitlines()]
+    steps = [each["step"] for each in told if each["hook"] == "progress"]
+    assert steps == list(range(steps[0], FEW.steps + 1))
+    assert steps[0] > 6, "what was done is not done again"
+    (ours,) = Store(str(tmp_path / "stopped")).records()
+    (theirs,) = Store(str(undisturbed(FEW))).records()
+    assert ours.history == theirs.history, "every loss, to the last bit"
+    assert report(tmp_path / "stopped") == report(undisturbed(FEW))
+    assert [each["state"] for each in ours.attempts] == (["interrupted"] if how == signal.SIGTERM else [])
+    assert list(checkpoint.iterdir()) == []

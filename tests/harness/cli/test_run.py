@@ -188,21 +188,6 @@ def test_workers_end_with_the_command_even_if_that_is_killed(trouble, process, t
 
 
 @pytest.mark.slow
-def test_two_sweeps_at_once_into_one_folder_corrupt_nothing(trouble, process, tmp_path):
-    root = tmp_path / "results"
-    arguments = ["run", *QUICK, "--methods", "quick,slow", "--seeds", "4", "--results", root]
-    both = [process(*arguments, TROUBLE_SECONDS="0.1") for _ in range(2)]
-    for each in both:
-        out, err = each.communicate(timeout=240)
-        assert each.returncode == 0, err
-        assert "trouble: 8 records" in out
-    records = list(Store(str(root)).records())
-    assert len(records) == 8
-    assert {record.state.value for record in records} == {"complete"}
-    assert sorted(path.suffix for path in root.iterdir() if path.is_file()) == [".json"] * 8
-
-
-@pytest.mark.slow
 def test_learning_rates_are_searched_first_and_reported_at_the_best(trouble, command, tmp_path):
     root = tmp_path / "results"
     done = command("run", *QUICK, "--methods", "quick", "--tune", "2", "--seeds", "2", "--results", root)
@@ -239,71 +224,20 @@ def test_what_failed_is_tried_again_where_that_may_help_and_when_asked(trouble, 
 
 @pytest.mark.parametrize("commands", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_two_commands_on_one_root_share_the_sweep_and_train_nothing_twice(trouble, process, tmp_path, commands):
-    trouble.setenv("TROUBLE_LOG", str(tmp_path / "log"))
-    arguments = ["run", *QUICK, "--methods", "quick,slow", "--seeds", "3", "--results", tmp_path / "results"]
-    all_of_them = [process(*arguments) for _ in range(commands)]
+    root, log = tmp_path / "results", tmp_path / "log"
+    arguments = ["run", *QUICK, "--methods", "quick,slow", "--seeds", "4", "--results", root]
+    all_of_them = [process(*arguments, TROUBLE_SECONDS="0.1", TROUBLE_LOG=str(log)) for _ in range(commands)]
     said = [each.communicate(timeout=240) for each in all_of_them]
-    trouble.delenv("TROUBLE_LOG")
     assert [each.returncode for each in all_of_them] == [0] * commands, said
-    records = list(Store(str(tmp_path / "results")).records())
-    assert [record.state.value for record in records] == ["complete"] * 6
-    assert [record.attempts for record in records] == [[]] * 6
-    told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert len([each for each in told if each["hook"] == "started"]) == 6, "each trial was trained by one of them"
-    assert len({each[0].splitlines()[-1] for each in said}) == 1, "and each shows all of them"
-    assert {path.name for path in (tmp_path / "results" / "claims").iterdir()} <= {"lock"}
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
-def test_a_trial_that_was_stopped_goes_on_where_it_was_and_ends_the_same(trouble, process, tmp_path, how):
-    long = [
-        "--task",
-        "uuid",
-        "--steps",
-        "40",
-        "--set",
-        "pairs=2",
-        "--set",
-        "batch_size=2",
-        "--seeds",
-        "1",
-        "--methods",
-        "slow",
-    ]
-    quick = ["run", "--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", *long]
-    log = tmp_path / "log"
-    undisturbed = process(*quick, "--results", tmp_path / "undisturbed")
-    trouble.setenv("TROUBLE_SECONDS", "0.2")
-    trouble.setenv("TROUBLE_LOG", str(log))
-    stopped = process(*quick, "--results", tmp_path / "stopped")
-    trouble.delenv("TROUBLE_LOG")
-    trouble.delenv("TROUBLE_SECONDS")
-    end = time.monotonic() + 120
-    while '"step": 6' not in (log.read_text() if log.exists() else "") and time.monotonic() < end:
-        time.sleep(0.05)
-    stopped.send_signal(how)
-    begin = time.monotonic()
-    stopped.communicate(timeout=60)
-    assert time.monotonic() - begin < 30
-    checkpoint = tmp_path / "stopped" / "checkpoints"
-    while not list(checkpoint.glob("*.safetensors")) and time.monotonic() < end:
-        time.sleep(0.05)  # the worker of a killed command is on its own
-    trouble.setenv("TROUBLE_LOG", str(tmp_path / "again"))
-    again = process(*quick, "--results", tmp_path / "stopped")
-    trouble.delenv("TROUBLE_LOG")
-    for each in (undisturbed, again):
-        said = each.communicate(timeout=240)
-        assert each.returncode == 0, said
-    told = [json.loads(line) for line in (tmp_path / "again").read_text().splitlines()]
-    steps = [each["step"] for each in told if each["hook"] == "progress"]
-    assert steps == list(range(steps[0], 41))
-    assert steps[0] > 6, "what was done is not done again"
-    (ours,) = Store(str(tmp_path / "stopped")).records()
-    (theirs,) = Store(str(tmp_path / "undisturbed")).records()
-    assert ours.history == theirs.history, "every loss, to the last bit"
-    assert (ours.metrics, ours.items, ours.trial_id) == (theirs.metrics, theirs.items, theirs.trial_id)
-    assert [each["state"] for each in ours.attempts] == (["interrupted"] if how == signal.SIGTERM else [])
-    assert list(checkpoint.iterdir()) == []
+    assert all("trouble: 8 records" in out for out, _ in said)
+    records = list(Store(str(root)).records())
+    assert [record.state.value for record in records] == ["complete"] * 8
+    assert [record.attempts for record in records] == [[]] * 8
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len([each for each in told if each["hook"] == "started"]) == 8, "each trial was trained by one of them"
+    assert len({out.splitlines()[-1] for out, _ in said}) == 1, "and each shows all of them"
+    assert {path.name for path in (root / "claims").iterdir()} <= {"lock"}
+    assert sorted(path.suffix for path in root.iterdir() if path.is_file()) == [".json"] * 8
 
 
 @pytest.mark.exhaustive
