@@ -1,8 +1,9 @@
 """``harness run`` on tasks at their smoke scale, as it is, on the tables of ``conftest``.
 
-One task of each kind runs by default, with LoRA and full fine-tuning: what is packed, and what trains alone. Marked
-``exhaustive``: every task with a method of each kind, those that override the same parts of ``Method``, and every
-method on the main job's. (All of that runs by default with shorter recipes, in ``test_every_task_with_every_method``.)
+One task of each kind runs by default with LoRA, which is packed, and one on an encoder with full fine-tuning as well,
+which trains alone. Marked ``exhaustive``: every task with a method of each kind, those that override the same parts
+of ``Method``, and every method on the main job's. (All of that runs by default with shorter recipes, in
+``test_every_task_with_every_method``.)
 Tasks that differ in nothing but their rows are tried once per model: on the shipped base, GLUE's one sentence, three
 classes and regression stand for its eight, which run on an encoder; C4's smallest size stands for the others. What a
 score must be is tested with its task.
@@ -10,12 +11,10 @@ score must be is tested with its task.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from click.testing import CliRunner
 
+from harness.cli import app
 from harness.contract.method import Method
 from harness.planning.registry import build_registry
 from harness.results.store import Store
@@ -28,7 +27,6 @@ SAME = {name for name in REGISTRY.tasks if name.startswith("c4/")} | set(GLUE) -
 RUNS_CODE = {"code"}  # to have a score at all
 JUDGED = {"mt-bench", "alpaca-eval"}
 MAIN = "uuid"  # the main job's task
-FEW = "lora,full"
 # Memorised, pretrained from scratch, answered in words, read on and asked, scored by lm-eval.
 OF_EACH_KIND = (MAIN, "c4", "commonsense", "continual/finance", "instructeval")
 
@@ -54,16 +52,15 @@ def smoke(tables, tmp_path_factory, judge):
 
     def run(tasks, methods, *options):
         results = tmp_path_factory.mktemp("smoke")
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "harness", "run", "--methods", methods, "--task", ",".join(tasks), "--seeds", "1",
-                "--data-dir", str(tables), "--results", str(results), "--device", "cpu", "--no-mlflow", "-q",
-                *(["--allow-code-execution"] if RUNS_CODE & {*tasks} else []),
-                *(["--set", f"judge_url={judge.url}"] if JUDGED & {*tasks} else []), *options,
-            ],
-            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3_000:]
+        arguments = [
+            "run", "--methods", methods, "--task", ",".join(tasks), "--seeds", "1", "--data-dir", tables, "--results",
+            results, "--device", "cpu", "--workers", "1", "--no-mlflow", "-q",
+            *(["--allow-code-execution"] if RUNS_CODE & {*tasks} else []),
+            *(["--set", f"judge_url={judge.url}"] if JUDGED & {*tasks} else []), *options,
+        ]  # fmt: skip
+        of_workers = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = CliRunner().invoke(app, [*map(str, arguments)], env=of_workers, catch_exceptions=False)
+        assert done.exit_code == 0, done.output[-3_000:]
         records = {task: [] for task in tasks}
         for record in Store(str(results)).records():
             records[record.trial.task].append(record)
@@ -77,7 +74,7 @@ def smoke(tables, tmp_path_factory, judge):
 @pytest.fixture(scope="module")
 def of_each_kind(smoke):
     """The records of one sweep: a process that has loaded its libraries trains all of it."""
-    return smoke(OF_EACH_KIND, FEW)
+    return smoke(OF_EACH_KIND, "lora")
 
 
 @pytest.mark.slow
@@ -90,7 +87,7 @@ def test_a_smoke_recipe_trains_to_its_end(task, of_each_kind):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_smoke_recipe_trains_on_an_encoder_to_its_end(smoke, encoders):
-    check(smoke(["glue/stsb"], FEW, "--model", str(encoders["bert"])), "glue/stsb")
+    check(smoke(["glue/stsb"], "lora,full", "--model", str(encoders["bert"])), "glue/stsb")
 
 
 @pytest.mark.exhaustive

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import TaskContext
 from harness.bases import resolve
+from harness.cli import app
 from harness.contract.record import Record
 from harness.planning.registry import build_registry
 from harness.results.export import export_merged, export_peft, read_trained
@@ -37,6 +39,7 @@ SIZES = {
 }  # fmt: skip
 SUBJECTS = ("abstract_algebra", "virology")
 MEASURES = {"mmlu": "acc", "bbh": "exact", "drop": "f1", "drop_exact": "exact", "humaneval": "pass"}
+OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 confined = pytest.mark.skipif(bool(refusal()), reason=refusal() or "confined")
 
 
@@ -111,10 +114,8 @@ def write_task(folder: Path, part):
 
 def run(module, *arguments):
     """Run a command offline and return what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **OFFLINE})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -126,11 +127,13 @@ def both(tmp_path_factory):
     data, results, tasks = root / "data", root / "results", root / "tasks"
     write_tables(data / "instructeval")
     sizes = [each for name, value in SIZES.items() for each in ("--set", f"{name}={value}")]
-    run(
-        "harness", "run", "--methods", "lora", "--task", "instructeval", "--seeds", "1", "--lr", "1e-2", *sizes,
+    arguments = [
+        "run", "--methods", "lora", "--task", "instructeval", "--seeds", "1", "--lr", "1e-2", *sizes,
         "--data-dir", data, "--results", results, "--device", "cpu", "--workers", "1", "--no-mlflow",
         "--allow-code-execution",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, [*map(str, arguments)], env=OFFLINE, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     (path,) = results.glob("*.json")
     record = Record.from_json(json.loads(path.read_text()))
     trained = read_trained(build_registry(), Store(str(results)), record)

@@ -20,19 +20,6 @@ def test_help_answers_at_once_and_names_the_commands():
         assert f"\n  {name} " in done.stdout
 
 
-def test_help_and_import_load_nothing_heavy():
-    code = """
-import sys, harness, harness.cli
-try:
-    harness.cli.app(["--help"])
-except SystemExit:
-    pass
-print(sorted({"torch", "transformers", "pandas", "mlflow", "datasets", "numpy"} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_help_shows_the_examples_as_lines(command):
     done = command("--help")
     lines = [line.split() for line in done.out.splitlines()]
