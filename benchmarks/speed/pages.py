@@ -45,7 +45,8 @@ TASKS = tuple(
     for family in ("glue", "qa", "law", "med", "code")
     for each in ("one", "two", "three", "four", "five")
 )
-MODELS, BUDGETS = ("models/llama-58m", "models/llama-250m"), ("lora:r=8", "lora:r=16", "0.5%")
+MODELS = ("models/llama-58m", "models/llama-250m")
+BUDGETS = {"lora:r=8": 98_304, "lora:r=16": 196_608, "0.5%": 290_000}
 ITEMS = (64, 256, 1000, 2000)  # of a task's test split
 STEPS = 500
 DETAILS = {
@@ -110,8 +111,8 @@ def many(count: int) -> Iterator[Record]:
     is_small = count < 50
     methods = METHODS[: 3 if is_small else 6 if count < 1000 else len(METHODS)]
     for place, (budget, model, task) in enumerate(product(BUDGETS, MODELS, TASKS)):
-        draw = np.random.default_rng(place)
-        difficulty = draw.normal(0, 0.8, ITEMS[(place + 1) % len(ITEMS)])
+        draw, items = np.random.default_rng(place), ITEMS[(TASKS.index(task) + 1) % len(ITEMS)]
+        difficulty = np.random.default_rng(TASKS.index(task)).normal(0, 0.8, items)  # the task's, at every budget
         for number, method in enumerate(methods):
             ability, about = draw.normal(0.3, 0.12), {"task": task, "model": model, "budget": budget, "method": method}
             taste = draw.normal(0, 0.5, len(difficulty))
@@ -125,8 +126,9 @@ def many(count: int) -> Iterator[Record]:
                 yield record(
                     about, seed, draw, ability + draw.normal(0, 0.05) + difficulty + taste, 1e-3, has_failed=has_failed
                 )
-        for method, seed in product(() if is_small or budget != BUDGETS[0] else REFERENCES, range(5)):
+        for method, seed in product(() if is_small or budget != "lora:r=8" else REFERENCES, range(5)):
             about = {"task": task, "model": model, "budget": "", "budget_parameters": None, "method": method}
+            about["adapter_parameters"] = 58_000_000 * (method == "full")
             yield record(about, seed, draw, 0.5 + draw.normal(0, 0.05) + difficulty, 1e-3)
 
 
@@ -138,7 +140,7 @@ def wide(count: int) -> Iterator[Record]:
         about = {
             "task": TASKS[0],
             "model": MODELS[0],
-            "budget": BUDGETS[0],
+            "budget": "lora:r=8",
             "method": method,
             "config": {"alpha": 1 + variant},
         }
@@ -154,10 +156,11 @@ def record(
     """Return a made-up record with a curve of a hundred points and a score for each item, right with probability Phi(answer)."""
     items = (answers + draw.normal(0, 1, len(answers)) > 0).astype(float)
     cost = 0.01 + 0.002 * (*METHODS, *REFERENCES).index(about["method"])
+    size = BUDGETS.get(about["budget"])
     trial = Trial(
-        **{"config": {"r": 8}, "budget_parameters": 98_304, **about},
+        **{"config": {"r": 8}, "budget_parameters": size, "adapter_parameters": size, **about},
         scale="small", recipe={"steps": STEPS, "batch_size": 32}, model_revision="sha256:77aa",
-        adapter_parameters=98_304, learning_rate=rate, seed=seed, precision="bfloat16", purpose=purpose, data="made-up",
+        learning_rate=rate, seed=seed, precision="bfloat16", purpose=purpose, data="made-up",
         plugins={"method": "made-up==1", "task": "made-up==1"},
     )  # fmt: skip
     last = items.mean()
@@ -177,7 +180,7 @@ def record(
         higher_is_better=True,
         metric_details=DETAILS,
         counts={
-            "adapter_parameters": 98_304,
+            "adapter_parameters": size,
             "task_parameters": 0,
             "base_parameters": 58_000_000,
             "budget_deviation_fraction": 0.0,

@@ -268,6 +268,23 @@ def test_what_lies_far_off_stands_at_the_edge_of_a_figure_with_its_value(
     assert 40 not in ticks
 
 
+def test_a_board_of_very_many_methods_has_a_page_of_bounded_size_and_still_compares_any_two(
+    visit, make_record, make_files, site
+):
+    records = [
+        make_record(f"m{number:02}", seed, 0.2 + number / 100 + seed / 50) for number in range(46) for seed in (0, 1)
+    ]
+    found = make_files(records, site / "many")
+    (board,) = [name for name in found if re.fullmatch("boards/.*html", name)]
+    assert len(json.loads(found[board.replace(".html", ".json")])["pairs"]) == 1035
+    page = visit(f"many/{board}")
+    assert page.locator("details", has_text="The pairs with m45, of 1,035").locator("tbody tr").count() == 45
+    assert "m45 minus" in page.locator("#compare-result").inner_text()
+    page.locator("#compare-first").select_option("m01")
+    page.locator("#compare-second").select_option("m02")
+    page.get_by_text("m01 minus m02").wait_for()
+
+
 @pytest.mark.parametrize(("name", "start"), [("CSV", '"task"'), ("JSON", "{"), ("Markdown", "## uuid"), ("LaTeX", "%")])
 def test_tables_are_downloaded_where_one_looks(visit, site, places, name, start):
     page = visit("board")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -335,6 +335,16 @@ class Board:
     def outcomes(self, row: Row) -> Mapping[str, int]:
         """Return how many other rows a row is proven better than, proven worse than, and not told apart from."""
         return self._outcomes.get(row.label, {"wins": 0, "ties": 0, "losses": 0})
+
+    @cached_property
+    def decided(self) -> Mapping[str, Sequence[Difference]]:
+        """Return for each row, by its label, the pairs that are told apart, seen from that row."""
+        found: dict[str, list[Difference]] = {row.label: [] for row in self.rows}
+        for each in self.analysis.differences.values() if self.analysis else ():
+            if each.is_separated:
+                found[each.first].append(each)
+                found[each.second].append(each.reversed())
+        return found
 
     @cached_property
     def _outcomes(self) -> dict[str, dict[str, int]]:

@@ -24,6 +24,7 @@ Flags = NDArray[np.bool_]
 
 KNOWN = 400  # degrees of freedom from which a variance counts as known
 NODES = 64  # possible variances of a sum
+BLOCK = 2_000  # errors that are summed at once: their nodes before they are put together take 30 MB
 MOST_STEPS = 80  # of finding a distance; ten are usual
 FINE, COARSE = 40, 12  # values of an estimated variance: of the seeds, and of the items, which are many more
 
@@ -74,22 +75,31 @@ class Spread:
     def distance(self, level: float | Array) -> Array:
         """Return, per error, the distance that it exceeds with probability ``level``: an interval's half-width."""
         levels = np.broadcast_to(np.asarray(level, dtype=np.float64), len(self.variances))
+        if len(levels) > BLOCK:
+            blocks = [slice(start, start + BLOCK) for start in range(0, len(levels), BLOCK)]
+            parts = [Spread(self.variances[each], self.weights[each]).distance(levels[each]) for each in blocks]
+            return np.concatenate(parts)
         scale = np.sqrt((self.weights * self.variances).sum(1) + 1e-300)
         found, low, high = scale * special.ndtri(1 - levels / 2), np.zeros(len(scale)), np.full(len(scale), np.inf)
-        deviations = np.sqrt(self.variances)
+        deviations, weights, left = np.sqrt(self.variances), self.weights, np.arange(len(scale))
         for _ in range(MOST_STEPS):  # Newton's, of the logarithm; where a step leaves what is possible, halving
+            now, wanted = found[left], levels[left]
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                z = found[:, None] / deviations
-                outside = (self.weights * special.ndtr(-z)).sum(1) * 2
-                slope = (self.weights * np.exp(-(z**2) / 2) / deviations).sum(1) * np.sqrt(2 / np.pi)
-                step = np.log(outside / levels) * outside / slope
-            low, high = np.where(outside > levels, found, low), np.where(outside > levels, high, found)
-            middle = np.where(np.isinf(high), 2 * found, (low + high) / 2)
-            is_there = np.abs(step) <= 1e-8 * found
+                z = now[:, None] / deviations
+                outside = (weights * special.ndtr(-z)).sum(1) * 2
+                slope = (weights * np.exp(-(z**2) / 2) / deviations).sum(1) * np.sqrt(2 / np.pi)
+                step = np.log(outside / wanted) * outside / slope
+            low[left], high[left] = (
+                np.where(outside > wanted, now, low[left]),
+                np.where(outside > wanted, high[left], now),
+            )
+            middle = np.where(np.isinf(high[left]), 2 * now, (low[left] + high[left]) / 2)
+            is_there = np.abs(step) <= 1e-8 * now
+            is_inside = is_there | ((now + step > low[left]) & (now + step < high[left]))
+            found[left] = np.where(is_inside, now + step, middle)
             if is_there.all():
                 break
-            is_inside = is_there | ((found + step > low) & (found + step < high))
-            found = np.where(is_inside, found + step, middle)
+            deviations, weights, left = deviations[~is_there], weights[~is_there], left[~is_there]
         return np.asarray(found)
 
     def plus(self, variances: Array | float) -> Spread:
@@ -99,9 +109,17 @@ class Spread:
 
     def plus_spread(self, other: Spread) -> Spread:
         """Return the spread of sums of two independent errors each, on at most :data:`NODES` nodes."""
-        variances = (self.variances[:, :, None] + other.variances[:, None, :]).reshape(len(self.variances), -1)
-        weights = (self.weights[:, :, None] * other.weights[:, None, :]).reshape(variances.shape)
-        return Spread(variances, weights).condensed()
+        blocks = [slice(start, start + BLOCK) for start in range(0, max(1, len(self.variances)), BLOCK)]
+        parts = [self._plus(other, block) for block in blocks]
+        return Spread(
+            np.concatenate([each.variances for each in parts]), np.concatenate([each.weights for each in parts])
+        )
+
+    def _plus(self, other: Spread, block: slice) -> Spread:
+        variances = self.variances[block, :, None] + other.variances[block, None, :]
+        weights = self.weights[block, :, None] * other.weights[block, None, :]
+        nodes = variances.shape[1] * variances.shape[2]
+        return Spread(variances.reshape(-1, nodes), weights.reshape(-1, nodes)).condensed()
 
     def condensed(self) -> Spread:
         """Return the spread with neighbouring variances put together until :data:`NODES` are left."""

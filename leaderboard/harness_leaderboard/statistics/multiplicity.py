@@ -172,14 +172,16 @@ def _shaffer(p_values: Array, methods: int) -> Array:
 def _most_equal(methods: int) -> Array:
     """Return how many pairs can be without a difference where 0, 1, 2, ... pairs have one."""
     pairs = methods * (methods - 1) // 2
-    possible = np.array(sorted(_possible(methods)))
-    return np.array([possible[possible <= pairs - different].max() for different in range(pairs)], dtype=np.float64)
+    possible = np.array(_possible(methods))
+    left = pairs - np.arange(pairs)
+    return possible[np.searchsorted(possible, left, side="right") - 1].astype(np.float64)
 
 
-@cache
-def _possible(methods: int) -> frozenset[int]:
-    """Return the numbers of equal pairs that methods can have, in groups of equals."""
-    if methods < 2:
-        return frozenset({0})
-    groups = range(1, methods + 1)
-    return frozenset(size * (size - 1) // 2 + rest for size in groups for rest in _possible(methods - size))
+def _possible(methods: int) -> list[int]:
+    """Return the numbers of equal pairs that methods can have, in groups of equals, from the lowest."""
+    found = [1]  # by how many methods there are: a bit for each number of pairs
+    for count in range(1, methods + 1):
+        found.append(0)
+        for size in range(1, count + 1):
+            found[count] |= found[count - size] << (size * (size - 1) // 2)
+    return [pairs for pairs in range(found[methods].bit_length()) if found[methods] >> pairs & 1]

@@ -39,19 +39,31 @@ def letters(separated: Flags, order: Sequence[int]) -> list[str]:
     Source: Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons"
             (insert and absorb).
     """
-    groups = [frozenset(order)]
+    everyone = sum(1 << each for each in order)
+    groups = [everyone]  # sets of methods, a bit each; none is part of another
     for place, first in enumerate(order):
         for second in order[place + 1 :]:
-            if not separated[first, second]:
+            both = 1 << first | 1 << second
+            if not separated[first, second] or not any(group & both == both for group in groups):
                 continue
-            split = []
-            for group in groups:
-                split += [group - {first}, group - {second}] if {first, second} <= group else [group]
-            distinct = list(dict.fromkeys(split))
-            groups = [each for each in distinct if not any(each < other for other in distinct)]
+            kept = [group for group in groups if group & both != both]
+            halves = dict.fromkeys(
+                group & ~(1 << each) for group in groups if group & both == both for each in (first, second)
+            )
+            groups = kept + [
+                half
+                for half in halves  # only what was split may have become a part of another
+                if not any(half & other == half for other in kept)
+                and not any(half & other == half != other for other in halves)
+            ]
     position = {each: place for place, each in enumerate(order)}
-    groups.sort(key=lambda group: sorted(position[each] for each in group))
-    return ["".join(_letter(number) for number, group in enumerate(groups) if each in group) for each in sorted(order)]
+    members = [[each for each in order if group >> each & 1] for group in groups]
+    members.sort(key=lambda group: [position[each] for each in group])
+    shown = {each: "" for each in sorted(order)}
+    for number, group in enumerate(members):
+        for each in group:
+            shown[each] += _letter(number)
+    return list(shown.values())
 
 
 def _letter(number: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.results.wording import layers_text, parameters_text
+from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row, TuningTrial
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
@@ -21,6 +22,8 @@ from harness_leaderboard.view.text import (
     slug_of,
     value_text,
 )
+
+MOST_PAIRS = 1_000  # that a page shows: those of 45 methods
 
 
 def table(
@@ -69,7 +72,7 @@ def details(board: Board, curves: Sequence[Curve]) -> tuple[tuple[str, tuple[Gri
         (f"{len(board.failures)} trials did not finish" if len(board.failures) != 1 else "1 trial did not finish",
          [_failures(board)] if board.failures else []),
         ("Published numbers", _published(board)),
-        ("All pairs", _pairs(board)),
+        ("Pairs", _pairs(board)),
         ("Final metrics", [_final_metrics(board)]),
         ("Metrics by step", _by_step(board, curves)),
         ("Settings", [_settings(board)]),
@@ -180,12 +183,15 @@ def _by_step(board: Board, curves: Sequence[Curve]) -> list[Grid]:
 
 
 def _pairs(board: Board) -> list[Grid]:
-    """Return every pair; one table says what separates two rows and what does not."""
+    """Return every pair, or of too many those with the best score: what separates two rows and what does not."""
     if board.analysis is None:
         return []
     decimals = score_decimals(board) + 1
     rows = []
-    for each in board.analysis.differences.values():
+    found = list(board.analysis.differences.values())
+    opens = first_pair(board)
+    best = opens[0].label if opens is not None and len(found) > MOST_PAIRS else ""
+    for each in (pair for pair in found if not best or best in (pair.first, pair.second)):
         needed = each.seeds_to_separate
         rows.append(
             (
@@ -206,8 +212,9 @@ def _pairs(board: Board) -> list[Grid]:
         )
     heads = ("Method", "Against", "Difference", "95 %, new items", "95 %, these items", "p, corrected", "Verdict",
              "Seeds", "Seeds that would separate them")  # fmt: skip
+    which = f"The pairs with {best}, of {len(found):,} in the JSON beside this page" if best else "All pairs"
     caption = (
-        "All pairs, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one "
+        f"{which}, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one "
         "may exclude 0 where the board, which looks at all pairs, claims nothing."
     )
     return [table(caption, heads, rows, name=lambda row: f"{row[0].text} against {row[1].text}")]

@@ -132,7 +132,11 @@ def family_view(family: Family) -> FamilyView:
     return FamilyView(
         title=f"{family.name}, {tasks} · {family.scale} · {family.model} · {budget}",
         sentence=_family_sentence(family),
-        grid=Grid(caption=f"{family.name}: averages", columns=columns, rows=tuple(rows)),
+        grid=Grid(
+            caption=f"{family.name}: averages · {family.scale} · {family.model} · {budget}",
+            columns=columns,
+            rows=tuple(rows),
+        ),
     )
 
 

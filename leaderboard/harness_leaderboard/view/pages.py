@@ -111,13 +111,8 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
 
 def _decided(board: Board, view: BoardView, label: str) -> list[tuple[Cell, ...]]:
     """Return the pairs of one row that the board tells apart, seen from that row."""
-    if board.analysis is None:
-        return []
     found: list[tuple[Cell, ...]] = []
-    for each in board.analysis.differences.values():
-        if label not in (each.first, each.second) or not each.is_separated:
-            continue
-        seen = each if each.first == label else each.reversed()
+    for seen in board.decided.get(label, ()):
         is_better = (seen.difference > 0) is board.higher_is_better
         found.append(
             (
@@ -279,9 +274,10 @@ def _across_budgets(boards: Sequence[tuple[Board, BoardView]]) -> dict[str, Any]
 
 
 def _has_sizes(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the methods of some rows have more than about one size."""
-    sizes = [row["parameters"] for row in rows if not row["reference"]]
-    return bool(sizes) and max(sizes) > ONE_SIZE * min(sizes)
+    """Return whether the methods of some rows have several budgets, or more than about one size."""
+    compared = [row for row in rows if not row["reference"]]
+    sizes = [row["parameters"] for row in compared]
+    return len({row["budget"] for row in compared}) > 1 or (bool(sizes) and max(sizes) > ONE_SIZE * min(sizes))
 
 
 def _paragraphs(about: Mapping[str, Any]) -> tuple[str, ...]:

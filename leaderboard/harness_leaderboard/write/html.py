@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from harness_leaderboard.view.details import MOST_PAIRS
 from harness_leaderboard.view.model import BoardView, Cell, PageView, SiteView
 from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable, slug_of
@@ -98,6 +99,12 @@ class _Writer:
         return [*found, ("methods", "Method", methods)]
 
     def _board(self, board: BoardView) -> None:
+        pairs = dict(board.pairs)
+        if len(pairs["pairs"]) > MOST_PAIRS:  # a file of their own, read when they are asked for
+            opens = {pairs["opens"]["this"], pairs["opens"]["against"]}
+            pairs["file"] = f"data/pairs/{board.slug}.js"
+            self._write(pairs["file"], f"leaderboard.pairs({_json(pairs['pairs'])});\n")
+            pairs["pairs"] = [each for each in pairs["pairs"] if {each["first"], each["second"]} == opens]
         if board.items is not None:
             self._write(f"data/items/{board.slug}.js", f"leaderboard.items({_json(board.items)});\n")
         self._render(
@@ -109,7 +116,7 @@ class _Writer:
             leaders={place for place, row in enumerate(board.scores.rows) if row[0].text.split("–")[0] == "1"},
             cost_note=COST_NOTE,
             figures_json=_island(board.figures),
-            pairs_json=_island({**board.pairs, "items": f"data/items/{board.slug}.js" if board.items else ""}),
+            pairs_json=_island({**pairs, "items": f"data/items/{board.slug}.js" if board.items else ""}),
         )
         self._write(f"boards/{board.slug}.csv", csv.lines([board]))
         self._write(f"boards/{board.slug}.json", csv.objects(board))

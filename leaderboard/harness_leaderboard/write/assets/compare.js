@@ -18,9 +18,15 @@
   first.value = [state.get("this"), known.opens.this, ...labels].find((label) => rows.has(label));
   second.value = [state.get("against"), known.opens.against, ...labels].find((label) => rows.has(label) && label !== first.value);
 
-  // The board's claim, as this minus against.
-  function claim(one, other) {
-    const found = known.pairs.find((each) => (each.first === one && each.second === other) || (each.first === other && each.second === one));
+  // The board's claim, as this minus against. Of very many pairs the page holds the first that it shows, a file all.
+  async function claim(one, other) {
+    const find = () => known.pairs.find((each) => (each.first === one && each.second === other) || (each.first === other && each.second === one));
+    let found = find();
+    if (!found && known.file) {
+      known.pairs = await leaderboard.load(known.file, "pairs");
+      delete known.file;
+      found = find();
+    }
     if (!found || found.first === one) return found;
     const turned = (ends) => ends && [ends[1] === null ? null : -ends[1], ends[0] === null ? null : -ends[0]];
     return { ...found, first: one, second: other, difference: -found.difference, newItems: turned(found.newItems), theseItems: turned(found.theseItems) };
@@ -67,13 +73,14 @@
   }
 
   let loaded = null;
-  function show() {
+  async function show() {
     const [one, other] = [rows.get(first.value), rows.get(second.value)];
     if (one === other) {
       result.replaceChildren(element("p", {}, "Choose two different methods."));
       return;
     }
-    const found = claim(one.label, other.label);
+    const found = await claim(one.label, other.label);
+    if (one !== rows.get(first.value) || other !== rows.get(second.value)) return; // another choice was made meanwhile
     const parts = [verdict(found)];
     if (found) {
       parts.push(table(`${one.label} minus ${other.label}`, ["Difference", "95 %, new items", "95 %, these items", "p, corrected", "Seeds"],

@@ -8,6 +8,7 @@
   const LINE = 12; // pixels between two labels
   const LETTER = 6; // pixels that a letter of a label takes
   const FAR = 5; // times the usual distance from the best
+  const MOST_ENDS = 24; // labels that fit beside curves
   const MOST_LABELS = 40; // that a figure of points can hold; beyond, pointing at one shows its name
 
   // Gives each point's name the free place that is nearest to the point, so that none covers another name or a point.
@@ -182,7 +183,7 @@
   };
 
   function labels(placed, look) {
-    return Plot.text(placed, { x: "x", y: "at", text: ({ text, label }) => text ?? (label.length > 18 ? `${label.slice(0, 17)}…` : label), dx: 8, textAnchor: "start", fill: (each) => look.color(each.label), fontSize: 11, clip: false });
+    return Plot.text(placed.length > MOST_ENDS ? [] : placed, { x: "x", y: "at", text: ({ text, label }) => text ?? (label.length > 18 ? `${label.slice(0, 17)}…` : label), dx: 8, textAnchor: "start", fill: (each) => look.color(each.label), fontSize: 11, clip: false });
   }
 
   function lines(canvas, found, title, look) {

@@ -23,6 +23,7 @@
       layout: { topStart: null, topEnd: isOverview || rows <= 20 ? null : "search", bottomStart: rows > MANY ? "info" : null, bottomEnd: rows > MANY ? "paging" : null },
     });
     if (table.id) tables[table.id] = made;
+    made.table().container().querySelector("nav")?.setAttribute("aria-label", `Parts of: ${table.caption.textContent.trim()}`);
   }
 
   // The order of the first table with a name is part of the address.
