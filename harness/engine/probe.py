@@ -10,6 +10,7 @@ What is not here: what is concluded from it (``layers``, ``behaviour``).
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -24,7 +25,7 @@ MOST_PARAMETERS = 1_000_000_000  # of a stand-in; of a larger model it has the f
 FIRST_BLOCKS = 2
 
 
-def trainable(model: nn.Module) -> set[str] | None:
+def trainable(model: nn.Module) -> frozenset[str] | None:
     """Return the names of the modules whose output the logits depend on, differentiably.
 
     What is never called has no part in them, nor has what only decides, e.g. which tokens are looked at. ``None``
@@ -32,7 +33,27 @@ def trainable(model: nn.Module) -> set[str] | None:
 
     A model's code sometimes asks for a value, e.g. whether any token was sent to an expert. On the meta device there is
     none, so the answer is the one that leaves nothing out: true, and all. Where that is not enough, a stand-in runs.
+
+    Found once for models of one code and one configuration: a sweep asks for each task, a worker for each base.
     """
+    key = _likeness(model)
+    if key not in _reached:
+        _reached[key] = _find_reached(model)
+    return _reached[key]
+
+
+_reached: dict[tuple[Any, ...], frozenset[str] | None] = {}
+UNHEEDED = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")  # by a probe
+
+
+def _likeness(model: nn.Module) -> tuple[Any, ...]:
+    """Return what is equal for models that do the same with a text: settings, and the class of every module."""
+    config = {key: value for key, value in cast(Any, model).config.to_dict().items() if key not in UNHEEDED}
+    modules = ((name, type(each)) for name, each in model.named_modules(remove_duplicate=False))
+    return type(model), json.dumps(config, sort_keys=True, default=str), tuple(modules)
+
+
+def _find_reached(model: nn.Module) -> frozenset[str] | None:
     empty = on_meta(model)
     try:
         with torch.device("meta"), _Answers():  # type: ignore[no-untyped-call]
@@ -45,7 +66,7 @@ def trainable(model: nn.Module) -> set[str] | None:
         return None
 
 
-def differentiable(model: nn.Module) -> set[str]:
+def differentiable(model: nn.Module) -> frozenset[str]:
     """Return the names of the modules whose output the logits of a model depend on, differentiably, by running it."""
     outputs: list[tuple[nn.Module, Tensor]] = []
 
@@ -67,7 +88,7 @@ def differentiable(model: nn.Module) -> set[str]:
         for hook in hooks:
             hook.remove()
     reached = {module for (module, _), gradient in zip(outputs, gradients, strict=True) if gradient is not None}
-    return {name for name, module in model.named_modules(remove_duplicate=False) if module in reached}
+    return frozenset(name for name, module in model.named_modules(remove_duplicate=False) if module in reached)
 
 
 def end_token(model: nn.Module) -> int | None:

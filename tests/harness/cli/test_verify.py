@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from harness.cli import app
 from harness.results.store import Store
 
 SMALL = ["--task", "uuid", "--seeds", "1", "--steps", "2", "--set", "pairs=2", "--set", "batch_size=2"]
 
 
 @pytest.fixture(scope="module")
-def root(trouble, process, tmp_path_factory):
+def root(trouble, tmp_path_factory):
     root = tmp_path_factory.mktemp("verify") / "results"
     quick = ["--budget", "quick", "--workers", "1", "--device", "cpu", "--no-mlflow", "--methods", "quick"]
-    run = process("run", *quick, *SMALL, "--results", root)
-    assert run.wait(timeout=240) == 0
+    done = CliRunner().invoke(app, ["run", *quick, *SMALL, "--results", str(root)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return root
 
 

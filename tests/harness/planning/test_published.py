@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from click.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UsageError
 from harness.planning.plan import plan_cells, resolve_recipe
 from harness.planning.published import read_published
@@ -89,7 +88,7 @@ def test_a_table_of_no_scale_is_refused():
         resolve_recipe(REGISTRY.task("uuid")(), suite([], recipe={"huge": {"steps": 3}}))
 
 
-def test_a_run_writes_them_into_the_record(tmp_path):
+def test_a_run_writes_them_into_the_record(tmp_path, monkeypatch):
     (tmp_path / "small.toml").write_text(
         """
         tasks = ["uuid"]
@@ -104,11 +103,9 @@ def test_a_run_writes_them_into_the_record(tmp_path):
         """  # noqa: E501
     )
     options = "--steps 1 --set pairs=2 --workers 1 --device cpu --no-mlflow --quiet --results out"
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "run", "--suite", "small.toml", *options.split()],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", "--suite", "small.toml", *options.split()], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     (record,) = Store(str(tmp_path / "out")).records()
     assert [(each["method"], each["value"]) for each in record.published] == [("lora:alpha=4", 0.5)]
     assert (record.paper_recipe["batch_size"], record.trial.recipe["batch_size"]) == (500, 16)

@@ -310,10 +310,10 @@ def test_workers_that_cannot_start_end_the_run_with_the_reason(trouble, registry
     monkeypatch.setenv("HARNESS_BLOCK", "")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('psutil is broken here')")
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('torch is broken here')")
     start = time.monotonic()
     with pytest.raises(
-        HarnessError, match=r"(?s)a worker cannot start, tried 3 times: .*exit code 1.*psutil is broken here"
+        HarnessError, match=r"(?s)a worker cannot start, tried 3 times: .*exit code 1.*torch is broken here"
     ):
         sweep.run()
     assert time.monotonic() - start < 60

@@ -24,7 +24,10 @@ def test_nothing_trains():
 
 
 def test_a_trial_is_the_base_model_scored_without_a_step_and_without_a_search(tmp_path):
-    run(methods=["frozen"], tasks=["uuid"], scale="smoke", seeds=2, tune=3, results=tmp_path, device="cpu", quiet=True)
+    run(
+        methods=["frozen"], tasks=["uuid"], scale="smoke", seeds=2, tune=3, results=tmp_path, device="cpu", workers=1,
+        quiet=True,
+    )  # fmt: skip
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(records) == 2
     for record in records:

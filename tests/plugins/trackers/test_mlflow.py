@@ -254,18 +254,23 @@ def test_whatever_the_folder_is_called_the_database_lies_in_it_and_nothing_besid
 
 @pytest.mark.slow
 def test_two_commands_may_create_one_database_at_the_same_time(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from harness_plugins.trackers.mlflow.tracker import Tracker; "
-        "Tracker(Path(sys.argv[1]))"
-    )
+    """Four processes that have loaded MLflow already, so that they meet."""
+    code = """
+import os, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from harness_plugins.trackers.mlflow.tracker import Tracker
+for _ in range(4):
+    if os.fork() == 0:
+        Tracker(Path(sys.argv[1]))
+        os._exit(0)
+sys.exit(sum(os.wait()[1] != 0 for _ in range(4)))
+"""
     environment = {"PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    assert [each.communicate(timeout=250)[1] for each in started if each.wait(250) != 0] == []
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_replaying_twice_changes_nothing(root, hook, monkeypatch):
