@@ -16,7 +16,10 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-LONG = {"test_tutorial.py"}  # files of half a minute and more that would be the last to begin
+LONG = {  # files of twenty seconds and more that would be among the last to begin
+    "test_tutorial.py", "test_docs.py", "test_conformance.py", "test_mlflow.py", "test_schedule.py",
+    "test_site_in_browser.py",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
