@@ -173,6 +173,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123
         sys.exit(0)
+    except OSError as error:  # a full disk, a network that is away: named, and on request where it arose
+        from harness.running.redaction import redact
+
+        logger.debug("", exc_info=True)
+        click.echo(redact(f"harness: {type(error).__name__}: {error} (`harness -v ...` shows where)"), err=True)
+        sys.exit(HarnessError.exit_code)
     finally:
         gc.set_threshold(*thresholds)
         if signal.getsignal(signal.SIGINT) is answer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.options import data_dir_option
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.data.own.locate import OwnData
@@ -35,7 +36,10 @@ def data_check(block: tuple[str, ...], tasks: str | None, scale: str, data_dir: 
 
     registry = build_registry(block)
     names = expand_tasks(split_names(tasks), registry) if tasks else list(registry.tasks)
-    findings = check_data({name: registry.task(name) for name in names}, scale, data_dir)
+    kinds = {name: registry.task(name) for name in names}
+    if scale not in (known := sorted({each for kind in kinds.values() for each in kind.recipes})):
+        raise UsageError(f"--scale {scale!r}: none of these tasks has it; give {', '.join(known)}")
+    findings = check_data(kinds, scale, data_dir)
     click.echo(json.dumps(findings_json(findings), indent=1) if as_json else findings_table(findings))
     return 1 if any(each.blocks for each in findings) else 0
 

@@ -26,20 +26,29 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def local_files(source: Source, split: str, data_dir: Path | None) -> list[Path]:
-    """Return the files of a split below the data folder, sorted; empty where there are none."""
+    """Return the files of a split below the data folder, sorted; empty where there are none.
+
+    Raises:
+        DataError: There are files of two endings, and nothing says which one is meant.
+    """
     if data_dir is None or not source.folder:
         return []
     folder = data_dir / source.folder
     if folder.is_file():
         return [folder]
-    for ending in ENDINGS:
-        whole = folder / f"{split}{ending}"
-        if whole.is_file():
-            return [whole]
-        for shards in (f"{split}-[0-9]*{ending}", f"*-{split}.[0-9]*{ending}"):
-            if found := sorted(folder.glob(shards)):
-                return found
-    return []
+    several = [found for ending in ENDINGS if (found := _of_ending(folder, split, ending))]
+    if len(several) > 1:
+        names = " and ".join(found[0].name for found in several)
+        raise DataError(f"data: {folder} holds {names}, which are both {split}; take one away")
+    return several[0] if several else []
+
+
+def _of_ending(folder: Path, split: str, ending: str) -> list[Path]:
+    whole = folder / f"{split}{ending}"
+    if whole.is_file():
+        return [whole]
+    found = (sorted(folder.glob(shards)) for shards in (f"{split}-[0-9]*{ending}", f"*-{split}.[0-9]*{ending}"))
+    return next(filter(None, found), [])
 
 
 def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> None:

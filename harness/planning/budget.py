@@ -292,6 +292,7 @@ class _Mix:
         if place < 0:
             second = bits & ~1
             return [self._base, self._base + ((second & -second).bit_length() - 1) * self._unit]
+        place = min(place, bits.bit_length())  # of what is beyond every total, no mask of its length
         below = (bits & ((1 << (place + 1)) - 1)).bit_length() - 1
         above = bits >> (below + 1)
         totals = [below] if not above else [below, below + (above & -above).bit_length()]

@@ -110,6 +110,10 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                     refused.append(f"{task.name}: {error}")
                     continue
                 centre = recipe.learning_rate * method.traits.learning_rate_factor
+                if not centre > 0 and not (suite.learning_rates or suite.rates.get(picked.written)):
+                    raise UsageError(
+                        f"task {task.name!r}: learning_rate={recipe.learning_rate:g} trains nothing; give a rate > 0"
+                    )
                 given = suite.rates.get(picked.written, ())
                 asked_rates = given or suite.learning_rates
                 if not (method.traits.trains or task.trains):

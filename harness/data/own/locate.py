@@ -64,8 +64,12 @@ def understand(where: str, columns: str = "", kind: str = "", labels: str = "") 
     """
     if kind and kind not in list(DataKind):
         raise UsageError(f"--data-kind {kind!r} is not known; give {', '.join(DataKind)}")
+    if not where.strip():
+        raise UsageError("the data's name is empty; give a file, a folder or a hub id")
     path = Path(where).expanduser()
     data_dir: Path | None
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"data: {where!r} is neither a file nor a folder; write what it gives to a file")
     if path.exists():
         absolute = path.resolve()
         data_dir = absolute.parent
@@ -112,7 +116,13 @@ def _local_splits(path: Path) -> tuple[str, ...]:
             raise DataError(f"data: {path} has no known ending; known: {', '.join(ENDINGS)}")
         return (f"all={path.name}",)
     if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        try:
+            names = list(map(str, json.loads((path / "dataset_dict.json").read_bytes())["splits"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"data: {path / 'dataset_dict.json'} does not say which splits there are ({type(error).__name__}: "
+                f"{error}); write the folder again with save_to_disk"
+            ) from error
         return _as_splits({name: f"{path.name}/{name}/data" for name in names}, str(path))
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return (f"all={path.name}/data",)

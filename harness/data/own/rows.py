@@ -151,7 +151,7 @@ def _text(value: Any, what: str, needed: bool = True) -> str:
     if value is None:
         raise _Refused(f"{what} is missing; give it, or leave the row out")
     if not isinstance(value, str):
-        raise _Refused(f"{what} is {value!r:.60}, a {type(value).__name__}; write it as text, in quotes")
+        raise _Refused(f"{what} is {value!r:.60}, of type {type(value).__name__}; write it as text, in quotes")
     if needed and not value.strip():
         raise _Refused(f"{what} is {value!r}, an empty text; give it, or leave the row out")
     try:

@@ -20,6 +20,16 @@ def test_help_answers_at_once_and_names_the_commands():
         assert f"\n  {name} " in done.stdout
 
 
+def test_what_the_system_refuses_is_one_line(command, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.results.store.Store.ids", full)
+    done = command("results", "list", "--results", tmp_path)
+    assert done.code == 1
+    assert done.err == "harness: OSError: [Errno 28] No space left on device (`harness -v ...` shows where)\n"
+
+
 def test_help_shows_the_examples_as_lines(command):
     done = command("--help")
     lines = [line.split() for line in done.out.splitlines()]

@@ -116,6 +116,10 @@ def test_the_command_says_what_is_there_and_exits_by_it(tmp_path, capsys, monkey
     assert "2 of 2 tasks have all the data they need" in out
 
 
+def test_a_scale_that_no_task_has_is_refused(capsys, monkeypatch):
+    assert command(capsys, monkeypatch, "--scale", "huge", "--task", "uuid") == (2, "")
+
+
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_every_registered_task_names_its_tables(capsys, monkeypatch, scale):
     _, out = command(capsys, monkeypatch, "--scale", scale, "--json")

@@ -68,12 +68,13 @@ def test_a_parquet_table_and_its_shards_are_read_in_order(put, tmp_path):
     assert len(read_table(SOURCE, "test", folder)) == 2
 
 
-def test_a_whole_file_goes_before_shards_and_formats_are_not_mixed(put):
+def test_a_whole_file_goes_before_shards_and_of_two_formats_none_is_taken(put):
     folder = put("train.csv", "text,label\nrot,3\n")
     put("train-0.csv", "text,label\nshard,3\n")
     assert [path.name for path in local_files(SOURCE, "train", folder)] == ["train.csv"]
     put("train.jsonl", lines(ROWS))
-    assert [path.name for path in local_files(SOURCE, "train", folder)] == ["train.jsonl"]
+    with pytest.raises(DataError, match=r"rte holds train\.jsonl and train\.csv, which are both train; take one away"):
+        local_files(SOURCE, "train", folder)
 
 
 def test_identity_follows_the_content(put):

@@ -284,6 +284,11 @@ def test_the_largest_value_ends_the_search():
     assert not solve(Coarse, CoarseConfig(), 400, LAYERS).largest
 
 
+def test_a_budget_beyond_every_number_that_can_be_made_names_what_can():
+    with pytest.raises(BudgetError, match=r"lora: a budget of 10(,000)+ .*cannot be reached .*nearest counts: "):
+        solve(REGISTRY.method("lora"), REGISTRY.method("lora").Config(), 10**25, LAYERS)
+
+
 def test_layers_that_get_more_are_spread_over_the_depth():
     layers = {f"layer{number}": (8, 8) for number in range(8)}
     solution = solve(Coarse, CoarseConfig(), 8 * 8 * 3 + 2 * 8, layers)  # two layers at r=4, the others at r=3

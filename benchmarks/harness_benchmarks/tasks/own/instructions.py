@@ -32,6 +32,7 @@ from harness_benchmarks.tasks.own.rows import OwnTask, fitting, scored
 
 logger = logging.getLogger(__name__)
 
+TRIED = 4  # right answers that a metric scores before anything trains
 WRITTEN = {"exact_match": scores.exact_match, "character_f1": scores.character_f1, "rouge_l": scores.rouge_l}
 
 
@@ -105,6 +106,10 @@ class OwnInstructions(OwnTask):
         if context.recipe.template == "auto" and not context.tokenizer.chat_template:
             logger.warning("the model has no chat template: turns are written as ### User: ... ### Assistant: ...")
         super().check(context)
+        if self.main_metric not in (*WRITTEN, "loss"):  # what cannot be scored is said before anything trains
+            rows = self.rows(context).splits["validation"][:TRIED]
+            answers = [turns[-1][1] for turns in (row.turns for row in rows)]
+            scores.by_module(context.recipe.metric_source, answers, answers)
 
     def _fitting(
         self, rows: Sequence[OwnRow], context: TaskContext, template: str

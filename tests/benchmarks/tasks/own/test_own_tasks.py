@@ -181,6 +181,21 @@ def test_a_module_of_evaluate_may_rank(load, tmp_path, monkeypatch):
     assert found.metrics["first_letter"] == pytest.approx(2 / 3)
 
 
+def test_a_module_that_cannot_score_is_named_before_anything_trains(load, tmp_path):
+    rows = [{"prompt": f"q{i}", "response": f"answer {i}"} for i in range(30)]
+    task, context, _ = load(rows, str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="`evaluate` cannot load it"):
+        task.check(context)
+    folder = tmp_path / "first_letter"
+    folder.mkdir()
+    (folder / "first_letter.py").write_text(MODULE)
+    task, context, _ = load(rows, str(folder))
+    task.check(context)
+    task, context, _ = load(rows, f"{folder}:other")
+    with pytest.raises(UsageError, match="gives share; say which number"):
+        task.check(context)
+
+
 MODULE = """
 import datasets
 import evaluate

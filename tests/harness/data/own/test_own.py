@@ -142,7 +142,7 @@ def talk(*turns):
         ({"text": "x", "label": None}, r"line 41: label \(column 'label'\) is missing"),
         ({"text": "x", "label": ""}, r"line 41: label .* an empty text"),
         ({"text": "  ", "label": "bad"}, r"line 41: text \(column 'text'\) is '  ', an empty text"),
-        ({"text": 7, "label": "bad"}, r"line 41: text \(column 'text'\) is 7, a int; write it as text"),
+        ({"text": 7, "label": "bad"}, r"line 41: text \(column 'text'\) is 7, of type int; write it as text"),
         ({"text": "x"}, r"line 41: label \(column 'label'\) is missing"),
         ({"text": "\ud800", "label": "bad"}, r"line 41: text .* half of a character"),
         ({"text": "x", "label": "Bad "}, r"labels 'bad' \(.*line 1\) and 'Bad ' \(.*line 41\) differ only in case"),
@@ -211,6 +211,14 @@ def test_what_is_not_there_is_said(tmp_path):
         understand(str(tmp_path / "nothing.csv"))
     with pytest.raises(DataError, match=r"holds nothing; wanted: train\.jsonl"):
         understand(str(tmp_path))
+    with pytest.raises(DataError, match="'/dev/null' is neither a file nor a folder"):
+        understand("/dev/null")
+    with pytest.raises(UsageError, match="is empty; give a file, a folder or a hub id"):
+        understand(" ")
+    for text in ("{", "{}", "[]"):
+        (tmp_path / "dataset_dict.json").write_text(text)
+        with pytest.raises(DataError, match=r"dataset_dict\.json does not say which splits there are"):
+            understand(str(tmp_path))
 
 
 def test_parts_that_another_tool_wrote_are_one_table(tmp_path):
