@@ -164,6 +164,15 @@ def test_what_trains_right_now_is_shown_and_gone_when_the_sweep_ends(served, mak
     assert list((root / "live").iterdir()) == []
 
 
+def test_a_trial_whose_epochs_decide_how_long_it_trains_is_shown_too(served, make_record):
+    _, root, ask = served
+    trial = make_record("dora", 3, trial={"recipe": {"steps": "auto", "epochs": 1.0}}).trial
+    live.harness_trial_started(trial, {"results_root": str(root)})
+    (running,) = json.loads(ask("/live.json")[1])["running"]
+    assert (running["label"], running["steps"]) == (trial.label, 0)
+    live.harness_sweep_finished()
+
+
 def test_what_the_pages_show_is_there_as_json_alone_or_in_a_file(tmp_path, make_graded):
     root = write(tmp_path / "results", [*make_graded("lora", 0.9, range(3)), *make_graded("mora", 0.2, range(3))])
     done = CliRunner().invoke(leaderboard, ["--results", root, "-o", str(tmp_path / "site"), "--json"])

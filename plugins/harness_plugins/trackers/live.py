@@ -36,12 +36,13 @@ _roots: dict[str, float] = {}  # result root, and when its file was written last
 @hookimpl
 def harness_trial_started(trial: Trial, environment: Mapping[str, Any]) -> None:
     """Note a trial."""
+    steps = trial.recipe.get("steps")  # a word where epochs decide, which the data knows
     _running[trial.id] = {
         "trial": trial.id,
         "label": trial.label,
         "method": trial.method,
         "task": trial.task,
-        "steps": int(trial.recipe.get("steps") or 0),
+        "steps": steps if isinstance(steps, int) else 0,
         "step": 0,
         "points": {},
         "root": str(environment["results_root"]),
