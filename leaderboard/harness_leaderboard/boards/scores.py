@@ -13,6 +13,9 @@ from harness_leaderboard.boards.model import Row, halves, is_finished
 from harness_leaderboard.statistics.error import Array, Places
 from harness_leaderboard.statistics.scores import Scores, Search, Stages
 
+ANYTHING = (-math.inf, math.inf)
+BOUNDS = {"fraction": (0.0, 1.0), "nats": (0.0, math.inf), "perplexity": (1.0, math.inf)}  # by a metric's unit
+
 
 def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
     """Return the scores of rows, and of the searches for their learning rates.
@@ -46,11 +49,12 @@ def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
 
 
 def _bounds(record: Record, totals: Array) -> tuple[float, float]:
-    """Return the values between which a metric is: a fraction between 0 and 1, if all scores are."""
-    is_fraction = record.metric_details.get(record.main_metric, {}).get("unit") == "fraction"
-    if is_fraction and np.nanmin(totals, initial=0.0) >= 0 and np.nanmax(totals, initial=1.0) <= 1:
-        return 0.0, 1.0
-    return -math.inf, math.inf
+    """Return the values between which a metric of its unit is, if all scores are."""
+    unit = record.metric_details.get(record.main_metric, {}).get("unit")
+    low, high = BOUNDS.get(str(unit), ANYTHING)
+    return (
+        (low, high) if np.nanmin(totals, initial=high) >= low and np.nanmax(totals, initial=low) <= high else ANYTHING
+    )
 
 
 def _stages(rows: Sequence[Row]) -> Stages | None:

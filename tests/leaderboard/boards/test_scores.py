@@ -48,7 +48,7 @@ def test_simulated_boards_say_the_same_through_records_and_as_arrays(make_record
         assert each.items == 64 // document
 
 
-def test_a_fractions_intervals_stay_between_0_and_1_and_another_units_are_free(make_record):
+def test_intervals_stay_where_a_metric_of_the_unit_can_be_and_another_units_are_free(make_record):
     answers = {("a", 0): [1, 1, 0, 1, 1, 1, 0, 1], ("a", 1): [1, 0, 1, 1, 0, 1, 0, 0]}
     answers |= {("b", 0): [0, 0, 0, 1, 0, 1, 0, 0], ("b", 1): [0, 1, 0, 0, 0, 0, 0, 1]}
 
@@ -61,4 +61,9 @@ def test_a_fractions_intervals_stay_between_0_and_1_and_another_units_are_free(m
         return [row.estimate.new_items for row in board.rows]
 
     assert all(0 <= each.low < each.high <= 1 for each in intervals("fraction"))
-    assert any(each.low < 0 or each.high > 1 for each in intervals("points"))
+    free = intervals("points")
+    assert any(each.low < 0 for each in free)
+    assert any(each.high > 1 for each in free)
+    assert [(each.low, each.high) for each in intervals("nats")] == [(max(0, each.low), each.high) for each in free]
+    below = intervals("perplexity")  # scores that no perplexity can have: nothing is known of such a metric
+    assert [(each.low, each.high) for each in below] == [(each.low, each.high) for each in free]
