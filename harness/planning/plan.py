@@ -66,7 +66,8 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
             )
         check_fitness(choice, task, recipe, skeleton, data_dir)
         found = find_layers(skeleton, task.trains)
-        layers = select_layers(found.shapes, suite.targets or task.targets, bool(suite.targets))
+        is_users = suite.targets not in ((), tuple(task.targets))  # of whose patterns each must match
+        layers = select_layers(found.shapes, suite.targets or task.targets, is_users)
         if shard > 1:
             said = suite.words("quantize", suite.quantize) if suite.quantize else ""
             check_divisible(choice, skeleton, layers, said)

@@ -50,6 +50,27 @@ def test_the_command_makes_the_same_trial(registry, asked):
         assert [each.id for each in trials(registry, words[2:])] == [trial.id]
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "asked"),
+    [
+        ("reviews.csv", 'text,label\n{i},"{j}"\n', ""),
+        ("c++.csv", "my text,lang+uage\n{i},C++{j}\n", "--columns 'text=my text,label=lang+uage' --metric matthews"),
+        ("commas.csv", 'text,label\n{i},"a, {j}"\n', ""),
+        ("folder/train.csv", "prompt,response\n{i},a {j}\n", "--metric word:error --lower-is-better"),
+    ],
+)
+def test_the_command_of_a_trial_on_a_users_own_data_makes_it_again(registry, tmp_path, monkeypatch, name, rows, asked):
+    head, row = rows.split("\n", 1)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([head, *(row.strip("\n").format(i=f"t {i}", j=i % 2) for i in range(40))]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness_benchmarks.tasks.own.scores.by_module", lambda *_: (1.0, []))
+    (trial,) = trials(registry, shlex.split(f"--data {name.split('/')[0]} --methods lora --seeds 1 --steps 2 {asked}"))
+    words = shlex.split(command(trial, "r"))
+    assert [each.id for each in trials(registry, words[2:])] == [trial.id]
+
+
 def test_a_runs_methods_and_tasks_are_described_beside_its_records(registry, tmp_path):
     store = Store(str(tmp_path))
     write_catalogue(store, registry, trials(registry, ["--methods", "lora", "--task", "uuid"]))
