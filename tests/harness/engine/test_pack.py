@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -69,18 +70,32 @@ def capture_on_the_cpu(pack, monkeypatch):
     return captures
 
 
-def test_lanes_of_one_method_lose_as_they_do_alone(kit, packable):
-    settings = [(1e-2, 0), (1e-2, 1), (3e-3, 1)]
-    solo = [kit.run(base := kit.make_base(), [kit.make_lane(base, packable, *each)]) for each in settings]
+SETTINGS = [(1e-2, 0), (1e-2, 1), (3e-3, 1)]  # learning rate, seed
+
+
+@pytest.fixture(scope="module")
+def alone(kit):
+    """Return what trains a lane by itself, once for all that is compared with it."""
+
+    @cache
+    def train_alone(method, learning_rate, seed):
+        base = kit.make_base()
+        return kit.run(base, [kit.make_lane(base, method, learning_rate, seed)])
+
+    return train_alone
+
+
+def test_lanes_of_one_method_lose_as_they_do_alone(kit, alone, packable):
+    solo = [alone(packable, *each) for each in SETTINGS]
     base = kit.make_base()
-    packed = kit.run(base, [kit.make_lane(base, packable, *each) for each in settings])
+    packed = kit.run(base, [kit.make_lane(base, packable, *each) for each in SETTINGS])
     kit.assert_same_as_solo(packed, solo)
     assert len({tuple(losses) for losses in packed.losses.values()}) == 3
 
 
-def test_lanes_of_every_method_lose_together_as_they_do_alone(kit):
-    settings = [(name, 1e-2 if place % 2 else 3e-3, place % 3) for place, name in enumerate(kit.packable)]
-    solo = [kit.run(base := kit.make_base(), [kit.make_lane(base, *each)]) for each in settings]
+def test_lanes_of_every_method_lose_together_as_they_do_alone(kit, alone):
+    settings = [(name, *SETTINGS[place % 3]) for place, name in enumerate(kit.packable)]
+    solo = [alone(*each) for each in settings]
     base = kit.make_base()
     kit.assert_same_as_solo(kit.run(base, [kit.make_lane(base, *each) for each in settings]), solo)
 
@@ -100,15 +115,15 @@ def test_wholly_trained_modules_are_each_lanes_own(kit):
     assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(kit, method):
-    whole = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(kit, alone, method):
+    whole = alone(method, *SETTINGS[0])
     pieces = kit.run(base := kit.make_base(), [kit.make_lane(base, method, micro_batch_size=1)])
     (expected,), (found,) = whole.losses.values(), pieces.losses.values()
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_half_precision_trains_float32_masters(kit, method):
-    full = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
+def test_half_precision_trains_float32_masters(kit, alone, method):
+    full = alone(method, *SETTINGS[0])
     half = kit.run(base := kit.make_base(precision="bfloat16"), [kit.make_lane(base, method)])
     (expected,), (found,) = full.losses.values(), half.losses.values()
     # Of the model as it is, and after one update: later ones magnify what half precision rounds.
