@@ -11,6 +11,7 @@ Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -217,6 +218,15 @@ def _deviation(totals: Array) -> float | None:
     return float(np.std(present, ddof=1)) if len(present) > 1 else None
 
 
+@cache
+def _exact(diverged: int, of: int) -> Interval:
+    """Return where the share of seeds that diverge may lie (Clopper and Pearson); most boards ask for the same few."""
+    if not of:
+        return Interval(0.0, 1.0)
+    found = stats.binomtest(diverged, of).proportion_ci(1 - LEVEL)
+    return Interval(float(found.low), float(found.high))
+
+
 def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: Selection | None) -> Estimate:
     """Return one method's mean and what it may be off by: its seeds by Student's t, its items beside them."""
     present = ~np.isnan(scores.totals[place])
@@ -225,9 +235,7 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
     diverged = None
     if scores.diverged:
         of = count + scores.diverged[place]
-        exact = stats.binomtest(scores.diverged[place], of).proportion_ci(1 - LEVEL) if of else None
-        interval = Interval(0.0, 1.0) if exact is None else Interval(float(exact.low), float(exact.high))
-        diverged = Share(count=scores.diverged[place], of=of, interval=interval)
+        diverged = Share(count=scores.diverged[place], of=of, interval=_exact(scores.diverged[place], of))
     these = new = None
     if count > 1:
         added = 0.0 if chosen is None else chosen.variance
