@@ -51,6 +51,8 @@ def analyse(
         raise UsageError(f"analysis {plain!r} looks at trials; name some, `harness results list` shows their ids")
     if bool(trial_ids) == bool(task):
         raise UsageError("name trials, or give --task (and --model) to look at a base model")
+    if picture:
+        room.check_figure(picture)
     several: list[Findings] = []
     for subject, layers in _subjects(registry, results, trial_ids, task, model, kind.of_updates):
         several.append(room.analyse(analysis, layers, subject))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.contract.analysis import Analysis, LayerChange, LayerFindings
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -120,6 +120,21 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     """Return the mean of the numbers that are there; ``None`` where there is none."""
     there = [each for each in values if each is not None]
     return fmean(there) if there else None
+
+
+def check_figure(path: Path) -> None:
+    """Refuse, before anything is measured, a picture that could not be drawn.
+
+    Raises:
+        UsageError: Its ending is no format, or its folder is not there.
+    """
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UsageError(f"--figure {str(path)!r}: the name must end in one of .{', .'.join(known)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--figure {str(path)!r}: there is no folder {str(path.parent)!r}; make it, or name another")
 
 
 def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness import Analysis, LayerChange, LayerFindings
-from harness.errors import HarnessError
-from harness.results.analysis import analyse, figure, mean_of, table, write
+from harness.errors import HarnessError, UsageError
+from harness.results.analysis import analyse, check_figure, figure, mean_of, table, write
 from harness.results.store import Store
 
 
@@ -76,6 +76,13 @@ def test_an_analysis_that_returns_something_else_than_it_declares_is_refused():
 def test_nothing_to_look_at_is_an_error():
     with pytest.raises(HarnessError, match="no linear layer"):
         analyse(Size(), [], SUBJECT)
+
+
+@pytest.mark.parametrize(("name", "said"), [("f.zzz", "must end in one of"), ("none/f.svg", "there is no folder")])
+def test_a_picture_that_could_not_be_drawn_is_refused_before_anything_is_measured(tmp_path, name, said):
+    with pytest.raises(UsageError, match=said):
+        check_figure(tmp_path / name)
+    check_figure(tmp_path / "f.png")
 
 
 def test_without_curves_a_figure_has_bars_of_every_number(tmp_path):
