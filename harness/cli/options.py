@@ -25,7 +25,7 @@ PLAIN = (  # options that are fields of a suite as they stand
 
 OPTIONS = {  # what messages call the fields of a suite here
     **{name: f"--{name.replace('_', '-')}" for name in (*PLAIN, "methods", "tasks", "seeds", "learning_rates")},
-    "targets": "--targets", "budgets": "--budget", "quantize": "--quantize", "recipe": "--set",
+    "targets": "--targets", "budgets": "--budget", "quantize": "--quantize",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from harness.planning.fitness import check_fitness
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
 from harness.planning.settings import parse_value
-from harness.planning.suite import Suite, Words
+from harness.planning.suite import Suite
 
 
 def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precision: str, shard: int = 1) -> list[Cell]:
@@ -246,7 +246,7 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
         raise UsageError(f"task {task.name!r}: recipe.{strange[0]} names no scale; it has {', '.join(task.recipes)}")
     plain = {name: value for name, value in suite.recipe.items() if name not in scales}
     for given in (scales.get(suite.scale, {}), plain):  # what is said of every scale, and --set, come last and win
-        recipe = replace(recipe, **_read_changes(given, recipe, task, suite.words))
+        recipe = replace(recipe, **_read_changes(given, recipe, task))
     if recipe.steps == "auto" and not recipe.epochs:
         raise UsageError(f"task {task.name!r}: neither steps nor epochs are given; give --steps N or --set epochs=N")
     if recipe.checkpoint == BEST_LOSS and type(task).validation_examples is Task.validation_examples:
@@ -271,7 +271,7 @@ def resolve_recipe(task: Task, suite: Suite) -> Any:
     return replace(recipe, evaluate_at=tuple(step for step in recipe.evaluate_at if step < recipe.steps))
 
 
-def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task, words: Words) -> dict[str, Any]:
+def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task) -> dict[str, Any]:
     known = {each.name: each for each in fields(recipe)}
     changes: dict[str, Any] = {}
     for name, value in given.items():
@@ -280,7 +280,7 @@ def _read_changes(given: Mapping[str, Any], recipe: Any, task: Task, words: Word
         if isinstance(value, str):
             kind = known[name].metadata.get("kind")
             default = known[name].default if kind else getattr(recipe, name)
-            value = parse_value(value, default, f"{words('recipe')}: {name}", kind)
+            value = parse_value(value, default, f"task {task.name!r}: {name}", kind)
         elif isinstance(value, list):
             value = tuple(value)
         elif isinstance(getattr(recipe, name), float) and type(value) is int:

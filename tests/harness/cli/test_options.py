@@ -65,7 +65,7 @@ def test_seeds_are_a_number_or_a_list():
         (["--set", "pairs=3", *SMALL], "--set pairs=3 and --set pairs=2 set one field twice"),
         (["--set", "evaluate_at=1+5+9", *SMALL], "evaluate_at=1+5+9 names step 5, but step 2 is the last; give steps"),
         (["--task", "uuid", "--set", "evaluate_at=61"], "task 'uuid': evaluate_at=61 names step 61, but step 60 is"),
-        (["--set", "clip_norm=x", *SMALL], "--set: clip_norm='x' cannot be read; give a number"),
+        (["--set", "clip_norm=x", *SMALL], "task 'uuid': clip_norm='x' cannot be read; give a number"),
         (["--set", "learning_rate=0", *SMALL], "task 'uuid': learning_rate=0 trains nothing; give a rate > 0"),
         (["--set", "clip_norm=-1", *SMALL], "clip_norm=-1.0 is not allowed; give a float >= 0"),
         (["--set", "schedule=jagged", *SMALL], "give one of 'constant', 'linear', 'cosine'"),
