@@ -163,7 +163,7 @@ def test_recipe_fields_are_overridden_and_later_evaluations_fall_away():
     ("suite", "said"),
     [
         ({"recipe": {"colour": 3}}, r"the recipe has no 'colour'; it has steps, .*pairs"),
-        ({"recipe": {"steps": "many"}}, "recipe: steps='many' cannot be read; give a whole number"),
+        ({"recipe": {"steps": "many"}}, "task 'uuid': steps='many' cannot be read; give a whole number"),
         ({"recipe": {"steps": -1}}, "steps=-1 is not allowed; give 'auto' or an int >= 1"),
         ({"recipe": {"steps": 0}}, "neither steps nor epochs are given"),
         ({"recipe": {"steps": "auto"}}, "neither steps nor epochs are given"),
