@@ -55,12 +55,13 @@ def nano():
     )
 
 
-class Oracle:
+class Oracle(torch.nn.Module):
     """A model that writes a given text, whatever it is asked."""
 
     generation_config = None
 
     def __init__(self, tokenizer, answer):
+        super().__init__()
         self.ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
 
     def parameters(self):
