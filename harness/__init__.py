@@ -71,9 +71,9 @@ if TYPE_CHECKING:
     from harness.errors import DataError as DataError
     from harness.errors import HarnessError as HarnessError
     from harness.errors import UsageError as UsageError
+    from harness.results.frame import read_results as read_results
     from harness.running.api import compare as compare
     from harness.running.api import plan as plan
-    from harness.running.api import read_results as read_results
     from harness.running.api import run as run
     from harness.running.local import LocalExecutor as LocalExecutor
 
@@ -126,7 +126,7 @@ _HOMES = {
     "tokenised_once": "harness.data.token_table",
     "compare": "harness.running.api",
     "plan": "harness.running.api",
-    "read_results": "harness.running.api",
+    "read_results": "harness.results.frame",
     "run": "harness.running.api",
     "continuations": "harness.engine.decoding",
     "generate": "harness.engine.decoding",

@@ -184,7 +184,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         train = found["load_seconds"] + form.get("start_seconds", 0.0) + options.steps * form["step_seconds"]
         score = found["test_items"] * item
         searched = options.validation_items * item
-        tests = sum(count for purpose, count in trials.items() if purpose != "search")
+        tests = sum(count for purpose, count in trials.items() if purpose != "tune")
         total = trials.total() * train + tests * score + (trials.total() - tests) * searched
         report["peers"][name] = {"seconds": total, "times_faster": total / options.seconds}
         print(f"{name:14s} {total:9.0f} s, {total / options.seconds:5.1f} x {options.seconds:.0f} s")

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 class _Room(ModuleType):
     def __call__(self, results: str | Path = "results") -> pd.DataFrame:
-        """Return every record below a result root, a row each; the columns are those of ``harness results export``."""
-        from harness.results.frame import frame
-        from harness.results.index import read_all
-        from harness.results.store import Store
+        """Do as ``harness.read_results``."""
+        from harness.results.frame import read_results
 
-        return frame(read_all(Store(str(results))))
+        return read_results(results)
 
 
 sys.modules[__name__].__class__ = _Room

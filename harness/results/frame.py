@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract.record import Record
 from harness.errors import UsageError
+from harness.results.index import read_root
 from harness.results.wording import parameters_text, rate_text
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ WHOLE = {
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what makes a spreadsheet run a text cell
 NUMBER_GROUPS = ("metrics/", "counts/", "cost/")
 TIMES = ("started_at", "finished_at")
+
+
+def read_results(results: str | Path = "results") -> pd.DataFrame:
+    """Return every record below a result root, one row each; the columns are those of ``harness results export``.
+
+    Raises:
+        UsageError: There are none.
+    """
+    return frame(read_root(results))
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, overload
 
 from harness.contract.record import SCHEMA_VERSION, Record, State, loads
 from harness.contract.trial import Trial
-from harness.errors import RecordError
+from harness.errors import RecordError, UsageError
 from harness.results.store import RECORD_NAME, Store, other_result, plain
 
 FILE = ".index.sqlite"
@@ -217,6 +217,18 @@ def read_all(store: Store) -> list[Record]:
     index = Index(store)
     records = index.records()
     tell(index.problems)
+    return records
+
+
+def read_root(root: str | Path) -> list[Record]:
+    """Return the records of a result root, as ``read_all``.
+
+    Raises:
+        UsageError: There are none.
+    """
+    records = read_all(Store(str(root)))
+    if not records:
+        raise UsageError(f"no records in {str(root)!r}; run something first, or name the folder that a run wrote")
     return records
 
 

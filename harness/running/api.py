@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.contract.record import Record
 from harness.errors import HarnessError, UsageError
 from harness.planning.registry import Registry, build_registry
 from harness.planning.request import OwnRequest, build_request
 from harness.planning.suite import Suite
 from harness.results.frame import frame
-from harness.results.index import read_all
+from harness.results.index import read_root
 from harness.results.store import Store
 
 if TYPE_CHECKING:
@@ -100,15 +99,6 @@ def plan(
     return pd.DataFrame([{"id": each.id, "state": states[each.id], **each.to_json()} for each in trials])
 
 
-def read_results(results: str | Path = "results") -> pd.DataFrame:
-    """Return every record below a result root, one row each; the columns are those of ``harness results export``.
-
-    Raises:
-        UsageError: There are none.
-    """
-    return frame(_records(results))
-
-
 def compare(results: str | Path = "results", task: str = "", block: Sequence[str] = ()) -> pd.DataFrame:
     """Return every pair of configurations: how far apart their scores are, and whether that is more than chance.
 
@@ -122,20 +112,13 @@ def compare(results: str | Path = "results", task: str = "", block: Sequence[str
     """
     import pandas as pd
 
-    records = [each for each in _records(results) if task in ("", each.trial.task)]
+    records = [each for each in read_root(results) if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records in {str(results)!r} of task {task!r}; run something first")
     found: list[Sequence[Mapping[str, Any]]] = build_registry(block).hook.harness_compare(records=records)
     if not found:
         raise UsageError("no plug-in compares records; the leaderboard's does (is it blocked?)")
     return pd.DataFrame(list(found[0]))
-
-
-def _records(results: str | Path) -> list[Record]:
-    records = read_all(Store(str(results)))
-    if not records:
-        raise UsageError(f"no records in {str(results)!r}; run something first, or name the folder that a run wrote")
-    return records
 
 
 def _suite(

@@ -59,7 +59,7 @@ def test_mistakes_are_the_command_lines(tmp_path):
         harness.plan(**SMALL, modle="nano")
     with pytest.raises(UsageError, match="--columns is about --data"):
         harness.plan(**SMALL, columns="text=body")
-    for read in (harness.compare, harness.read_results):
+    for read in (harness.compare, harness.read_results, harness.results):
         with pytest.raises(UsageError, match="no records in"):
             read(tmp_path / "nothing")
 
