@@ -40,6 +40,7 @@ def analyse(
     from harness.planning.registry import build_registry
     from harness.planning.settings import read_settings
     from harness.results import analysis as room
+    from harness.results.figure import check_figure, figure
     from harness.results.store import Store
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -52,7 +53,7 @@ def analyse(
     if bool(trial_ids) == bool(task):
         raise UsageError("name trials, or give --task (and --model) to look at a base model")
     if picture:
-        room.check_figure(picture)
+        check_figure(picture)
     several: list[Findings] = []
     for subject, layers in _subjects(registry, results, trial_ids, task, model, kind.of_updates):
         several.append(room.analyse(analysis, layers, subject))
@@ -62,7 +63,7 @@ def analyse(
     if not as_json and kind.claim:
         click.echo(f"\nThe paper says: {kind.claim} ({kind.paper})")
     if picture:
-        room.figure(analysis, several, picture)
+        figure(analysis, several, picture)
 
 
 def _subjects(

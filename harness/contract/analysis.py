@@ -59,7 +59,11 @@ class Analysis:
         claim: What that paper says it shows, and where.
         of_updates: Whether it looks at what training changed; otherwise at base models alone.
         columns: Its numbers, and what each is.
-        curves: Its curves, and what their axes are.
+        curves: Its curves, and what their heights are.
+        along: What the places 1, 2, 3, ... of each curve are.
+        logarithmic: Curves whose axes are.
+        panels: What a picture shows: groups of columns, or of curves, each on one scale. Left out: the curves, or
+            without any the columns, each for itself.
         Config: Frozen dataclass of settings, as a method's.
     """
 
@@ -70,6 +74,9 @@ class Analysis:
     of_updates: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]]
     curves: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    along: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    logarithmic: ClassVar[Sequence[str]] = ()
+    panels: ClassVar[Sequence[Sequence[str]]] = ()
     Config: ClassVar[type[Any]] = MethodConfig
 
     def __init__(self, config: Any = None) -> None:

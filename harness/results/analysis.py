@@ -2,10 +2,12 @@
 
     analyse    the findings about one trial or model, layer by layer
     write      as JSON beside the records, in ``analyses/``
+    read       ... and back
     table      a line per projection, a column per number
-    figure     the curves, a panel per projection, or without curves the numbers as bars, as SVG or PNG
 
 A *projection* is the last part of a layer's name: layers of one name in all blocks are averaged.
+
+What is not here: pictures (``figure``).
 """
 
 from __future__ import annotations
@@ -13,18 +15,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from harness.contract.analysis import Analysis, LayerChange, LayerFindings
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError
 from harness.results.store import Store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FORMAT = 1  # of the JSON
 SEED = 0  # of what analyses draw: the same vectors for every trial, so that trials can be compared
@@ -102,6 +100,19 @@ def write(findings: Findings, store: Store) -> str:
     return store.write_artifact(f"analyses/{findings.analysis}-{subject}.json", content)
 
 
+def read(content: bytes) -> Findings:
+    """Return findings that ``write`` kept.
+
+    Raises:
+        HarnessError: They are of another format.
+    """
+    kept = json.loads(content)
+    if kept.get("format") != FORMAT:
+        raise HarnessError(f"findings of format {kept.get('format')!r} cannot be read; this harness writes {FORMAT}")
+    layers = {each["layer"]: LayerFindings(each["values"], each["curves"]) for each in kept["layers"]}
+    return Findings(kept["analysis"], kept["settings"], kept["subject"], layers)
+
+
 def table(analysis: Analysis, several: Sequence[Findings]) -> str:
     """Return a line per projection and subject: the mean of each number over the layers that have it."""
     from tabulate import tabulate
@@ -120,63 +131,3 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     """Return the mean of the numbers that are there; ``None`` where there is none."""
     there = [each for each in values if each is not None]
     return fmean(there) if there else None
-
-
-def check_figure(path: Path) -> None:
-    """Refuse, before anything is measured, a picture that could not be drawn.
-
-    Raises:
-        UsageError: Its ending is no format, or its folder is not there.
-    """
-    from matplotlib.figure import Figure
-
-    known = sorted(Figure().canvas.get_supported_filetypes())
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise UsageError(f"--figure {str(path)!r}: the name must end in one of .{', .'.join(known)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--figure {str(path)!r}: there is no folder {str(path.parent)!r}; make it, or name another")
-
-
-def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
-    """Draw every curve, averaged over the layers of a projection, a line per subject; without any, numbers as bars."""
-    from matplotlib.figure import Figure
-
-    if not analysis.curves:
-        _bars(analysis, several).savefig(path)
-        return
-    projections = list(several[0].by_projection())
-    canvas = Figure(figsize=(3.2 * len(projections), 2.8 * len(analysis.curves)), layout="constrained")
-    axes = canvas.subplots(len(analysis.curves), len(projections), squeeze=False)
-    for row, (curve, what) in zip(axes, analysis.curves.items(), strict=True):
-        for axis, projection in zip(row, projections, strict=True):
-            for findings in several:
-                drawn = [each.curves[curve] for each in findings.by_projection()[projection] if curve in each.curves]
-                length = min(map(len, drawn), default=0)
-                heights = [fmean(each[place] for each in drawn) for place in range(length)]
-                axis.plot(range(1, length + 1), heights, label=findings.name)
-            axis.set_title(projection, fontsize=9)
-        row[0].set_ylabel(what, fontsize=8)
-    if len(several) > 1:
-        axes[0][0].legend(fontsize=6)
-    canvas.savefig(path)
-
-
-def _bars(analysis: Analysis, several: Sequence[Findings]) -> Figure:
-    """Return a panel per number: its mean over the layers of each projection, a bar per subject."""
-    from matplotlib.figure import Figure
-
-    projections = list(several[0].by_projection())
-    canvas = Figure(figsize=(1.6 * len(projections), 1.9 * len(analysis.columns)), layout="constrained")
-    axes = canvas.subplots(len(analysis.columns), 1, squeeze=False)[:, 0]
-    width = 0.8 / len(several)
-    for axis, column in zip(axes, analysis.columns, strict=True):
-        for number, findings in enumerate(several):
-            found = findings.by_projection()
-            heights = [mean_of(each.values[column] for each in found[projection]) for projection in projections]
-            places = [place + width * (number - (len(several) - 1) / 2) for place in range(len(projections))]
-            axis.bar(places, [height or 0.0 for height in heights], width, label=findings.name)
-        axis.set_xticks(range(len(projections)), projections, fontsize=8)
-        axis.set_title(column, fontsize=9)
-    if len(several) > 1:
-        axes[0].legend(fontsize=6)
-    return canvas

@@ -40,6 +40,7 @@ class Amplification(Analysis):
         "random_norm": "the same with random directions",
         "weight_norm": "|| W ||_F",
     }
+    panels: ClassVar = (("amplification",), ("update_norm",), ("projected_norm",))
     Config = AmplificationConfig
 
     def look(self, layer: LayerChange, generator: torch.Generator) -> LayerFindings:

@@ -32,6 +32,15 @@ def excess_kurtosis(matrix: Tensor) -> float:
     return float(centred.pow(4).mean() / centred.square().mean().square() - 3)
 
 
+def percentiles(matrix: Tensor) -> list[float]:
+    """Return below which value 1, 2, ..., 99 percent of the values lie, interpolating between the two nearest."""
+    ordered = matrix.flatten().sort().values  # torch.quantile takes no more than 16 million values
+    places = torch.arange(1, 100, dtype=torch.float64) / 100 * (len(ordered) - 1)
+    below = places.long()
+    above = (below + 1).clamp(max=len(ordered) - 1)
+    return torch.lerp(ordered[below].double(), ordered[above].double(), places - below).tolist()
+
+
 @dataclass(frozen=True)
 class QuantisationConfig(MethodConfig):
     """Settings of the error of quantising."""
@@ -57,7 +66,24 @@ class QuantisationError(Analysis):
         "weight_kurtosis": "excess kurtosis of W's values; 0 for a normal distribution, for which NF4 is made",
         "residual_kurtosis": "of the values of what PiSSA leaves of W",
     }
-    curves: ClassVar = {"weight_spectrum": "singular value of W", "residual_spectrum": "of what PiSSA leaves of W"}
+    curves: ClassVar = {
+        "weight_spectrum": "singular values of W",
+        "residual_spectrum": "of what PiSSA leaves of W",
+        "weight_percentiles": "percentiles of W's values",
+        "residual_percentiles": "of the values of what PiSSA leaves of W",
+    }
+    along: ClassVar = {
+        "weight_spectrum": "number of the singular value",
+        "residual_spectrum": "number of the singular value",
+        "weight_percentiles": "percent of the values below",
+        "residual_percentiles": "percent of the values below",
+    }
+    panels: ClassVar = (
+        ("loftq_reduction", "qpissa_reduction"),
+        ("weight_kurtosis", "residual_kurtosis"),
+        ("weight_spectrum", "residual_spectrum"),
+        ("weight_percentiles", "residual_percentiles"),
+    )
     Config = QuantisationConfig
 
     def look(self, layer: LayerChange, generator: torch.Generator) -> LayerFindings:
@@ -76,7 +102,15 @@ class QuantisationError(Analysis):
         for name, matrix in (("weight", weight), ("residual", residual)):
             found[f"{name}_deviation"] = float(matrix.std())
             found[f"{name}_kurtosis"] = excess_kurtosis(matrix)
-        return LayerFindings(found, {"weight_spectrum": values.tolist(), "residual_spectrum": values[r:].tolist()})
+        return LayerFindings(
+            found,
+            {
+                "weight_spectrum": values.tolist(),
+                "residual_spectrum": values[r:].tolist(),
+                "weight_percentiles": percentiles(weight),
+                "residual_percentiles": percentiles(residual),
+            },
+        )
 
 
 @hookimpl

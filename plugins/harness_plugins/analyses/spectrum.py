@@ -39,7 +39,10 @@ class Spectrum(Analysis):
         "largest": "largest singular value",
         "frobenius_norm": "of the change",
     }
-    curves: ClassVar = {"singular_values": "singular value, by rank"}
+    curves: ClassVar = {"singular_values": "singular value"}
+    along: ClassVar = {"singular_values": "number of the singular value, largest first"}
+    logarithmic: ClassVar = ("singular_values",)
+    panels: ClassVar = (("large",), ("effective_rank",), ("singular_values",))
     Config = SpectrumConfig
 
     def look(self, layer: LayerChange, generator: torch.Generator) -> LayerFindings:

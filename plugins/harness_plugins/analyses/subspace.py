@@ -47,6 +47,7 @@ class Subspace(Analysis):
         for side in ("left", "right")
         for which in ("top", "bottom", "random")
     }
+    panels: ClassVar = (("left_top", "left_bottom", "left_random"),)
     Config = SubspaceConfig
 
     def look(self, layer: LayerChange, generator: torch.Generator) -> LayerFindings:

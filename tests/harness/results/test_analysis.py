@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness import Analysis, LayerChange, LayerFindings
-from harness.errors import HarnessError, UsageError
-from harness.results.analysis import analyse, check_figure, figure, mean_of, table, write
+from harness.errors import HarnessError
+from harness.results.analysis import analyse, mean_of, read, table, write
 from harness.results.store import Store
 
 
@@ -56,12 +56,14 @@ def test_findings_are_kept_beside_the_records_and_are_no_record(tmp_path):
     assert list(store.records()) == []
 
 
-def test_a_figure_has_a_panel_for_each_projection(tmp_path):
+def test_kept_findings_are_read_back_and_those_of_another_format_are_refused(tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
     found = analyse(Size(), LAYERS, SUBJECT)
-    figure(Size(), [found, found], tmp_path / "f.svg")
-    text = (tmp_path / "f.svg").read_text()
-    assert text.startswith("<?xml")
-    assert text.count('id="axes_') == 3
+    content = store.read_artifact(write(found, store))
+    assert read(content) == found
+    with pytest.raises(HarnessError, match="findings of format 9 cannot be read; this harness writes 1"):
+        read(json.dumps({**json.loads(content), "format": 9}).encode())
 
 
 def test_an_analysis_that_returns_something_else_than_it_declares_is_refused():
@@ -76,25 +78,3 @@ def test_an_analysis_that_returns_something_else_than_it_declares_is_refused():
 def test_nothing_to_look_at_is_an_error():
     with pytest.raises(HarnessError, match="no linear layer"):
         analyse(Size(), [], SUBJECT)
-
-
-@pytest.mark.parametrize(("name", "said"), [("f.zzz", "must end in one of"), ("none/f.svg", "there is no folder")])
-def test_a_picture_that_could_not_be_drawn_is_refused_before_anything_is_measured(tmp_path, name, said):
-    with pytest.raises(UsageError, match=said):
-        check_figure(tmp_path / name)
-    check_figure(tmp_path / "f.png")
-
-
-def test_without_curves_a_figure_has_bars_of_every_number(tmp_path):
-    class Plain(Size):
-        curves: ClassVar = {}
-
-        def look(self, layer, generator):
-            return LayerFindings(super().look(layer, generator).values)
-
-    found = analyse(Plain(), LAYERS, SUBJECT)
-    figure(Plain(), [found, found], tmp_path / "f.svg")
-    drawn = (tmp_path / "f.svg").read_text(encoding="utf-8")
-    assert drawn.count('id="axes_') == len(Plain.columns)
-    for text in (*Plain.columns, "q", "v", "all", "task/method"):
-        assert f"<!-- {text} -->" in drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from harness import LayerChange
 from harness.planning.registry import build_registry
 from harness_plugins.analyses.amplification import Amplification, AmplificationConfig
 from harness_plugins.analyses.fast_svd import FastSvd, FastSvdConfig
-from harness_plugins.analyses.quantisation_error import QuantisationConfig, QuantisationError
+from harness_plugins.analyses.quantisation_error import QuantisationConfig, QuantisationError, percentiles
 from harness_plugins.analyses.spectrum import Spectrum, SpectrumConfig
 from harness_plugins.analyses.subspace import Subspace, SubspaceConfig
 from harness_plugins.nf4 import dequantise, quantise
@@ -132,3 +133,19 @@ def test_fast_svd_is_exact_on_a_low_rank_matrix_and_better_with_more_iterations_
     errors = [look(FastSvd(FastSvdConfig(r=5, niter=n)), slow).values["relative_error"] for n in (1, 4, 16)]
     assert errors[0] > errors[1] > errors[2]
     assert low["fast_seconds"] > 0
+
+
+def test_fast_svd_shows_error_and_seconds_after_every_iteration():
+    slow = with_spectrum([0.9**each for each in range(30)]).float()
+    found = look(FastSvd(FastSvdConfig(r=5, niter=6)), slow)
+    assert found.curves["errors"] == sorted(found.curves["errors"], reverse=True)
+    assert len(found.curves["seconds"]) == 6
+    assert found.curves["errors"][-1] == found.values["relative_error"]
+    three = look(FastSvd(FastSvdConfig(r=5, niter=3)), slow)
+    assert three.values["relative_error"] == found.curves["errors"][2]  # all begin with the same vectors
+
+
+def test_percentiles_are_numpys():
+    matrix = draw(13, 7)
+    expected = numpy.percentile(matrix.numpy(), range(1, 100))
+    assert percentiles(matrix) == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,130 @@
+"""Draw the pictures of docs/analyses.md from a results folder that has its trials and their adapters.
+
+    python benchmarks/analyses/pictures.py RESULTS [--model MODEL] [--out docs] [--workers N] [--only measure|draw]
+
+What an analysis found is kept in RESULTS/analyses and not measured again: remove it to measure anew. With
+``--only measure`` nothing is drawn, with ``--only draw`` neither adapters nor the base model are needed. The means
+behind the pictures are printed; the page's numbers are among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.planning.registry import build_registry
+from harness.results.analysis import Findings, read, table
+from harness.results.figure import figure
+from harness.results.store import Store
+
+TASK = "continual/finance"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture shows.
+
+    Attributes:
+        analysis: Its name.
+        methods: Whose trials, in the order of the legend; none for an analysis of the base model.
+    """
+
+    analysis: str
+    methods: tuple[str, ...] = ()
+
+
+PICTURES = (
+    Picture("spectrum", ("lora", "relora", "melora", "mora", "remora", "full")),
+    Picture("subspace", ("lora", "milora", "pissa", "mora", "full")),
+    Picture("amplification", ("lora", "dora", "milora", "pissa", "mora", "full")),
+    Picture("quantisation-error"),
+    Picture("fast-svd"),
+)
+
+
+def trials(store: Store, methods: tuple[str, ...]) -> list[str]:
+    """Return the id of one finished trial of each method.
+
+    Raises:
+        SystemExit: A method has none.
+    """
+    found = {}
+    for record in store.records():
+        trial = record.trial
+        if record.state == "complete" and trial.purpose == "report" and trial.task == TASK:
+            found.setdefault(trial.method, trial.id)
+    if missing := [method for method in methods if method not in found]:
+        sys.exit(
+            f"no finished trial of {', '.join(missing)} on {TASK}: run smollm2-finance.toml beside this file first"
+        )
+    return [found[method] for method in methods]
+
+
+def measure(results: Path, model: str, workers: int) -> None:
+    """Run every analysis whose findings are not there: several trials at a time, then the base model alone."""
+
+    def one(arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "harness", "analyse", *arguments, "--results", str(results)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    store = Store(str(results))
+    todo = [
+        [picture.analysis, trial]
+        for picture in PICTURES
+        for trial in trials(store, picture.methods)
+        if not (results / "analyses" / f"{picture.analysis}-{trial}.json").exists()
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, todo))
+    for picture in PICTURES:  # alone: one of them takes the time
+        if not picture.methods and not kept(results, picture.analysis):
+            one([picture.analysis, "--task", TASK, "--model", model])
+
+
+def kept(results: Path, analysis: str) -> list[Findings]:
+    """Return the findings of an analysis."""
+    return [read(path.read_bytes()) for path in sorted((results / "analyses").glob(f"{analysis}-*.json"))]
+
+
+def draw(results: Path, out: Path) -> None:
+    """Draw every picture, and print the means behind it."""
+    registry = build_registry(())
+    for picture in PICTURES:
+        analysis = registry.analysis(picture.analysis)()
+        several, missing = kept(results, picture.analysis), []
+        if picture.methods:
+            found = {str(each.subject["label"]).rsplit("/", 2)[0].removeprefix(f"{TASK}/"): each for each in several}
+            missing = [method for method in picture.methods if method not in found]
+            several = [
+                replace(found[method], subject={**found[method].subject, "label": method})
+                for method in picture.methods
+                if method in found
+            ]
+        if missing or not several:
+            whose = f" on trials of {', '.join(missing)}" if missing else ""
+            sys.exit(f"{results / 'analyses'} has no findings of {picture.analysis}{whose}: measure first")
+        print(f"\n## {picture.analysis}\n\n{table(analysis, several)}")
+        figure(analysis, several, out / f"analysis-{picture.analysis}.png")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct", help="the base model of the trials")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs")
+    parser.add_argument("--workers", type=int, default=1, help="trials looked at at the same time")
+    parser.add_argument("--only", choices=("measure", "draw"))
+    chosen = parser.parse_args()
+    if chosen.only != "draw":
+        measure(chosen.results, chosen.model, chosen.workers)
+    if chosen.only != "measure":
+        draw(chosen.results, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
