@@ -52,6 +52,8 @@ def analyse(
         raise UsageError(f"analysis {plain!r} looks at trials; name some, `harness results list` shows their ids")
     if bool(trial_ids) == bool(task):
         raise UsageError("name trials, or give --task (and --model) to look at a base model")
+    if model and not task:
+        raise UsageError(f"--model {model}: trials are looked at on the model that they trained; leave it out")
     if picture:
         check_figure(picture)
     several: list[Findings] = []

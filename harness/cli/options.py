@@ -124,7 +124,7 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
     if options["methods"]:
         given["methods"] = split_names(options["methods"])
     if options["exclude"]:
-        given["methods"] = [*given.get("methods", ["all"]), *(f"-{name}" for name in split_names(options["exclude"]))]
+        given["methods"] = [*given.get("methods", ()), *(f"-{name}" for name in split_names(options["exclude"]))]
     if options["tasks"]:
         given["tasks"] = split_names(options["tasks"])
     if options["budgets"]:
@@ -153,7 +153,14 @@ def build_suite_from_options(registry: Registry, options: Mapping[str, Any]) -> 
         where=options["data"] or "", columns=options["columns"], kind=options["data_kind"], labels=options["labels"],
         metric=options["metric"], lower_is_better=options["lower_is_better"],
     )  # fmt: skip
-    return build_request(registry, given, recipe, options["suite_name"] or "", options["data_dir"], own, Words(OPTIONS))
+    data_dir = None if own.where and _is_of_environment("data_dir") else options["data_dir"]  # that is about tasks
+    return build_request(registry, given, recipe, options["suite_name"] or "", data_dir, own, Words(OPTIONS))
+
+
+def _is_of_environment(option: str) -> bool:
+    """Return whether an option's value is that of its variable, and nobody typed it."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(option) is click.core.ParameterSource.ENVIRONMENT
 
 
 MOST_SEEDS = 10_000  # as a number: more were mistyped, and would be listed before anything could refuse them

@@ -104,7 +104,9 @@ def plan_table(
     other = sum(state not in ("to do", "interrupted", "complete", "diverged") for state in states.values())
     again = f", {other} that did not finish (tried again when something changed, or by `harness run --retry`)"
     budgets = ", ".join(dict.fromkeys(each.template.budget for each in cells if each.template.budget)) or "none"
-    where = f"model {trials[0].model}, {trials[0].precision}{_quantised(trials[0])}, budget {budgets}"
+    models = ", ".join(dict.fromkeys(trial.model for trial in trials))
+    kept = " and ".join(dict.fromkeys(f"{trial.precision}{_quantised(trial)}" for trial in trials))
+    where = f"model {models}, {kept}, budget {budgets}"
     more = " (more follow once the search has chosen)" if any(c.searches for c in cells) else ""
     count = f"{len(trials)} trials, {todo} to do{again if other else ''}{more}"
     table = tabulate(rows, heads, disable_numparse=True)

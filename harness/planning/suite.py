@@ -2,7 +2,8 @@
 
 title = "..."
 methods = ["all"]                 # names, "all" or "everything"; "mora:operator=rotation" sets fields;
-                                  # "melora:n=2|4|8" chooses one of the values on validation
+                                  # "melora:n=2|4|8" chooses one of the values on validation; "-full" leaves one out,
+                                  # of those named or, alone, of all
 tasks = ["uuid"]
 scale = "smoke"                   # each task's default: smoke
 model = "nano"                    # each task's default when absent
@@ -34,7 +35,7 @@ from __future__ import annotations
 import math
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None, words: Wo
     if "precision" in overrides:
         data.pop("precisions", None)
     merged = {**data, **overrides}
+    if _only_excludes(overrides.get("methods", ())):
+        merged["methods"] = [*data.get("methods", Suite.methods), *overrides["methods"]]
     for name in ("rates", "precisions"):  # of methods that are not asked for now
         merged[name] = {key: value for key, value in data.get(name, {}).items() if key in merged.get("methods", ())}
     return build_suite(merged, where, words)
@@ -221,12 +224,19 @@ def build_suite(data: Mapping[str, Any], where: str = "command line", words: Wor
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
     values: dict[str, Any] = {name: _typed(name, value, where) for name, value in data.items()}
+    if _only_excludes(values.get("methods", ())):
+        values["methods"] = (*Suite.methods, *values["methods"])
     for name in ("rates", "precisions"):
         if strange := sorted(set(values.get(name, ())) - set(values.get("methods", ()))):
             raise UsageError(
                 f"{where}: {name}: {strange[0]!r} is not among the methods; write it as it is written there"
             )
     return Suite(**values, words=words or Words())
+
+
+def _only_excludes(methods: Sequence[str]) -> bool:
+    """Return whether names of methods only say which to leave out: of those that are asked for otherwise."""
+    return bool(methods) and all(str(each).startswith("-") for each in methods)
 
 
 _TYPES: Mapping[str, type] = {  # others: text

@@ -7,6 +7,7 @@ harness.compare("results")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def _suite(
     recipe = dict(rest.pop("recipe", {}))
     if "steps" in rest:
         recipe["steps"] = rest.pop("steps")
-    data_dir = rest.pop("data_dir", None)
+    data_dir = rest.pop("data_dir", None) or (None if data else os.environ.get("HARNESS_DATA_DIR"))
     suite_name = rest.pop("suite", "")
     given: dict[str, Any] = {name: value for name, value in rest.items() if value is not None}
     for name, value in (("methods", methods), ("tasks", tasks)):

@@ -72,7 +72,7 @@ class BuildReport:
 
 def build(
     output: Path,
-    device: str | None = None,
+    device: str = "cpu",
     seed: int = 0,
     steps: int = recipe.STEPS,
     report: Callable[[str], None] = lambda line: None,
@@ -81,7 +81,7 @@ def build(
 
     Args:
         output: A folder that is new or empty.
-        device: A torch device such as ``cpu`` or ``cuda``; by default a GPU where there is one.
+        device: A torch device such as ``cpu`` or ``cuda:0``.
         seed: Of the initial weights, of the UUIDs and of the order of the rows.
         steps: Optimiser steps, 1 or more. The default takes minutes on a data-centre GPU, hours on a CPU.
         report: Called with a line of progress now and then.
@@ -94,7 +94,7 @@ def build(
         raise UsageError(f"steps={steps} is not allowed; give 1 or more")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is not an empty folder; name a new one, so that no model is overwritten")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device)
     corpus = Corpus.read(seed, steps)
     report(f"{corpus.size_bytes} bytes of standard library, Python {platform.python_version()}, on {place}")
     model = untrained(seed)

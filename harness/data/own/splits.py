@@ -61,6 +61,8 @@ def read_own(recipe: OwnRecipe, kind: DataKind, data_dir: Path | None) -> OwnTab
                 notes.append(f"{len(each) - len(kept)} rows of {split} are also in another split, and left out of it")
             elsewhere |= {row.key for row in each}
             splits[split] = kept
+        if not splits["train"]:
+            raise DataError("data: every row of train is also in validation or test, so none is left to train on")
     missing = [split for split in ("validation", "test") if not splits.get(split)]
     if missing:
         fractions = {"validation": recipe.validation_fraction, "test": recipe.test_fraction}

@@ -86,6 +86,7 @@ def test_a_base_model(results):
         (["fast-svd"], "name trials, or give --task"),
         (["spectrum:thresold=1", "x"], "thresold"),
         (["spectrum", "nothing"], "0 records"),
+        (["spectrum", "0", "--model", "nano"], "--model nano: trials are looked at on the model that they trained"),
     ],
 )
 def test_mistakes_are_named(results, arguments, said):

@@ -28,3 +28,8 @@ def test_a_build_goes_where_it_was_asked_to_and_says_how_close_it_is(command, mo
     again = command("base", "build", "nano", "-o", tmp_path / "nano", "--steps", "2")
     assert again.code == 2
     assert "is not an empty folder" in again.err
+
+
+def test_a_device_that_is_not_there_exits_with_2_before_anything_is_read(command, tmp_path):
+    done = command("base", "build", "nano", "-o", tmp_path / "nano", "--device", "foo")
+    assert (done.code, "--device 'foo' is not known; give auto, cpu, cuda or cuda:N" in done.err) == (2, True)

@@ -199,3 +199,11 @@ def test_what_a_classifier_s_method_did_to_the_weights_is_analysed(command, clas
 def test_where_there_is_no_update_of_a_weight_an_analysis_says_so(command, classifiers, method, said):
     told = command("analyse", "spectrum", trial_of(classifiers, method), "--results", classifiers)
     assert (told.code, said in told.err) == (2, True)
+
+
+def test_the_environments_data_folder_is_about_tasks_alone(command, reviews, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_DATA_DIR", str(tmp_path))
+    asked = ["plan", "--data", reviews, *COLUMNS, "--methods", "lora", "--seeds", 1, "--device", "cpu"]
+    assert "1 trials, 1 to do" in command(*asked).out
+    refused = command(*asked, "--data-dir", tmp_path)
+    assert (refused.code, "leave --data-dir out" in refused.err) == (2, True)

@@ -107,3 +107,12 @@ def test_a_plan_of_looks_is_not_changed_on_the_way(command, tmp_path):
     blocked = command("--block", "leaderboard", *asked)
     assert blocked.code == 2
     assert "no plug-in says which methods are separated" in blocked.err
+
+
+def test_a_suites_methods_may_be_excluded_and_the_head_says_every_precision(command, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'methods = ["lora", "mora", "full"]\ntasks = ["uuid"]\n[precisions]\nfull = "bfloat16"\n'
+    )
+    told = command("plan", "--suite", tmp_path / "mine.toml", "--exclude", "mora", "--device", "cpu").out.splitlines()
+    assert told[0] == "model nano, float32 and bfloat16, budget lora:r=8"
+    assert [line.split()[1] for line in told if line.startswith("uuid ")] == ["lora", "full"]

@@ -33,6 +33,14 @@ def test_the_command_line_overrides_a_file(tmp_path):
     assert read_suite(path, {"scale": "small"}) == Suite(tasks=("uuid",), scale="small")
 
 
+def test_exclusions_alone_leave_methods_out_of_those_of_the_file_or_of_all(tmp_path):
+    path = write(tmp_path, 'tasks = ["uuid"]\nmethods = ["lora", "mora"]\n[rates]\nlora = [1e-3]')
+    found = read_suite(path, {"methods": ["-mora"]})
+    assert (found.methods, found.rates) == (("lora", "mora", "-mora"), {"lora": (1e-3,)})
+    assert read_suite(path, {"methods": ["dora", "lora", "-lora"]}).methods == ("dora", "lora", "-lora")
+    assert build_suite({"tasks": ["uuid"], "methods": ["-full"]}).methods == ("all", "-full")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

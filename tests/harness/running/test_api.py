@@ -64,6 +64,14 @@ def test_mistakes_are_the_command_lines(tmp_path):
             read(tmp_path / "nothing")
 
 
+def test_the_environments_data_folder_counts_for_tasks_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=f"there is no {tmp_path}/glue/rte/train"):
+        harness.plan(tasks="glue/rte", methods="lora", device="cpu")
+    (tmp_path / "mine.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
+    assert len(harness.plan(data=tmp_path / "mine.csv", methods="lora", seeds=1, device="cpu")) == 1
+
+
 def test_a_run_of_which_nothing_is_left_raises(tmp_path):
     with pytest.raises(HarnessError, match="every trial failed; "):
         harness.run(

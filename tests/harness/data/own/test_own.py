@@ -92,6 +92,14 @@ def test_given_splits_are_kept_and_no_training_row_is_scored(put, tmp_path):
     assert any("2 rows of train are also in another split" in note for note in tables.notes)
 
 
+def test_a_training_split_that_is_all_scored_is_refused(put, tmp_path):
+    put("data/train.jsonl", reviews(30)[:20])
+    put("data/validation.jsonl", reviews(30)[20:])
+    put("data/test.jsonl", reviews(30)[:20])
+    with pytest.raises(DataError, match="every row of train is also in validation or test"):
+        read(tmp_path / "data")
+
+
 def test_the_worlds_names_of_splits_are_known(put, tmp_path):
     for name, count in (("training", 20), ("dev", 6), ("test", 6)):
         put(f"d/{name}.jsonl", [{"text": f"{name} {i}", "label": i % 2} for i in range(count)])
