@@ -6,13 +6,14 @@ What is not here: adapters on layers (``slots``), how what was attached is train
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from harness.contract.method import ADAPTED, Method
+from harness.engine.quantised import quantise_layers
 from harness.errors import ConfigError
 
 
@@ -51,6 +52,32 @@ def count_attached(method: Method, skeleton: nn.Module, layers: Collection[str])
     """Return the parameters that a method trains on a model without weights."""
     model = attach(method, copy.deepcopy(skeleton), layers, torch.Generator().manual_seed(0))
     return sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def check_in_4_bits(
+    method: Method, skeleton: nn.Module, layers: Collection[str], places: Mapping[str, Sequence[str]], kind: str
+) -> None:
+    """Refuse a method that cannot be attached to a base whose weights are kept in 4 bits.
+
+    Args:
+        method: Built from the trial's config.
+        skeleton: The model without weights.
+        layers: Names of the layers that adapters would sit on.
+        places: Of every layer in 4 bits, the places where it stands.
+        kind: One of ``quantised.KINDS``.
+
+    Raises:
+        ConfigError: It trains the weights of such layers, or cannot be used with them.
+    """
+    model = copy.deepcopy(skeleton)
+    weights = {name: cast(nn.Parameter, model.get_submodule(name).weight) for name in places}
+    attach(method, model, layers, torch.Generator().manual_seed(0))
+    if own := [name for name, weight in weights.items() if weight.requires_grad]:
+        more = f" and of {len(own) - 1} other layers" if len(own) > 1 else ""
+        raise ConfigError(f"it trains the weight of {own[0]}{more}, and what is kept in 4 bits cannot train")
+    model = copy.deepcopy(skeleton)
+    quantise_layers(model, places, kind, torch.device("meta"))
+    attach(method, model, layers, torch.Generator().manual_seed(0))
 
 
 def trained_by_task(attached: nn.Module, heads: Mapping[str, nn.Module]) -> frozenset[str]:

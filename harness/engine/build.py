@@ -21,12 +21,12 @@ from harness.engine.attached import attach, trained_by_task
 from harness.engine.batch import Batch, collate, draw
 from harness.engine.compiling import compiling
 from harness.engine.lane import Lane
-from harness.engine.layers import select_layers
+from harness.engine.layers import select_layers, set_submodule
 from harness.engine.learning_rate import schedule
 from harness.engine.losses import lane_losses
 from harness.engine.quantised import QuantisedLinear
 from harness.engine.resident import Base
-from harness.engine.slots import Reader, Slot, pretrained, set_submodule
+from harness.engine.slots import Reader, Slot, pretrained
 from harness.errors import ConfigError
 
 CALIBRATION_BATCHES = 8
@@ -118,9 +118,13 @@ def _draw_fresh(base: Base, seed: int, name: str, module: nn.Module) -> None:
 
 
 def _private_model(base: Base, seed: int) -> nn.Module:
-    """Return a copy of the model without slots, for a method that does not live on linear layers."""
+    """Return a copy of the model without slots, for a method that does not live on linear layers.
+
+    Weights in 4 bits are shared with it: nothing can train or change them.
+    """
+    kept = [each for module in base.model.modules() if isinstance(module, QuantisedLinear) for each in module.buffers()]
     with pretrained(base.model):
-        private = copy.deepcopy(base.model)
+        private = copy.deepcopy(base.model, {id(each): each for each in kept})
     for name, module in list(private.named_modules(remove_duplicate=False)):
         if isinstance(module, Slot):
             set_submodule(private, name, module.frozen)

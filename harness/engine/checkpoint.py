@@ -124,8 +124,10 @@ def _tensors(lane: Lane) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in lane.private.named_parameters():
             if parameter.requires_grad:
                 yield f"own.{name}", parameter
+        shared = {id(each) for each in lane.base.model.buffers()}  # such as weights in 4 bits, which never change
         for name, buffer in lane.private.named_buffers():
-            yield f"own.buffer.{name}", buffer
+            if id(buffer) not in shared:
+                yield f"own.buffer.{name}", buffer
         for name, master in lane.masters.items():
             yield f"master.{name}", master
     for name, module in owners.items():

@@ -136,6 +136,12 @@ def _stacked_matrices(model: nn.Module) -> Iterator[tuple[str, int]]:
                 yield f"{name}.{key}", parameter.numel()
 
 
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module at a place of the model."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, module)
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (in-features, out-features) of a module that computes ``x W^T + b`` or ``x W + b``, else ``None``."""
     form = _form(module)

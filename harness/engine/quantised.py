@@ -9,7 +9,7 @@ What is not here: the format (``nf4``), which layers there are (``layers``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn.functional import linear
 
-from harness.engine.layers import present_as_linear
+from harness.engine.layers import present_as_linear, set_submodule
 from harness.engine.nf4 import (
     BLOCK,
     GROUP,
@@ -33,8 +33,11 @@ from harness.engine.nf4 import (
 KINDS = ("nf4", "nf4-double")  # how a base may be quantised
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(nn.Linear):
     """A frozen linear layer, its weight in 4 bits.
+
+    It is an ``nn.Linear`` for those who look for one, such as methods that attach to a model. Its weight is no
+    parameter: what is written into it is lost.
 
     Args:
         layer: Whose weight (O, I) is taken.
@@ -43,7 +46,7 @@ class QuantisedLinear(nn.Module):
     """
 
     def __init__(self, layer: nn.Linear, kind: str, device: torch.device) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not nn.Linear's, which makes a weight
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight = layer.weight.detach().to(device)
         self.weight_dtype = weight.dtype
@@ -55,7 +58,8 @@ class QuantisedLinear(nn.Module):
         self._names = ["codes", "table", *(f"scale{number}" for number in range(len(scales)))]
         for name, each in zip(self._names, (codes, pairs(codes.device), *scales), strict=True):
             self.register_buffer(name, each)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), requires_grad=False)
+        bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(device), requires_grad=False)
+        self.register_parameter("bias", bias)
 
         self._unpacked: tuple[Tensor, ...] = ()  # no parameter, buffer or module of the model
 
@@ -69,7 +73,7 @@ class QuantisedLinear(nn.Module):
         self._unpacked = ()
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The weight that the 4 bits stand for, (O, I), made anew."""
         return _weight(self._kept(), (self.out_features, self.in_features), self.weight_dtype)
 
@@ -111,6 +115,14 @@ def _weight(kept: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) 
     codes, table, *scales = kept
     largest = scales[0] if len(scales) == 1 else dequantise_scales(Scales(*scales))
     return unpack(codes, largest, table, shape, dtype)
+
+
+def quantise_layers(model: nn.Module, places: Mapping[str, Sequence[str]], kind: str, device: torch.device) -> None:
+    """Keep the weights of linear layers in 4 bits, one after the other, so that each weight itself is free."""
+    for name, everywhere in places.items():
+        layer = QuantisedLinear(present_as_linear(model.get_submodule(name)), kind, device)
+        for place in everywhere:
+            set_submodule(model, place, layer)
 
 
 @torch.no_grad()

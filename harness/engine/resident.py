@@ -14,13 +14,13 @@ from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
-from harness.engine.layers import find_layers, present_as_linear, repeated_blocks, trained_modules
+from harness.engine.layers import find_layers, repeated_blocks, set_submodule, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
-from harness.engine.quantised import QuantisedLinear
+from harness.engine.quantised import quantise_layers
 from harness.engine.ranks import Ranks
 from harness.engine.sharding import DividedLinear
-from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained, set_submodule
+from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained
 from harness.errors import ConfigError
 
 
@@ -58,14 +58,9 @@ class Base:
         check_gradients(model, list(self.layers))
         self.most_tokens = position_limit(model)
         whole = trained_modules(model, task.trains)
-        self.linear_slots: dict[str, LinearSlot] = {}
-        for name in self.layers:
-            layer = model.get_submodule(name)
-            if quantize:
-                layer = QuantisedLinear(present_as_linear(layer), quantize, self.device)
-                for place in found.places[name]:  # so that the weight itself is free
-                    set_submodule(model, place, layer)
-            self.linear_slots[name] = LinearSlot(layer)
+        if quantize:
+            quantise_layers(model, found.places, quantize, self.device)
+        self.linear_slots = {name: LinearSlot(model.get_submodule(name)) for name in self.layers}
         self.module_slots = {name: ModuleSlot(model.get_submodule(name)) for name in whole}
         self.slots: dict[str, Slot] = {**self.linear_slots, **self.module_slots}
         for name, slot in self.slots.items():
@@ -84,7 +79,7 @@ class Base:
     def layer(self, name: str) -> nn.Linear:
         """Return a frozen layer as adapters see it."""
         layer = self.linear_slots[name].linear[0]
-        return cast(nn.Linear, layer if self.ranks.count == 1 else DividedLinear(cast(nn.Linear, layer)))
+        return layer if self.ranks.count == 1 else cast(nn.Linear, DividedLinear(layer))
 
     def check_length(self, tokens: int) -> None:
         """Refuse a text with more tokens than the model has positions; on a GPU reading beyond them ends the process.

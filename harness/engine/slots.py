@@ -324,12 +324,6 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
     return deltas
 
 
-def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module at a place of the model."""
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, module)
-
-
 def is_alike(a: nn.Module, b: nn.Module) -> bool:
     """Return whether two modules can be stacked: same class, and tensors of the same names, shapes and dtypes."""
 

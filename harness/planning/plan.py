@@ -16,6 +16,7 @@ from harness.contract.method import Method, TrialContext, attaches
 from harness.contract.task import BEST, BEST_LOSS, ModelKind, Task, TaskContext
 from harness.contract.trial import OWN, Trial
 from harness.data.tables import identify_tables
+from harness.engine.attached import check_in_4_bits
 from harness.engine.layers import find_layers, select_layers, trained_modules
 from harness.engine.model import ModelChoice, build_on_meta, choose_model, count_parameters, load_tokenizer
 from harness.engine.quantised import bytes_of
@@ -81,13 +82,6 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 method = picked.method
                 if method.traits.reference and budget_number:
                     continue  # outside every budget: once is enough
-                if suite.quantize and method.traits.trains and attaches(method):
-                    said = suite.words("quantize", suite.quantize)
-                    refused.append(
-                        f"{method.name}: it works on a model of its own, and {said} keeps the weights of the one that "
-                        "all share in 4 bits"
-                    )
-                    continue
                 if shard > 1 and (why := why_not(method)):
                     refused.append(f"{method.name}: {why}, and --shard {shard} divides the one that all share")
                     continue
@@ -110,6 +104,13 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 except (BudgetError, ConfigError) as error:
                     refused.append(f"{task.name}: {error}")
                     continue
+                if suite.quantize and attaches(method):
+                    try:
+                        built, _ = template.build_methods(method)
+                        check_in_4_bits(built, skeleton, layers, found.places, suite.quantize)
+                    except ConfigError as error:
+                        refused.append(f"{method.name}: {suite.words('quantize', suite.quantize)}: {error}")
+                        continue
                 centre = recipe.learning_rate * method.traits.learning_rate_factor
                 if not centre > 0 and not (suite.learning_rates or suite.rates.get(picked.written)):
                     raise UsageError(

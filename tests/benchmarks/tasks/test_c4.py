@@ -14,8 +14,8 @@ import transformers
 from harness import ConfigError, DataError, Example, Source, TaskContext
 from harness.bases import resolve
 from harness.data.tables import identify_tables
-from harness.engine.layers import trained_modules
-from harness.engine.slots import LinearSlot, set_submodule
+from harness.engine.layers import set_submodule, trained_modules
+from harness.engine.slots import LinearSlot
 from harness_benchmarks.corpus import (
     Corpus,
     Documents,

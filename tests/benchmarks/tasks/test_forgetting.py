@@ -10,7 +10,8 @@ import transformers
 
 from harness import TaskContext
 from harness.bases import resolve
-from harness.engine.slots import LinearSlot, set_submodule
+from harness.engine.layers import set_submodule
+from harness.engine.slots import LinearSlot
 from harness_benchmarks.forgetting import METRICS, SOURCE, measure_forgetting
 
 torch.set_num_threads(1)

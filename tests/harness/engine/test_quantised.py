@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import nn
 
+from harness import Method, MethodTraits
 from harness.contract.trial import Trial
 from harness.engine import nf4
+from harness.engine.build import build_lane
+from harness.engine.checkpoint import save_lane
 from harness.engine.nf4 import dequantise_nf4, dequantise_scales, fused, quantise_nf4, quantise_scales
 from harness.engine.quantised import KINDS, QuantisedLinear, bytes_of, round_weights
 from harness.engine.resident import Base
@@ -152,11 +156,125 @@ def test_a_trial_on_it_is_planned_trained_and_rebuilt():
         torch.testing.assert_close(rebuilt.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_needs_a_model_of_its_own_is_refused():
+class Attached(Method):
+    """Train what stands before every text and what is added in the norms, on whatever layers there are."""
+
+    name = "attached"
+    paper = "https://example.org"
+    traits = MethodTraits(budget_knob=None, mergeable=False)
+
+    def attach(self, model, generator):
+        table = model.get_input_embeddings()
+        model.prompt = nn.Parameter(torch.randn(4, table.embedding_dim, generator=generator).to(table.weight))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("norm" in name or name == "prompt")
+
+        def before(body, args, given):
+            embeddings = table(given.pop("input_ids"))
+            given["inputs_embeds"] = torch.cat([model.prompt.expand(len(embeddings), -1, -1), embeddings], 1)
+            if (mask := given.get("attention_mask")) is not None:
+                given["attention_mask"] = torch.cat([mask.new_ones(len(mask), 4), mask], 1)
+            return args, given
+
+        def after(body, args, output):
+            output.last_hidden_state = output.last_hidden_state[:, 4:]
+            return output
+
+        model.base_model.register_forward_pre_hook(before, with_kwargs=True)
+        model.base_model.register_forward_hook(after)
+
+
+def of_peft(kit, member, **settings):
+    kind = kit.registry.families["peft"][member]
+    return kind(kind.Config(**{**kind.traits.check_config, **settings}))
+
+
+def attached_lane(kit, base, method, steps=4):
+    frozen = kit.make_lane(base, "frozen", steps=steps)
+    trial = replace(frozen.trial, method=method.name, config=asdict(method.config))
+    return build_lane(base, trial, method, {}, frozen.context, frozen.data)
+
+
+def check_attached(kit, method, kind):
+    lanes = []
+    for base in (quantised(kit, kind), rounded(kit, kind)):
+        lanes.append(attached_lane(kit, base, method))
+        start = lanes[-1].state()
+        kit.run(base, [lanes[-1]])
+        assert lanes[-1].error is None
+        assert all(not torch.equal(value, lanes[-1].state()[key]) for key, value in start.items() if "norm" in key)
+    found, expected = lanes
+    assert len(found.history) == 4
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
+    for key, value in expected.state().items():
+        torch.testing.assert_close(found.state()[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_attached_to_it_trains_as_on_the_rounded_weights(kit, kind):
+    check_attached(kit, Attached(), kind)
+    check_attached(kit, of_peft(kit, "lora", use_dora=True), kind)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("member", "settings"),
+    [
+        *((member, {}) for member in (
+            "beft", "boft", "deft", "delora", "fourierft", "gralora", "hira", "hra", "ia3", "ln_tuning", "loha", "lokr",
+            "miss", "oft", "peanut", "psoft", "pvera", "randlora", "tinylora", "unilora", "vera", "waveft",
+        )),
+        ("c3a", {"block_size": 4}), ("road", {"group_size": 4}), ("vblora", {"vector_length": 4}),
+        ("p_tuning", {"num_virtual_tokens": 4}), ("prompt_tuning", {"num_virtual_tokens": 4}),
+    ],
+)  # fmt: skip
+def test_every_method_of_peft_trains_on_it_as_on_the_rounded_weights(kit, member, settings):
+    check_attached(kit, of_peft(kit, member, **settings), "nf4")
+
+
+def test_its_4_bits_are_shared_with_what_is_attached_and_in_no_checkpoint(kit):
+    base = quantised(kit, "nf4")
+    lane = attached_lane(kit, base, Attached())
+    codes = [each.data_ptr() for name, each in base.model.named_buffers() if name.endswith(".codes")]
+    assert len(codes) == len(base.layers)
+    assert [each.data_ptr() for name, each in lane.private.named_buffers() if name.endswith(".codes")] == codes
+    saved = load(save_lane(lane, "stamp"))
+    assert not [name for name in saved if "codes" in name or "scale" in name]
+    assert "own.prompt" in saved
+
+
+def test_what_was_attached_is_rebuilt_on_the_rounded_weights():
     registry = build_registry(block=["trackers:mlflow"])
-    asked = build_suite({"tasks": ["uuid"], "methods": ["full"], "quantize": "nf4"})
-    with pytest.raises(BudgetError, match=r"full: it works on a model of its own, and quantize='nf4'"):
+    asked = {"tasks": ["uuid"], "methods": ["peft:lora"], "quantize": "nf4", "recipe": {"steps": 2, "pairs": 8}}
+    (cell,) = plan_cells(build_suite(asked), registry, None, "float32")
+    trial = cell.trial(cell.rates[0], 0, "report")
+    method, task = registry.method("peft:lora"), registry.task("uuid")()
+    shared = Shared(CPU)
+    lane, base = shared.lane(trial, method, task), shared.base(trial, task)
+    with torch.no_grad():
+        for name, parameter in lane.private.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    ids = torch.arange(3, 20)[None]
+    with evaluating(base, lane) as model:
+        expected = model(input_ids=ids).logits
+    state = {name: parameter.detach() for name, parameter in lane.private.named_parameters() if parameter.requires_grad}
+    merged = TrainedTrial(trial, method, task, state).merged()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_trains_its_weights_or_does_not_know_its_layers_is_refused():
+    registry = build_registry(block=["trackers:mlflow"])
+    asked = build_suite({"tasks": ["uuid"], "methods": ["full", "peft:glora"], "quantize": "nf4"})
+    with pytest.raises(BudgetError) as error:
         plan_cells(asked, registry, None, "float32")
+    assert (
+        "full: quantize='nf4': it trains the weight of model.layers.0.self_attn.q_proj and of 27 other layers, and "
+        "what is kept in 4 bits cannot train" in str(error.value)
+    )
+    assert "peft:glora: quantize='nf4': peft:glora: PEFT refuses" in str(error.value)
     (cell,) = plan_cells(replace(asked, methods=("frozen",)), registry, None, "float32")
     assert cell.template.quantize == "nf4"
 
