@@ -60,7 +60,8 @@ class Record:
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
             ``final_parameters`` (adapter parameters left when training ends, where those are fewer),
             ``budget_deviation_fraction``; ``checkpoint_step``, where the best of several was chosen on validation.
-        cost: ``prepare_seconds`` (model, data, initialisation), ``train_seconds`` (optimizer steps only; a pack's time
+        cost: ``prepare_seconds`` (model, data, initialisation), ``initialise_seconds`` (the method's part of it, the
+            first time in the process: decompositions are kept), ``train_seconds`` (optimizer steps only; a pack's time
             is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``padding_fraction`` (of
             what batches held besides), ``batch_forms`` (foreseen, to which batches were padded), ``pack_lanes``,
             ``compiled``, ``recomputes``, ``micro_batch_size`` (examples per forward pass); and from a few steps of the

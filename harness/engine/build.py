@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -58,6 +59,7 @@ def build_lane(
     private: nn.Module | None = None
     masters: dict[str, nn.Parameter] = {}
     of_task: frozenset[str] = frozenset()
+    begin = _now(base.device)
     if attaches(method):
         private = _private_model(base, trial.seed)
         heads = {name: private.get_submodule(name) for name in base.module_slots}
@@ -70,6 +72,7 @@ def build_lane(
     if type(method).calibrate is not Method.calibrate:
         batches = _calibration_batches(base, trial.seed, context, data)
         _calibrate(base, method, adapters, modules, batches, generator)
+    initialise_seconds = _now(base.device) - begin
     if not (method.traits.trains or masters):
         steps = 0  # nothing trains: the model is scored as it is
     groups = _parameter_groups(method, context.recipe, trial.learning_rate, adapters, modules, masters)
@@ -78,8 +81,15 @@ def build_lane(
         base=base, trial=trial, method=method, context=context, data=data, generator=generator,
         adapters=adapters, modules=modules, private=private, masters=masters, of_task=of_task,
         optimizer=_optimizer(groups, context.recipe, base.device), rates=rates,
-        multipliers=_multipliers(method, context.recipe, steps),
+        multipliers=_multipliers(method, context.recipe, steps), initialise_seconds=initialise_seconds,
     )  # fmt: skip
+
+
+def _now(device: torch.device) -> float:
+    """Return the time in seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _adapters(

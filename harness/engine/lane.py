@@ -60,6 +60,7 @@ class Lane:
         history: Of losses and metrics, as in the record.
         evaluation: The final one.
         error: Why it stopped early.
+        initialise_seconds: What the method's part of making it took: adapters, decompositions, calibration.
         prepare_seconds: What making it took; likewise its training and its evaluations.
         train_tokens: Trained on so far.
         padded_tokens: The same, with what batches were filled up with.
@@ -92,6 +93,7 @@ class Lane:
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluation: Evaluation | None = None
     error: BaseException | None = None
+    initialise_seconds: float = 0.0
     prepare_seconds: float = 0.0
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0

@@ -163,6 +163,7 @@ def _cost(lane: Lane, solo: SoloCost) -> dict[str, float | int | None]:
     rate = None if solo.step_tokens is None or not solo.step_seconds else solo.step_tokens / solo.step_seconds
     return {
         "prepare_seconds": lane.prepare_seconds,
+        "initialise_seconds": solo.initialise_seconds,
         "train_seconds": lane.train_seconds,
         "evaluate_seconds": lane.evaluate_seconds,
         "steps": lane.done,

@@ -120,9 +120,10 @@ class DyLoRA(Method):
         return int(self.config.r) * (in_features + out_features)
 
     def adapter(self, linear: nn.Linear, generator: torch.Generator) -> DyLoRAAdapter:
-        """Build the pair (A, B) for one layer. The first update trains all of it: no rank was drawn yet."""
+        """Build the pair (A, B) for one layer, and draw the first rank: from the trial's seed, so that layers agree."""
         adapter = DyLoRAAdapter(linear, self.config, generator)
-        adapter.draw(1 - 1e-9)
+        first = torch.Generator().manual_seed(generator.initial_seed())
+        adapter.draw(float(torch.rand((), generator=first, dtype=torch.float64)))
         return adapter
 
     def after_step(self, info: StepInfo) -> None:

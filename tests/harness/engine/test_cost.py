@@ -64,6 +64,13 @@ def test_a_trial_of_one_step_has_no_time_of_a_step(kit, steps, is_timed):
     assert lane.done <= steps
 
 
+def test_what_a_method_takes_to_make_its_adapters_is_a_cost_of_its_own(kit, monkeypatch):
+    base, lora = kit.make_base(), kit.registry.method("lora")
+    assert measure_solo(base, lambda: kit.make_lane(base, "lora", steps=2)).initialise_seconds > 0
+    monkeypatch.setattr(lora, "calibrate", lambda *_: time.sleep(0.3))
+    assert measure_solo(base, lambda: kit.make_lane(base, "lora", steps=2)).initialise_seconds > 0.3
+
+
 def test_memory_on_a_cpu_is_the_processs_and_says_nothing_of_one_lane_more(kit):
     before = psutil.Process().memory_info().rss
     cost = measure_solo(base := kit.make_base(), lambda: kit.make_lane(base, "lora"))

@@ -57,6 +57,7 @@ def test_numbers_that_json_cannot_hold_are_missing_with_a_reason(trial, shared, 
     assert record.items[names[0]] == [1.0, None, None]
     assert record.history == [{"step": 1, "metrics": {"train/learning_rate": 0.1}}]
     assert record.cost["step_flops"] == solo.step_flops
+    assert 0 < record.cost["initialise_seconds"] == solo.initialise_seconds
     assert record.environment == ENVIRONMENT
     assert (tmp_path / record.artifacts["adapter"]).exists()
 

@@ -78,6 +78,17 @@ def test_ranks_are_uniform_from_1_to_r_and_the_same_for_layers_of_one_r(kit, gen
     assert min(seen.values()) > 0.75 * 400
 
 
+def test_the_first_update_s_rank_is_drawn_too_the_same_for_all_layers(kit):
+    method, seen = DyLoRA(DyLoRAConfig(r=4)), Counter()
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        ranks = {float(method.adapter(kit.build_layer(8, 6, seed=n), generator).rank) for n in (1, 2)}
+        assert len(ranks) == 1
+        seen.update(ranks)
+    assert set(seen) == {1.0, 2.0, 3.0, 4.0}
+    assert min(seen.values()) > 30
+
+
 def test_size_and_identity_at_the_start(kit, shape, generator):
     method = DyLoRA(DyLoRAConfig(r=3))
     kit.check_size_and_identity(method, kit.build_layer(*shape), generator)
