@@ -235,6 +235,7 @@ def _end(base: Base, lane: Lane) -> None:
     try:
         _score(base, lane)
     except Exception as error:  # noqa: BLE001
+        let_go(error)  # other lanes are scored next, and want the memory
         lane.error = error
 
 
@@ -259,11 +260,8 @@ def _validation_loss(base: Base, lane: Lane) -> float:
 
 
 def _evaluate(base: Base, lane: Lane, split: str) -> Evaluation:
-    start = time.perf_counter()
     with evaluating(base, lane) as model:
-        result = check_evaluation(base.task, base.task.evaluate(model, lane.context, lane.data.splits[split]))
-    lane.evaluate_seconds += time.perf_counter() - start
-    return result
+        return check_evaluation(base.task, base.task.evaluate(model, lane.context, lane.data.splits[split]))
 
 
 def _interval(steps: int) -> int:
@@ -273,7 +271,8 @@ def _interval(steps: int) -> int:
 
 @contextmanager
 def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
-    """Yield the model with one lane's modules active, in evaluation mode and without gradients."""
+    """Yield the model with one lane's modules active, in evaluation mode and without gradients; count how long."""
+    start = time.perf_counter()
     model = lane.private if lane.private is not None else base.model
     for name, module in lane.trained().items():
         module.eval()
@@ -283,3 +282,4 @@ def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
             yield model
     finally:
         base.clear()
+        lane.evaluate_seconds += time.perf_counter() - start

@@ -160,10 +160,11 @@ class Store:
             try:
                 before = Record.from_json(loads(aside.read_bytes()))
                 if before.state.is_final:
-                    os.link(aside, self._join(name))
+                    with suppress(FileExistsError):  # a third one's
+                        _put(aside, Path(self._join(name)))
                     raise RecordError(f"{self.root}/{name} exists by now; records are written once") from None
             finally:
-                aside.unlink()
+                aside.unlink(missing_ok=True)
             record = _after(before, record)
             self._create(name, record.dumps().encode())
             return record
@@ -199,16 +200,8 @@ class Store:
 
     def _create(self, name: str, content: bytes) -> None:
         """Write a local file that must not exist yet, whole or not at all."""
-        target = Path(self._join(name))
         with self._temporary(name, content) as temporary:
-            try:
-                os.link(temporary, target)  # unlike a rename, refuses to overwrite
-            except FileExistsError:
-                raise
-            except OSError:  # a filesystem without hard links
-                if target.exists():
-                    raise FileExistsError(target) from None
-                temporary.replace(target)
+            _put(temporary, Path(self._join(name)))
 
     def _replace(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all, in place of any other."""
@@ -248,6 +241,18 @@ class Store:
         except FileNotFoundError:
             return []
         return [str(each) for each in listing]
+
+
+def _put(source: Path, target: Path) -> None:
+    """Give a file a second name, or where there are no hard links another one; never that of a file which exists."""
+    try:
+        os.link(source, target)  # unlike a rename, refuses to overwrite
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links
+        if target.exists():
+            raise FileExistsError(target) from None
+        source.replace(target)
 
 
 def other_result(used: str) -> str:

@@ -73,6 +73,7 @@ class Display:
         if event == "started":
             self._start = self._told = self._start or time.monotonic()
             self._parts[trial.id] = 0.0
+            self._remove_bar(trial.id)  # one that starts again: its pack failed, or its worker died
             self._bars[trial.id] = self._progress.add_task(trial.label, total=1, note="preparing")
         elif event == "progress":
             bar = self._bars.get(trial.id)
@@ -90,10 +91,13 @@ class Display:
         elif event == "finished":
             self._finish(payload["record"])
 
-    def _finish(self, record: Record) -> None:
-        bar = self._bars.pop(record.trial_id, None)
+    def _remove_bar(self, trial_id: str) -> None:
+        bar = self._bars.pop(trial_id, None)
         if bar is not None:
             self._progress.remove_task(bar)
+
+    def _finish(self, record: Record) -> None:
+        self._remove_bar(record.trial_id)
         self.finished += 1
         self._parts.pop(record.trial_id, None)
         self._told = time.monotonic()

@@ -98,10 +98,10 @@ class Worker:
         except Exception as error:
             unfinished = [lane for lane in lanes if lane.trial.id not in events.done]
             lanes[0].base.clear()
+            let_go(error)
             if len(unfinished) != 1:
                 logger.warning("a pack of %d trials failed, each is run again alone: %s", len(lanes), error)
                 logger.debug("", exc_info=True)
-                let_go(error)
                 return [lane.trial for lane in unfinished]
             unfinished[0].error = error
             events.finished(unfinished[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,15 +13,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.results.index import listing
 from harness.results.store import Store
 from harness_leaderboard.load import stores
+from harness_leaderboard.write.csv import finite
 
 LOOPBACK = "127.0.0.1"
 HOSTS = ("localhost", LOOPBACK)  # a page elsewhere that points its own name here gets nothing
-EVERY_SECONDS = (
-    2.0  # the result roots are looked at; a site is made anew when records came, and no more often than that
-)
+EVERY_SECONDS = 2.0  # the result roots are looked at; a site is made anew when records came
 OLD_SECONDS = 120.0  # after which a file of running trials is one that a killed command left
 SHOWN_FAILURES = 20
 
@@ -59,7 +58,7 @@ class Site:
         return True
 
     def news(self) -> dict[str, Any]:
-        """Return what an open page asks for: how much there is, what trains, what failed last."""
+        """Return what an open page asks for: how much there is, what trains, what failed."""
         running = [each for store in self._stores for each in _running(store)]
         return {
             "version": self._built,
@@ -98,7 +97,7 @@ class Handler(SimpleHTTPRequestHandler):
         if self.path.partition("?")[0] != "/live.json":
             super().do_GET()
             return
-        body = json.dumps(_finite(self.site.news())).encode()
+        body = json.dumps(finite(self.site.news())).encode()
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -143,17 +142,9 @@ def renewing(site: Site, stop: threading.Event) -> threading.Thread:
         while not stop.wait(EVERY_SECONDS):
             try:
                 site.renew()
-            except OSError as error:  # a network folder that is away for a moment; the last site stays
+            except (OSError, HarnessError) as error:  # a network folder that is away for a moment; the last site stays
                 log.warning("%s; trying again", error)
 
     thread = threading.Thread(target=work, daemon=True, name="leaderboard")
     thread.start()
     return thread
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -4,12 +4,14 @@ import http.client
 import json
 import re
 import threading
+import time
 
 import pytest
 from click.testing import CliRunner
 
 from harness.contract.record import State
 from harness.errors import UsageError
+from harness_leaderboard import live as serving
 from harness_leaderboard.command import leaderboard, view_of
 from harness_leaderboard.live import Site, server
 from harness_leaderboard.load import load
@@ -140,6 +142,28 @@ def test_a_folder_of_roots_is_renewed_too_and_so_is_a_record_that_takes_anothers
     assert (site.renew(), site.renew()) == (True, False)
     write(tmp_path / "runs" / "a", [make_record("lora", 0, 0.75)])
     assert site.renew(), root
+
+
+def test_a_root_that_is_away_for_a_moment_ends_no_renewing(tmp_path, make_record, monkeypatch):
+    monkeypatch.setattr(serving, "EVERY_SECONDS", 0.01)
+    (tmp_path / "runs").mkdir()
+    site = Site([str(tmp_path / "runs")], tmp_path, lambda: (0, []))
+    assert site.renew()
+    (tmp_path / "runs").rename(tmp_path / "away")
+    warned = threading.Event()
+    monkeypatch.setattr(serving.log, "warning", lambda *_: warned.set())
+    stop = threading.Event()
+    thread = serving.renewing(site, stop)
+    assert warned.wait(20)
+    (tmp_path / "away").rename(tmp_path / "runs")
+    write(tmp_path / "runs", [make_record()])
+    for _ in range(2000):
+        if site.news()["version"] == 2:
+            break
+        time.sleep(0.01)
+    stop.set()
+    thread.join()
+    assert site.news()["version"] == 2
 
 
 def test_a_name_of_somebody_elses_gets_nothing_and_no_folder_is_listed(served):

@@ -155,7 +155,8 @@ def _shipped(row: Row, sign: int) -> Record:
 
     def judged(record: Record) -> float:
         name = record.main_metric  # the curves are of validation
-        seen = [step["metrics"][name] for step in record.history if name in step["metrics"]]
-        return float(seen[-1] if seen else record.score or 0.0)
+        seen = {step["step"]: step["metrics"][name] for step in record.history if name in step["metrics"]}
+        kept = record.counts.get("checkpoint_step")  # of several updates, the one that the adapter is of
+        return float(seen[kept if kept in seen else max(seen)] if seen else record.score or 0.0)
 
     return max(finished, key=lambda each: sign * judged(each))

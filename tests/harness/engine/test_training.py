@@ -279,6 +279,21 @@ def test_a_failing_score_is_that_lanes_result_alone(kit, monkeypatch):
     assert all(not slot.parts for slot in base.slots.values())
 
 
+def test_what_a_failing_score_held_is_gone_before_the_next_lane_is_scored(kit, monkeypatch):
+    held, alive = [], []
+
+    def evaluate(task, model, context, split):
+        alive.append([each() is not None for each in held])
+        batch = torch.zeros(3)
+        held.append(weakref.ref(batch))
+        raise torch.OutOfMemoryError("out of memory, for this test")
+
+    monkeypatch.setattr(kit.ToyTask, "evaluate", evaluate)
+    base = kit.make_base()
+    kit.run(base, [kit.make_lane(base, "lora", seed=seed) for seed in range(3)])
+    assert alive == [[], [False], [False, False]]
+
+
 def test_tokens_are_counted_without_padding(kit):
     base = kit.make_base()
     lanes = [kit.make_lane(base, "lora", seed=seed) for seed in (0, 1)]
@@ -381,9 +396,12 @@ def test_the_checkpoint_may_be_chosen_by_the_loss_of_the_validation_rows(kit, mo
 
     def loss(model, kind, examples, *rest):
         assert examples is rows
+        now[0] += 10.0
         real.append(training_loss(model, kind, examples, *rest))
         return next(losses)
 
+    now = [0.0]
+    monkeypatch.setattr("harness.engine.training.time.perf_counter", lambda: now[0])
     monkeypatch.setattr("harness.engine.training.training_loss", loss)
     base = kit.make_base()
     lane = kit.make_lane(base, name, evaluate_at=(2, 4, 6), steps=8, checkpoint="best-loss")
@@ -392,6 +410,7 @@ def test_the_checkpoint_may_be_chosen_by_the_loss_of_the_validation_rows(kit, mo
     assert seen[4] == ("test", seen[2][1])
     noted = [each["metrics"]["validation/loss"] for each in lane.history if "validation/loss" in each["metrics"]]
     assert noted == [3.0, 2.0, 0.5, 1.0]
+    assert (lane.evaluate_seconds, lane.train_seconds) == (40.0, 0.0), "it is scoring, not training"
     assert len(set(real)) == 4
 
 

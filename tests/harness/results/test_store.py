@@ -134,8 +134,13 @@ def test_no_reader_ever_sees_a_part_of_a_record(folder, make_record, monkeypatch
     assert folder.read(make_record().trial_id) == written
 
 
+@pytest.mark.parametrize("has_links", [True, False])
 @pytest.mark.parametrize("before", ["nothing", "interrupted"])
-def test_of_two_machines_that_finish_a_trial_at_once_the_first_counts(folder, make_record, monkeypatch, before):
+def test_of_two_machines_that_finish_a_trial_at_once_the_first_counts(
+    folder, make_record, monkeypatch, before, has_links
+):
+    if not has_links:
+        monkeypatch.setattr(os, "link", unsupported)
     if before == "interrupted":
         folder.write(make_record(state=State.INTERRUPTED))
     first, second = make_record(metrics={"accuracy": 0.25}), make_record(metrics={"accuracy": 0.99})
@@ -155,10 +160,11 @@ def test_of_two_machines_that_finish_a_trial_at_once_the_first_counts(folder, ma
     assert [path.name for path in folder.local.iterdir()] == [f"{first.trial_id}.json"]
 
 
-def test_a_filesystem_without_hard_links_will_do(folder, make_record, monkeypatch):
-    def unsupported(source, target):
-        raise PermissionError("no links here")
+def unsupported(source, target):
+    raise PermissionError("no links here")
 
+
+def test_a_filesystem_without_hard_links_will_do(folder, make_record, monkeypatch):
     monkeypatch.setattr(os, "link", unsupported)
     folder.write(make_record())
     with pytest.raises(RecordError, match="written once"):

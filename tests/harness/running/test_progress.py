@@ -55,6 +55,16 @@ def test_a_terminal_shows_the_running_trial_and_the_same_lines(show):
     assert "all trials" in text
 
 
+def test_a_trial_that_starts_again_has_one_bar(make_trial):
+    file = io.StringIO()
+    with Display(console=Console(file=file, width=200, force_terminal=True, color_system=None)) as display:
+        display.expect(1)
+        for _ in range(2):  # its pack failed, or its worker died
+            display("started", make_trial(seed=0), {})
+        display.say("now")
+    assert file.getvalue().rpartition("all trials")[2].count(" preparing ") == 1
+
+
 def test_off_a_terminal_a_long_trial_is_told_of_now_and_then(make_trial, monkeypatch):
     clock = iter(range(0, 10_000, 20))
     monkeypatch.setattr("harness.running.progress.time.monotonic", lambda: float(next(clock)))

@@ -116,6 +116,16 @@ def test_the_adapter_is_of_the_seed_that_did_best_on_validation(make_graded):
     assert one(records).record.trial.seed == 3
 
 
+def test_a_seed_is_judged_by_the_update_that_its_adapter_is_of(make_graded):
+    records = make_graded("lora", 0.8, SEEDS, **SMALL)
+    for place, record in enumerate(records):
+        curve = {10: 0.9 if place == 3 else 0.5, 20: 0.1 if place == 3 else 0.4}
+        steps = [{"step": step, "metrics": {"accuracy": score}} for step, score in curve.items()]
+        object.__setattr__(record, "history", steps)
+        object.__setattr__(record, "counts", {**record.counts, "checkpoint_step": 10})
+    assert one(records).record.trial.seed == 3
+
+
 def test_a_thin_measurement_is_said_to_be_one(make_graded, make_record):
     alone = one(make_graded("lora", 0.8, SEEDS, **SMALL))
     assert "one configuration was tried" in as_text(alone)
