@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.task import Table, Task
+from harness.data.rows import file_kind
 from harness.data.tables import hub_name, local_files, read_rows, require
 from harness.errors import DataError
 
@@ -105,8 +106,12 @@ def _count_rows(table: Table, files: Sequence[Path], data_dir: Path | None) -> i
     rows = 0
     for path in files:
         try:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-                rows += sum(1 for line in lines if line.strip() or path.suffix in (".raw", ".txt"))
+            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+                lines = (line for line in file if line.strip() or path.suffix in (".raw", ".txt"))
+                first = next(lines, b"")
+                if first.lstrip().startswith(b"[") and file_kind(path) == "json":  # one list
+                    return len(read_rows(table.source, table.split, data_dir))
+                rows += bool(first) + sum(1 for _ in lines)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"data: {path} cannot be read: {error}; put a whole copy there") from error
     if not rows:

@@ -14,6 +14,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -114,9 +115,7 @@ def _json(path: Path) -> Iterator[PlacedRow]:
         for number, value in enumerate(_parse(text, path, f"the list that begins in line {first[0]}"), 1):
             yield PlacedRow(f"row {number}", _object(value, path, f"row {number}"))
         return
-    for number, line in [first]:
-        yield PlacedRow(f"line {number}", _object(_parse(line, path, f"line {number}"), path, f"line {number}"))
-    for number, line in lines:
+    for number, line in chain([first], lines):
         if line.strip():
             yield PlacedRow(f"line {number}", _object(_parse(line, path, f"line {number}"), path, f"line {number}"))
 

@@ -46,7 +46,8 @@ class TokenTable(Sequence[Example]):
         """Return examples as a table. All have one label per token or all have one, and types or none."""
         starts = np.cumsum([0, *(len(each.input_ids) for each in examples)], dtype=np.int64)
         if isinstance(examples[0].labels, (int, float)):
-            labels = np.asarray([each.labels for each in examples], np.result_type(type(examples[0].labels), np.int64))
+            labels = np.asarray([each.labels for each in examples])
+            labels = labels.astype(np.result_type(labels, np.int64))
         else:
             labels = np.concatenate([np.asarray(each.labels, dtype=np.int32) for each in examples])
         ids = np.concatenate([np.asarray(each.input_ids, dtype=np.int32) for each in examples])

@@ -67,7 +67,8 @@ def choose_model(name: str, revision: str | None, task: Task, recipe: Any) -> Mo
                 "save it as safetensors: save_pretrained(folder, safe_serialization=True)"
             )
         for each in weights:
-            digest.update(each.name.encode() + hashlib.sha256(each.read_bytes()).digest())
+            with each.open("rb") as file:
+                digest.update(each.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return ModelChoice(name, digest.hexdigest()[:16])
     from transformers.utils.hub import cached_file
 

@@ -43,8 +43,13 @@ def task_name(registry: Registry, own: OwnData, metric: str = "", lower_is_bette
     task = registry.data_task(own.kind)
     slug, source = metric, ""
     if metric and metric not in task.metrics:
-        slug = re.sub(r"[^a-z0-9_]+", "-", metric.rsplit("/", 1)[-1].lower()).strip("-")
-        source = metric
+        slug, source = re.sub(r"[^a-z0-9_]+", "-", metric.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-"), metric
+        if slug in ("", *task.metrics):  # it would be scored by the task's own
+            other = f"give its key, too: {metric}:KEY; or one" if task.takes_modules else "give one"
+            raise UsageError(
+                f"--metric {metric!r} is not to be told from {slug or 'no'!r} by its name, a metric of the task; "
+                f"{other} of {', '.join(task.metrics)}"
+            )
     elif lower_is_better:
         raise UsageError(
             "--lower-is-better is about a module of `evaluate`; the metrics of a task know their direction"

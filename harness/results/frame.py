@@ -84,8 +84,8 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 def history_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return the curves, one row per record, step and metric.
 
-    Columns: ``trial_id``, ``task``, ``method``, ``budget``, ``learning_rate``, ``seed``, ``step`` (optimizer
-    updates done), ``metric``, ``value`` (in the metric's unit; NaN where there was none).
+    Columns: ``trial_id``, ``task``, ``method``, ``budget``, ``learning_rate`` (NaN where nothing trained), ``seed``,
+    ``step`` (optimizer updates done), ``metric``, ``value`` (in the metric's unit; NaN where there was none).
     """
     import pandas as pd
 
@@ -94,6 +94,7 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
         {
             "trial_id": record.trial_id,
             **{name: getattr(record.trial, name) for name in of_trial},
+            "learning_rate": record.learning_rate,
             "step": entry["step"],
             "metric": metric,
             "value": value,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
+from harness_leaderboard.command import view_of
 from harness_leaderboard.load import load
 
 
@@ -146,6 +147,7 @@ def test_a_torn_description_is_named_and_the_records_are_shown(tmp_path, make_re
     loaded = load([str(root)])
     assert (len(loaded.records), list(loaded.catalogue["methods"])) == (1, ["lora"])
     assert "catalogue/methods/mora.json: no description" in caplog.text
+    assert view_of(loaded, None).methods[0].title == "LoRA", "a description of an older version, which says less"
 
 
 def test_roots_are_merged_and_a_final_record_comes_before_an_interrupted_one(tmp_path, make_record):

@@ -128,11 +128,14 @@ def find_columns(
 def _by_name(columns: Sequence[str], given: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the columns that each role could be."""
     taken = set(given.values())
-    lower = {column.lower(): column for column in columns if column not in taken}
-    found = {role: [lower[name] for name in names if name in lower] for role, names in NAMES.items()}
+    lower: dict[str, list[str]] = {}
+    for column in columns:
+        if column not in taken:
+            lower.setdefault(column.lower(), []).append(column)
+    found = {role: [column for name in names for column in lower.get(name, ())] for role, names in NAMES.items()}
     for first, second in PAIRS if not {"text", "text_pair"} & set(given) else ():
         if first in lower and second in lower:
-            found["text"], found["text_pair"] = [lower[first]], [lower[second]]
+            found["text"], found["text_pair"] = lower[first], lower[second]
             break
     return {role: columns for role, columns in found.items() if columns} | {k: [v] for k, v in given.items()}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.contract.task import IGNORE, Example
 from harness.data.own.locate import OwnData
+from harness.data.own.rows import OwnRow
 from harness.data.own.splits import OwnTables
 
 MARKS = "⟦", "⟧"  # around what carries loss
@@ -22,14 +23,16 @@ def describe(own: OwnData, tables: OwnTables) -> dict[str, Any]:
         "columns": dict(each.split("=", 1) for each in own.fields["columns"]),
         "unused_columns": list(own.unused),
         "rows": {split: len(rows) for split, rows in tables.splits.items()},
-        "labels": {
-            split: {label: Counter(row.label for row in rows)[label] for label in tables.labels}
-            for split, rows in tables.splits.items()
-        }
+        "labels": {split: _counts(rows, tables.labels) for split, rows in tables.splits.items()}
         if tables.labels
         else {},
         "notes": list(tables.notes),
     }
+
+
+def _counts(rows: Sequence[OwnRow], labels: Sequence[str]) -> dict[str, int]:
+    counts = Counter(row.label for row in rows)
+    return {label: counts[label] for label in labels}
 
 
 def lengths(examples: Sequence[Example]) -> dict[str, int]:

@@ -72,10 +72,10 @@ def understand(where: str, columns: str = "", kind: str = "", labels: str = "") 
         raise DataError(f"data: {where!r} is neither a file nor a folder; write what it gives to a file")
     if path.exists():
         absolute = path.resolve()
-        data_dir = absolute.parent
+        data_dir, title = absolute.parent, path.name
         fields: dict[str, Any] = {"splits": _local_splits(absolute)}
     elif HUB_ID.fullmatch(where) and file_kind(path) is None:
-        data_dir, fields = None, _hub_fields(where)
+        data_dir, fields, title = None, _hub_fields(where), re.sub("@[^:]*", "", path.name)  # without its revision
     else:
         raise DataError(f"data: there is no file or folder {where!r}; check the path")
     recipe = OwnRecipe(steps=1, **fields)
@@ -96,17 +96,15 @@ def understand(where: str, columns: str = "", kind: str = "", labels: str = "") 
     elif labels:
         raise UsageError(f"--labels {labels!r}: {where} is a table of {found}, which has no labels")
     unused = tuple(column for column in there if column not in roles.values())
-    return OwnData(_slug(path), found, data_dir, fields, unused)
+    return OwnData(_slug(title), found, data_dir, fields, unused)
 
 
 PART = "part"  # as Spark, Dask, DuckDB and others call the files of one table: part-00000-....parquet
 
 
-def _slug(path: Path) -> str:
-    name = path.name
+def _slug(name: str) -> str:
     ending = next((each for each in ENDINGS if name.endswith(each)), "")
-    name = name.removesuffix(ending).partition("@")[0].lower()
-    return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "data"
+    return re.sub(r"[^a-z0-9]+", "-", name.removesuffix(ending).lower()).strip("-") or "data"
 
 
 def _local_splits(path: Path) -> tuple[str, ...]:

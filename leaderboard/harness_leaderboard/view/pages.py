@@ -83,7 +83,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
         grids.append(("Against others", (decided,)))
     if settings := about.get("settings"):
         grids.insert(0, ("Settings", (_settings_grid(settings),)))
-    knob = about.get("budget_knob")
+    knob, factor = about.get("budget_knob"), about.get("learning_rate_factor")
     facts = [
         ("Name", name, ""),
         ("Trainable parameters of a layer", str(about.get("formula") or ""), ""),
@@ -92,7 +92,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
         ("Budget", f"solved by {knob}" if knob else "outside every budget" if about.get("reference") else "", ""),
         (
             "Learning rate",
-            f"{about['learning_rate_factor']:g} × the task's, or searched around it" if about else "",
+            f"{factor:g} × the task's, or searched around it" if factor else "",
             "",
         ),
         ("Merges into the weights", ("yes" if about.get("mergeable") else "no") if about else "", ""),
@@ -233,7 +233,7 @@ def _task_page(
         ("Base model, unless given", str(about.get("model") or ""), ""),
         ("Kind of model", str(about.get("model_kind") or "").replace("_", " "), ""),
         ("Data of these records", ", ".join(sorted(data)), ""),
-        ("Data", "generated" if about and len(grids) and not sources else "", ""),
+        ("Data", "generated" if about and not sources else "", ""),
         ("What to know", str(about.get("note") or ""), ""),
         ("Package", str(about.get("plugin") or ""), ""),
     ]

@@ -66,6 +66,7 @@ def test_a_run_on_a_file_is_a_task_of_its_own_and_its_result_is_found_again(comm
         (["--task", "uuid"], "--data is a task of its own; leave --tasks out"),
         (["--data-kind", "poems"], "--data-kind 'poems' is not known"),
         (["--metric", "bleu"], "classification is not scored by 'bleu'"),
+        (["--metric", "somebody/accuracy"], "'somebody/accuracy' is not to be told from 'accuracy' by its name"),
         (["--metric", "accuracy", "--lower-is-better"], "the metrics of a task know their direction"),
         (["--labels", "1,2"], "line 4: label '3' is none of 1, 2"),
         (["--set", "max_length=4"], "rows are longer than 4 tokens"),

@@ -53,6 +53,12 @@ def test_rows_of_all_shards_are_counted(tmp_path):
     assert found.origin == f"{tmp_path}/main/train-00000-of-00002.jsonl.gz and 1 more"
 
 
+@pytest.mark.parametrize("name", ["train.json.gz", "train.json", "train.jsonl"])
+def test_rows_of_a_list_over_many_lines_are_counted(tmp_path, name):
+    write(tmp_path / "main" / name, json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
+    assert check(tmp_path)["main/train"].rows == 2
+
+
 def test_a_missing_table_blocks_where_it_is_needed(tmp_path):
     found = check(tmp_path)
     assert found["main/train"].blocks

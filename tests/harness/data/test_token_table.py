@@ -54,7 +54,7 @@ PAIRS = TOKENS.flatmap(
         Example, st.just(ids), st.integers(0, 5), st.lists(st.integers(0, 1), min_size=len(ids), max_size=len(ids))
     )
 )
-SCORED = st.builds(Example, TOKENS, st.floats(0, 5), st.none())
+SCORED = st.builds(Example, TOKENS, st.one_of(st.floats(0, 5), st.integers(0, 5)), st.none())
 
 
 @given(st.one_of(*(st.lists(kind, min_size=1, max_size=7) for kind in (PER_TOKEN, PAIRS, SCORED))))

@@ -79,6 +79,10 @@ def test_history_frame_has_one_row_per_step_and_metric(mixed, make_record, make_
     assert seen[:3] == [[0, 10, "train/loss", 2.5], [0, 20, "train/loss", 1.5], [0, 20, "accuracy", 0.75]]
     assert seen[3][:3] == [9, 5, "train/loss"]
     assert pd.isna(seen[3][3])
+    nothing = make_record(history=gap.history, counts={"adapter_parameters": 0, "task_parameters": 0})
+    for table in (history_frame([nothing]), frame([nothing])):
+        assert table["learning_rate"].isna().all(), "no rate trained it"
+    table = history_frame([mixed[0], mixed[1], gap])
     assert history_frame([]).dtypes.equals(table.dtypes)
 
 

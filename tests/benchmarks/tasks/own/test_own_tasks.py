@@ -55,6 +55,20 @@ def trained_text(example, tokenizer):
     return tokenizer.decode([t for t, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORE])
 
 
+def test_a_module_is_never_taken_for_a_metric_of_the_task_that_has_its_name(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "one?", "response": "1"}\n')
+    own = understand(str(path))
+    assert task_name(REGISTRY, own, "exact_match") == ("instructions/mine@exact_match", "")
+    assert task_name(REGISTRY, own, "my/f1/") == ("instructions/mine@f1", "my/f1/")
+    assert task_name(REGISTRY, own, "my/exact_match:key") == ("instructions/mine@exact_match-key", "my/exact_match:key")
+    for source, said in (("my/exact_match", "exact_match"), ("my/Loss", "loss"), ("./", "no")):
+        with pytest.raises(
+            UsageError, match=f"not to be told from '{said}' .*give its key, too: {source}:KEY; or one of"
+        ):
+            task_name(REGISTRY, own, source)
+
+
 TURNS = (("system", "S"), ("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2"))
 
 

@@ -46,6 +46,7 @@ def test_the_users_word_goes_before_names():
     [
         (["a", "b"], {}, r"t has columns a, b, by whose names it is not anything known; say what they are"),
         (["question", "answer", "output"], {}, r"'output' and 'answer' could each be the response; say which"),
+        (["Text", "text", "label"], {}, r"'Text' and 'text' could each be the text; say which"),
         (["text", "label", "prompt", "response"], {}, r"could be for instructions or classification; say which"),
         (["text", "lable"], {"label": "label"}, r"has no column 'label' \(label\); did you mean 'lable'"),
         (["body", "stars"], {}, r"t has columns body, stars, by whose names it is not anything known"),

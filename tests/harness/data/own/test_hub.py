@@ -114,6 +114,10 @@ def test_a_data_set_of_the_hub_is_read_at_its_commit_then_from_the_cache_and_nev
     ).split("---\n")
     assert json.loads(again) == json.loads(pinned) == told
     assert "its cache holds none of it; give a local copy" in json.loads(other)["error"]
+    title, pinned, _ = run(SHOW, "me/reviews:default", f"me/reviews@{COMMIT}:default", HF_HUB_OFFLINE="1").split(
+        "---\n"
+    )
+    assert json.loads(title) == json.loads(pinned) == {**told, "title": "reviews-default"}
     snapshots = tmp_path / "hub" / "datasets--me--reviews" / "snapshots"
     shutil.copytree(snapshots / COMMIT, snapshots / OTHER)  # so that `datasets` takes the rows that it prepared last
     count, refused = run(SUBSTITUTE.format(commit=COMMIT, other=OTHER), HF_HUB_OFFLINE="1").splitlines()
