@@ -78,7 +78,7 @@ def _one_scale(axes: Sequence[Axes]) -> None:
             axis.set_ylim(high * DECADES, high * 2)
         else:
             air = 0.05 * (high - low)
-            axis.set_ylim(low - air if low else 0, high + air)
+            axis.set_ylim(low - air if abs(low) > 1e-9 * abs(high) else 0, high + air)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -119,7 +119,7 @@ def _bars(part: SubFigure, analysis: Analysis, several: Sequence[Findings], name
     if len(names) == 1:
         axis.set_title(f"{names[0]}: {analysis.columns[names[0]]}", fontsize=9, loc="left")
     else:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False)
     return [axis]
 
 
@@ -139,11 +139,14 @@ def _curves(part: SubFigure, analysis: Analysis, several: Sequence[Findings], na
         if set(names) <= set(analysis.logarithmic):
             axis.set_xscale("log")
             axis.set_yscale("log")
+        else:
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(projection, fontsize=9)
         axis.set_xlabel(analysis.along.get(names[0], "place"), fontsize=8)
         axis.tick_params(labelsize=8)
     for axis in panels[: len(groups) : ACROSS]:
         axis.set_ylabel(analysis.curves[names[0]] if len(names) == 1 else "", fontsize=8)
     if len(names) > 1:
-        panels[0].legend(fontsize=7, loc="best")
+        handles, labels = panels[0].get_legend_handles_labels()
+        part.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8, frameon=False)
     return panels[: len(groups)]
