@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.planning.registry import build_registry
-from harness.results.analysis import Findings, read, table
 from harness.results.figure import figure
+from harness.results.findings import About, Findings, read, table
 from harness.results.store import Store
 
 TASK = "continual/finance"
@@ -94,7 +94,7 @@ def draw(results: Path, out: Path) -> None:
     """Draw every picture, and print the means behind it."""
     registry = build_registry(())
     for picture in PICTURES:
-        analysis = registry.analysis(picture.analysis)()
+        about = About.of(registry.analysis(picture.analysis))
         several, missing = kept(results, picture.analysis), []
         if picture.methods:
             found = {str(each.subject["label"]).rsplit("/", 2)[0].removeprefix(f"{TASK}/"): each for each in several}
@@ -107,8 +107,9 @@ def draw(results: Path, out: Path) -> None:
         if missing or not several:
             whose = f" on trials of {', '.join(missing)}" if missing else ""
             sys.exit(f"{results / 'analyses'} has no findings of {picture.analysis}{whose}: measure first")
-        print(f"\n## {picture.analysis}\n\n{table(analysis, several)}")
-        figure(analysis, several, out / f"analysis-{picture.analysis}.png")
+        several = [replace(each, about=about) for each in several]  # as it is said today
+        print(f"\n## {picture.analysis}\n\n{table(several)}")
+        figure(several, out / f"analysis-{picture.analysis}.png")
 
 
 def main() -> None:

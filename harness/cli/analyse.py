@@ -15,7 +15,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.contract.analysis import LayerChange
     from harness.planning.registry import Registry
-    from harness.results.analysis import Findings
+    from harness.results.findings import Findings
 
 
 @click.command()
@@ -39,7 +39,8 @@ def analyse(
 
     from harness.planning.registry import build_registry
     from harness.planning.settings import read_settings
-    from harness.results import analysis as room
+    from harness.results import findings as room
+    from harness.results.analysis import analyse as look
     from harness.results.figure import check_figure, figure
     from harness.results.store import Store
 
@@ -58,14 +59,14 @@ def analyse(
         check_figure(picture)
     several: list[Findings] = []
     for subject, layers in _subjects(registry, results, trial_ids, task, model, kind.of_updates):
-        several.append(room.analyse(analysis, layers, subject))
+        several.append(look(analysis, layers, subject))
         where = room.write(several[-1], Store(results))
         click.echo(f"{several[-1].name} -> {where}", err=True)
-    click.echo(json.dumps([each.to_json() for each in several]) if as_json else room.table(analysis, several))
+    click.echo(json.dumps([each.to_json() for each in several]) if as_json else room.table(several))
     if not as_json and kind.claim:
         click.echo(f"\nThe paper says: {kind.claim} ({kind.paper})")
     if picture:
-        figure(analysis, several, picture)
+        figure(several, picture)
 
 
 def _subjects(

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from harness.contract.analysis import Analysis
 from harness.errors import UsageError
-from harness.results.analysis import Findings, mean_of
+from harness.results.findings import About, Findings, mean_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,10 +43,16 @@ def check_figure(path: Path) -> None:
         raise UsageError(f"--figure {str(path)!r}: there is no folder {str(path.parent)!r}; make it, or name another")
 
 
-def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
-    """Draw the panels that the analysis names; without any, its curves, or else its numbers, each for itself."""
+def figure(several: Sequence[Findings], target: Path | BinaryIO) -> None:
+    """Draw the panels that the analysis names; without any, its curves, or else its numbers, each for itself.
+
+    Args:
+        several: Findings of one analysis.
+        target: A file whose name ends as the format's, or an open one, which becomes a PNG.
+    """
     from matplotlib.figure import Figure
 
+    analysis = several[0].about
     groups = analysis.panels or [(name,) for name in (analysis.curves or analysis.columns)]
     rows: list[tuple[Sequence[str], Sequence[str]]] = []  # what a row shows, and with what it shares its scale
     for group in groups:
@@ -56,7 +61,7 @@ def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
     heights = [CURVE_HEIGHT * lines if names[0] in analysis.curves else BAR_HEIGHT for names, _ in rows]
     canvas = Figure(figsize=(WIDTH, sum(heights) + MARGIN), layout="constrained")
     settings = ", ".join(f"{name}={value}" for name, value in several[0].settings.items())
-    canvas.suptitle(f"{analysis.title or analysis.name} ({settings})" if settings else analysis.title or analysis.name)
+    canvas.suptitle(_plain(f"{analysis.title} ({settings})" if settings else analysis.title))
     parts = canvas.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     scales: dict[tuple[str, ...], list[Axes]] = {}
     for part, (names, group) in zip(parts, rows, strict=True):
@@ -67,7 +72,7 @@ def figure(analysis: Analysis, several: Sequence[Findings], path: Path) -> None:
     if len(several) > 1:
         handles, labels = parts[0].axes[0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9), fontsize=9)
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(target, dpi=110)
 
 
 def _one_scale(axes: Sequence[Axes]) -> None:
@@ -76,9 +81,14 @@ def _one_scale(axes: Sequence[Axes]) -> None:
     for axis in axes:
         if axis.get_yscale() == "log":
             axis.set_ylim(high * DECADES, high * 2)
-        else:
+        elif high > low:
             air = 0.05 * (high - low)
             axis.set_ylim(low - air if abs(low) > 1e-9 * abs(high) else 0, high + air)
+
+
+def _plain(text: str) -> str:
+    """Return text in which no sign begins a formula."""
+    return text.replace("$", r"\$")
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -97,11 +107,11 @@ def _series(
     """Return what is drawn against each other: its label, whose it is, and the name of the number or curve."""
     if len(several) > 1:
         labels = short_names([each.name for each in several])
-        return [(labels[findings.name], findings, name) for name in names for findings in several]
-    return [(what[name], several[0], name) for name in names]
+        return [(_plain(labels[findings.name]), findings, name) for name in names for findings in several]
+    return [(_plain(what[name]), several[0], name) for name in names]
 
 
-def _bars(part: SubFigure, analysis: Analysis, several: Sequence[Findings], names: Sequence[str]) -> list[Axes]:
+def _bars(part: SubFigure, analysis: About, several: Sequence[Findings], names: Sequence[str]) -> list[Axes]:
     """Draw means over the layers of each projection, and over all, a bar for each of what is compared."""
     axis = part.subplots()
     series = _series(several, names, analysis.columns)
@@ -114,16 +124,16 @@ def _bars(part: SubFigure, analysis: Analysis, several: Sequence[Findings], name
         drawn = [0.0 if height is None else height for height in heights]
         axis.bar(places, drawn, width, label=label, color=COLOURS[number % len(COLOURS)])
     axis.axhline(0, color="black", linewidth=0.6)
-    axis.set_xticks(range(len(projections)), projections, fontsize=9)
+    axis.set_xticks(range(len(projections)), [_plain(each) for each in projections], fontsize=9)
     axis.tick_params(axis="y", labelsize=8)
     if len(names) == 1:
-        axis.set_title(f"{names[0]}: {analysis.columns[names[0]]}", fontsize=9, loc="left")
+        axis.set_title(_plain(f"{names[0]}: {analysis.columns[names[0]]}"), fontsize=9, loc="left")
     else:
         axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False)
     return [axis]
 
 
-def _curves(part: SubFigure, analysis: Analysis, several: Sequence[Findings], names: Sequence[str]) -> list[Axes]:
+def _curves(part: SubFigure, analysis: About, several: Sequence[Findings], names: Sequence[str]) -> list[Axes]:
     """Draw curves averaged over the layers of each projection, a panel for each."""
     groups = {name: layers for name, layers in several[0].by_projection().items() if name != "all"}
     lines = -(-len(groups) // ACROSS)
@@ -141,11 +151,11 @@ def _curves(part: SubFigure, analysis: Analysis, several: Sequence[Findings], na
             axis.set_yscale("log")
         else:
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_title(projection, fontsize=9)
-        axis.set_xlabel(analysis.along.get(names[0], "place"), fontsize=8)
+        axis.set_title(_plain(projection), fontsize=9)
+        axis.set_xlabel(_plain(analysis.along.get(names[0], "place")), fontsize=8)
         axis.tick_params(labelsize=8)
     for axis in panels[: len(groups) : ACROSS]:
-        axis.set_ylabel(analysis.curves[names[0]] if len(names) == 1 else "", fontsize=8)
+        axis.set_ylabel(_plain(analysis.curves[names[0]]) if len(names) == 1 else "", fontsize=8)
     if len(names) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
         part.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8, frameon=False)

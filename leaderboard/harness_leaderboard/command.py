@@ -186,6 +186,7 @@ def view_of(loaded: Loaded, output: Path | None) -> SiteView:
         catalogue=loaded.catalogue,
         passed_over=loaded.passed_over,
         links=links,
+        findings=loaded.findings,
     )
 
 

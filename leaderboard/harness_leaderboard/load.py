@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from harness.contract.record import Record
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.results.catalogue import Catalogue, read_catalogue
+from harness.results.findings import FOLDER, Findings, read
 from harness.results.index import Index, tell
 from harness.results.store import Store, other_result
 
@@ -22,12 +23,14 @@ class Loaded:
         passed_over: Files among the records that are none, or second ones of a trial, and why they are not shown.
         catalogue: What the methods and tasks say about themselves.
         places: By trial id, where its record is: the result root, and the file's name there.
+        findings: Of analyses, each of a subject once.
     """
 
     records: tuple[Record, ...]
     passed_over: dict[str, str]
     catalogue: Catalogue
     places: dict[str, tuple[str, str]]
+    findings: tuple[Findings, ...] = ()
 
 
 def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
@@ -50,6 +53,7 @@ def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
     where: dict[str, tuple[str, str]] = {}
     passed_over: dict[str, str] = {}
     catalogue: Catalogue = {"methods": {}, "tasks": {}}
+    analysed: dict[str, Findings] = {}
     for root in roots:
         count = 0
         for store in stores(root):
@@ -66,6 +70,8 @@ def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
                     passed_over[_path(other)] = other_result(_path(used))
                 if is_used:
                     found[trial_id], marks[trial_id], where[trial_id] = record, index.marks[trial_id], place
+            for name, findings in read_findings(store, passed_over).items():
+                analysed.setdefault(name, findings)
             for kind, by_name in read_catalogue(store).items():
                 catalogue[kind] = {**by_name, **catalogue[kind]}
         if not count and not may_be_empty:
@@ -80,7 +86,22 @@ def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
         passed_over=passed_over,
         catalogue=catalogue,
         places=where,
+        findings=tuple(analysed[name] for name in sorted(analysed)),
     )
+
+
+def read_findings(store: Store, passed_over: dict[str, str]) -> dict[str, Findings]:
+    """Return what analyses found that a result root keeps, by the name of its file; what is none is passed over."""
+    found = {}
+    for name in store.artifacts(FOLDER):
+        try:
+            findings = read(store.read_artifact(name))
+            if not findings.about.columns:
+                raise HarnessError("it does not say what its numbers are; run `harness analyse` again")
+            found[name] = findings
+        except HarnessError as error:
+            passed_over[f"{store.root.rstrip('/')}/{name}"] = str(error)
+    return found
 
 
 def stores(root: str) -> list[Store]:

@@ -10,7 +10,8 @@ import torch
 
 from harness import LayerChange
 from harness.planning.registry import build_registry
-from harness.results.analysis import analyse, write
+from harness.results.analysis import analyse
+from harness.results.findings import write
 from harness.results.store import Store
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "analyses" / "pictures.py"

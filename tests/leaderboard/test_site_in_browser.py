@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.contract.analysis import LayerFindings
 from harness.contract.record import State
+from harness.results.findings import About, Findings
 from harness_leaderboard.command import view_of
 from harness_leaderboard.live import Site, server
 from harness_leaderboard.load import load
@@ -18,6 +20,13 @@ from harness_leaderboard.write.html import write_site
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+
+
+LAYERS = {f"0.{name}": LayerFindings({"size": size}) for name, size in (("q", 1.0), ("v", 2.0))}
+FOUND = Findings(
+    "size", {"r": 8}, {"trial_id": "a", "label": "uuid/lora/lr1/s0", "model": "nano"}, LAYERS,
+    About(title="Sizes", paper="https://example.org", claim="it grows", columns={"size": "of it"}),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def site(example_records, make_record, make_graded, make_files, tmp_path_factory
         for budget in ("lora:r=8", "lora:r=16")
         for each in make_graded(name, ability, range(4), 60, trial={"task": "glue/rte", "budget": budget})
     ]
-    make_files([*example_records, *graded, long_name], folder)
+    make_files([*example_records, *graded, long_name], folder, findings=[FOUND])
     return folder
 
 
@@ -61,6 +70,7 @@ def places(site):
         "items": first(site, "boards/glue*.html"),
         "method": first(site, "methods/dora*.html"),
         "task": first(site, "tasks/glue*.html"),
+        "analysis": first(site, "analyses/*.html"),
         "trial": trial,
     }
 
@@ -90,7 +100,7 @@ def visit(browser, site, places):
     assert [url for url in requests if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
 
 
-KINDS = ("overview", "board", "items", "method", "task", "trial")
+KINDS = ("overview", "board", "items", "method", "task", "analysis", "trial")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

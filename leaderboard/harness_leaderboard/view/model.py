@@ -117,18 +117,27 @@ class FamilyView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that is drawn before, and what it shows in words."""
+
+    png: bytes
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageView:
-    """A page about a method or a task: facts, then tables, and figures where there are any.
+    """A page about a method, a task or an analysis: facts, then tables, and figures or pictures where there are any.
 
     Attributes:
         slug: Names its file.
-        kind: ``method`` or ``task``.
+        kind: ``method``, ``task`` or ``analysis``.
         title: For people.
         name: As commands take it.
         facts: ``(term, text, link)``; the link is empty or an http(s) address.
         paragraphs: In words.
         grids: By heading.
         figures: What the figures draw; JSON-able; empty: none.
+        pictures: By the heading that they stand under.
     """
 
     slug: str
@@ -139,6 +148,12 @@ class PageView:
     paragraphs: tuple[str, ...]
     grids: tuple[tuple[str, tuple[Grid, ...]], ...]
     figures: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of its file."""
+        return "analyses" if self.kind == "analysis" else f"{self.kind}s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +167,7 @@ class SiteView:
         standings: For each method where it wins, ties, loses.
         methods: A page each.
         tasks: A page each.
+        analyses: A page each.
         trials: Yields ``(shard, trials)``; reads curves only while it is walked through. JSON-able.
         record_count: How many records all this is of.
         passed_over: Files among the records that are none, and why.
@@ -166,6 +182,7 @@ class SiteView:
     standings: Grid | None
     methods: tuple[PageView, ...]
     tasks: tuple[PageView, ...]
+    analyses: tuple[PageView, ...]
     trials: Iterator[tuple[str, Mapping[str, Any]]]
     record_count: int
     passed_over: tuple[str, ...]

@@ -8,10 +8,12 @@ from typing import Any
 from harness import __version__
 from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
+from harness.results.findings import Findings
 from harness_leaderboard.boards.across import Across
 from harness_leaderboard.boards.family import build_families
 from harness_leaderboard.boards.model import Board
 from harness_leaderboard.boards.notes import distinct_values
+from harness_leaderboard.view.analyses import analysis_pages
 from harness_leaderboard.view.board import board_view
 from harness_leaderboard.view.model import SiteView
 from harness_leaderboard.view.overview import family_view, overview, standings
@@ -27,6 +29,7 @@ def site_view(
     catalogue: Catalogue | None = None,
     passed_over: Mapping[str, str] | None = None,
     links: Mapping[str, tuple[str, str]] | None = None,
+    findings: Sequence[Findings] = (),
 ) -> SiteView:
     """Return everything that there is to show.
 
@@ -37,6 +40,7 @@ def site_view(
         catalogue: What methods and tasks say about themselves.
         passed_over: Files among the records that are none, and why.
         links: Folder, as seen from the site, and name of each trial's record; a trial that is not here is not linked.
+        findings: Of analyses.
     """
     known = catalogue or {"methods": {}, "tasks": {}}
     views = tuple(board_view(board) for board in boards)
@@ -52,6 +56,7 @@ def site_view(
         standings=standings(boards),
         methods=tuple(method_pages(boards, views, known)),
         tasks=tuple(task_pages(boards, views, across, records, known)),
+        analyses=tuple(analysis_pages(findings, {record.trial_id for record in records})),
         trials=trial_shards(records, known, links or {}, files),
         record_count=len(records),
         passed_over=tuple(f"{path}: {why}" for path, why in sorted((passed_over or {}).items())),

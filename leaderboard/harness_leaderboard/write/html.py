@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -59,6 +60,9 @@ class _Writer:
             lstrip_blocks=True,
         )
         self.environment.globals["cell"] = _cell
+        self.environment.globals["data_url"] = lambda picture: (
+            f"data:image/png;base64,{b64encode(picture.png).decode()}"
+        )
 
     def everything(self) -> None:
         """Write all pages, data and downloads."""
@@ -66,7 +70,7 @@ class _Writer:
         self._assets(files("harness_leaderboard.write") / "assets", "assets")
         for board in view.boards:
             self._board(board)
-        for page in (*view.methods, *view.tasks):
+        for page in (*view.methods, *view.tasks, *view.analyses):
             self._page(page)
         for shard, trials in view.trials:
             self._write(f"data/trials/{shard}.js", f"leaderboard.trials({_json(trials)});\n")
@@ -126,7 +130,7 @@ class _Writer:
     def _page(self, page: PageView) -> None:
         scripts = (*TABLES, *FIGURES) if page.figures else TABLES
         figures = _island(page.figures)
-        self._render(f"{page.kind}s/{page.slug}.html", "page.html.j2", scripts, page=page, figures_json=figures)
+        self._render(f"{page.folder}/{page.slug}.html", "page.html.j2", scripts, page=page, figures_json=figures)
 
     def _render(self, name: str, template: str, scripts: tuple[str, ...], **values: Any) -> None:
         text = self.environment.get_template(template).render(

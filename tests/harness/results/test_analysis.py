@@ -10,7 +10,8 @@ import torch
 
 from harness import Analysis, LayerChange, LayerFindings
 from harness.errors import HarnessError
-from harness.results.analysis import analyse, mean_of, read, table, write
+from harness.results.analysis import analyse
+from harness.results.findings import mean_of, read, table, write
 from harness.results.store import Store
 
 
@@ -37,7 +38,7 @@ SUBJECT = {"trial_id": "abc", "label": "task/method", "model": "m", "model_revis
 
 def test_layers_of_one_name_are_averaged_and_a_missing_number_does_not_count():
     found = analyse(Size(), LAYERS, SUBJECT)
-    lines = [line.split() for line in table(Size(), [found]).splitlines()]
+    lines = [line.split() for line in table([found]).splitlines()]
     assert lines[0] == ["projection", "layers", "sum", "half"]
     assert lines[2:] == [["q", "2", "8", "4"], ["v", "2", "4", "4"], ["all", "4", "6", "4"]]
     assert mean_of([None, None]) is None

@@ -40,8 +40,8 @@ def found(kind, *labels):
     return [analyse(kind(), LAYERS, {"trial_id": each, "label": each, "model": "m"}) for each in labels]
 
 
-def drawn(kind, several, folder):
-    figure(kind(), several, folder / "f.svg")
+def drawn(several, folder):
+    figure(several, folder / "f.svg")
     return (folder / "f.svg").read_text(encoding="utf-8")
 
 
@@ -54,7 +54,7 @@ def says(text, *words):
 
 
 def test_curves_of_several_trials_have_a_panel_for_each_projection(tmp_path):
-    text = drawn(Size, found(Size, "task/lora/lr1/s0", "task/mora/lr1/s0"), tmp_path)
+    text = drawn(found(Size, "task/lora/lr1/s0", "task/mora/lr1/s0"), tmp_path)
     assert panels(text) == 4
     assert not says(text, "Sizes", "q", "v", "first row", "first column", "column", "row", "lora", "mora")
 
@@ -63,7 +63,7 @@ def test_curves_of_one_row_are_drawn_against_each_other_where_there_is_one_subje
     class Together(Size):
         panels: ClassVar = (("row", "column"),)
 
-    text = drawn(Together, found(Together, "a"), tmp_path)
+    text = drawn(found(Together, "a"), tmp_path)
     assert panels(text) == 2
     assert not says(text, "first row", "first column")
 
@@ -72,7 +72,7 @@ def test_an_analysis_chooses_the_numbers_that_are_drawn(tmp_path):
     class Chosen(Size):
         panels: ClassVar = (("half",), ("row",))
 
-    text = drawn(Chosen, found(Chosen, "a", "b"), tmp_path)
+    text = drawn(found(Chosen, "a", "b"), tmp_path)
     assert panels(text) == 1 + 2
     assert not says(text, "half: of it, of some layers", "all", "a", "b")
     assert says(text, "sum: of the entries") == ["sum: of the entries"]
@@ -85,7 +85,7 @@ def test_without_curves_every_number_has_a_panel(tmp_path):
         def look(self, layer, generator):
             return LayerFindings(super().look(layer, generator).values)
 
-    text = drawn(Plain, found(Plain, "a", "b"), tmp_path)
+    text = drawn(found(Plain, "a", "b"), tmp_path)
     assert panels(text) == 2
     assert not says(text, "sum: of the entries", "half: of it, of some layers", "q", "v", "all", "a", "b")
 
@@ -94,7 +94,7 @@ def test_numbers_of_one_scale_are_beside_each_other_where_there_is_one_subject(t
     class Together(Size):
         panels: ClassVar = (("sum", "half"),)
 
-    text = drawn(Together, found(Together, "a"), tmp_path)
+    text = drawn(found(Together, "a"), tmp_path)
     assert panels(text) == 1
     assert not says(text, "of the entries", "of it, of some layers")
 
@@ -107,7 +107,7 @@ def test_curves_over_decades_are_drawn_where_their_values_are(tmp_path):
         def look(self, layer, generator):
             return LayerFindings(super().look(layer, generator).values, {"row": [1.0, 0.5, 1e-18]})
 
-    text = drawn(Decades, found(Decades, "a"), tmp_path)
+    text = drawn(found(Decades, "a"), tmp_path)
     assert "10^{-4}" in text.replace("mathdefault{", "").replace("}}", "}")
     assert "10^{-15}" not in text.replace("mathdefault{", "").replace("}}", "}")
 
