@@ -60,16 +60,16 @@ def data_show(
     from harness.data.own.describe import as_text, describe
     from harness.data.own.locate import understand
     from harness.data.own.splits import read_own
-    from harness.errors import DataError
+    from harness.errors import ConfigError, DataError
     from harness.planning.registry import build_registry
 
     registry = build_registry(block)
     own = understand(where, columns, data_kind, labels)
     found = describe(own, read_own(own.recipe(), own.kind, own.data_dir))
-    refused: DataError | None = None
+    refused: ConfigError | DataError | None = None
     try:
         found |= _as_the_model_reads(registry, own, model, scale)
-    except DataError as error:  # what was understood is worth seeing even so
+    except (ConfigError, DataError) as error:  # what was understood is worth seeing even so
         refused = error
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else as_text(found))
     if refused is not None:
@@ -82,6 +82,7 @@ def _as_the_model_reads(registry: Registry, own: OwnData, model: str, scale: str
     from harness.contract.task import TaskContext
     from harness.data.own.describe import lengths, rendered
     from harness.engine.model import build_on_meta, choose_model, load_tokenizer
+    from harness.planning.fitness import check_fitness
     from harness.planning.own_data import task_name
     from harness.planning.plan import resolve_recipe
     from harness.planning.suite import Suite
@@ -92,7 +93,9 @@ def _as_the_model_reads(registry: Registry, own: OwnData, model: str, scale: str
     choice = choose_model(model or task.model, None, task, recipe)
     tokenizer = load_tokenizer(choice, task, recipe)
     skeleton = build_on_meta(choice, task, recipe)
+    check_fitness(choice, task, recipe, skeleton)
     context = TaskContext(tokenizer=tokenizer, recipe=recipe, seed=0, data_dir=own.data_dir, base_model=skeleton)
+    task.check(context)
     train: Any = task.load(context).train
     examples = [train[place] for place in range(len(train))]
     return {

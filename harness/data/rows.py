@@ -35,6 +35,7 @@ ENDINGS = {
     ".txt": "text",
 }
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+OTHER_DELIMITERS = "\t;|,"  # that other programs write
 LONGEST_FIELD = 2**31 - 1  # characters; Python's own limit is 131,072, shorter than some documents
 
 
@@ -124,8 +125,16 @@ def _parse(text: str, path: Path, place: str) -> Any:
     def refuse(word: str) -> NoReturn:
         raise DataError(f"data: {path}, {place}: {word} is no JSON value; write null, or leave the row out")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"data: {path}, {place}: {twice!r} is there twice in one object; keep one of them")
+        return found
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise DataError(
             f"data: {path} cannot be read as json: {place}: {error.msg} at character {error.pos + 1}, "
@@ -153,6 +162,12 @@ def _delimited(path: Path, delimiter: str) -> Iterator[PlacedRow]:
                 continue  # an empty line
             if header is None:
                 header = fields
+                others = [each for each in OTHER_DELIMITERS if len(header) == 1 and each in header[0]]
+                if others:
+                    raise DataError(
+                        f"data: {path}, {place}: the header is one field, {header[0]!r:.60}; it looks as if "
+                        f"{others[0]!r} separates fields, and in such a file {delimiter!r} does"
+                    )
                 if twice := [name for name in header if header.count(name) > 1]:
                     raise DataError(f"data: {path}, {place}: two columns are called {twice[0]!r}; rename one")
                 continue

@@ -24,31 +24,32 @@ from harness.engine.probe import stand_in
 from harness.errors import ConfigError, HarnessError
 
 
-def check_fitness(choice: ModelChoice, task: Task, recipe: Any, skeleton: nn.Module, data_dir: Path | None) -> None:
-    """Refuse a base model that cannot serve a task.
+def check_fitness(choice: ModelChoice, task: Task, recipe: Any, skeleton: nn.Module) -> int | None:
+    """Refuse a base model that cannot serve a task, whatever its data: a task may count on the rest.
 
     Args:
         choice: The model, as the user named it.
         task: The task.
         recipe: Its recipe, resolved.
         skeleton: The model without weights.
-        data_dir: Local tables, or ``None``.
+
+    Returns:
+        How many tokens of a text the model can take; ``None``: no limit is known.
 
     Raises:
         ConfigError: Names the model, what is wrong with it, and what to do.
     """
-    _check_tokens(choice, task, recipe)
     model = stand_in(skeleton)
-    if model is None:
-        return  # a worker tries it with its weights
-    try:
-        check_behaviour(model, task.model_kind)
-        check_gradients(model)
-        limit = position_limit(model)
-    except ConfigError as error:
-        raise ConfigError(f"task {task.name!r}, model {choice.name!r}: {error}") from error
-    if limit is not None and limit < recipe.max_length:
-        _check_positions(limit, choice, task, recipe, data_dir)
+    limit = None  # a worker tries it with its weights
+    if model is not None:
+        try:
+            check_behaviour(model, task.model_kind)
+            check_gradients(model)
+            limit = position_limit(model)
+        except ConfigError as error:
+            raise ConfigError(f"task {task.name!r}, model {choice.name!r}: {error}") from error
+    _check_tokens(choice, task, recipe)
+    return limit
 
 
 def _check_tokens(choice: ModelChoice, task: Task, recipe: Any) -> None:
@@ -76,8 +77,23 @@ def _names_tokens(choice: ModelChoice, task: Task, recipe: Any) -> bool:
         return False
 
 
-def _check_positions(limit: int, choice: ModelChoice, task: Task, recipe: Any, data_dir: Path | None) -> None:
-    """Read the task's texts, since some could be too long, and refuse those that are."""
+def check_positions(
+    limit: int | None, choice: ModelChoice, task: Task, recipe: Any, data_dir: Path | None
+) -> None:  # fmt: skip
+    """Read the task's texts where some could be too long for the model, and refuse those that are.
+
+    Args:
+        limit: As ``check_fitness`` returned it.
+        choice: The model, as the user named it.
+        task: The task.
+        recipe: Its recipe, resolved.
+        data_dir: Local tables, or ``None``.
+
+    Raises:
+        ConfigError: A text is longer than the limit.
+    """
+    if limit is None or limit >= recipe.max_length:
+        return
     context = TaskContext(tokenizer=load_tokenizer(choice, task, recipe), recipe=recipe, seed=0, data_dir=data_dir)
     try:
         data = task.load(context)

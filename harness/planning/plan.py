@@ -25,7 +25,7 @@ from harness.planning.budget import budget_parameters, solve
 from harness.planning.choices import resolve_methods
 from harness.planning.counting import FINAL, TRAINED, count_parameters_of
 from harness.planning.divided import check_divisible, division_note, why_not
-from harness.planning.fitness import check_fitness
+from harness.planning.fitness import check_fitness, check_positions
 from harness.planning.registry import Registry
 from harness.planning.search import TUNE_SEED, Cell
 from harness.planning.settings import parse_value
@@ -58,6 +58,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         data = identify_tables(task.tables(recipe), data_dir)
         choice = choose_model(suite.model or task.model, suite.revision, task, recipe)
         skeleton = build_on_meta(choice, task, recipe)
+        limit = check_fitness(choice, task, recipe, skeleton)
         _check_data(task, recipe, choice, skeleton, data_dir)
         if task.trains and not trained_modules(skeleton, task.trains):
             parts = ", ".join(name for name, _ in skeleton.named_children())
@@ -65,7 +66,7 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
                 f"task {task.name!r}: trains={', '.join(task.trains)} matches no module of model {choice.name!r}, so "
                 f"its head would stay as it is; the model's outermost modules are: {parts}"
             )
-        check_fitness(choice, task, recipe, skeleton, data_dir)
+        check_positions(limit, choice, task, recipe, data_dir)
         found = find_layers(skeleton, task.trains)
         is_users = suite.targets not in ((), tuple(task.targets))  # of whose patterns each must match
         layers = select_layers(found.shapes, suite.targets or task.targets, is_users)

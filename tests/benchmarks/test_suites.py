@@ -82,7 +82,7 @@ def registry():
 def no_data(monkeypatch):
     """Let a plan be made without data: it only has to be named."""
     monkeypatch.setattr("harness.planning.plan.identify_tables", lambda *_: "not read")
-    for check in ("_check_data", "check_fitness"):  # they look at rows and tokenizers, which are not here either
+    for check in ("_check_data", "check_fitness", "check_positions"):  # rows and tokenizers are not here either
         monkeypatch.setattr(f"harness.planning.plan.{check}", lambda *_: None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.contract.looks import KEY
 from harness_leaderboard.boards.model import Board, Row
 from harness_leaderboard.statistics.analysis import Difference
 
@@ -46,12 +47,22 @@ def notes_on_looks(rows: Sequence[Row]) -> list[str]:
     outside = [row.label for row in rows if row.looks is None]
     if outside:
         notes.append(f"{', '.join(outside)}: run without the plan of looks, so all of its seeds count at every look.")
-    before = {row.label: count for row in planned if (count := sum("looks" not in e.environment for e in row.records))}
+    began = min(e.started_at for row in planned for e in row.records if KEY in e.environment)
+    before, beside = (
+        {row.label: found for row in planned if (found := _unplanned(row, began, is_before=each))}
+        for each in (True, False)
+    )
     if before:
-        listed = ", ".join(f"{label} {count}" for label, count in before.items())
+        listed = ", ".join(f"{label} {len(found)}" for label, found in before.items())
         notes.append(
             f"Seeds that were there before the looks were planned: {listed}. The level holds if nobody planned the "
             "looks because of what these showed."
+        )
+    if beside:
+        listed = ", ".join(f"{label} {' '.join(map(str, found))}" for label, found in beside.items())
+        notes.append(
+            f"Seeds that were added beside the plan of looks: {listed}. The level holds if nobody added them because "
+            "of what the others showed."
         )
     later = []
     for row in planned:
@@ -66,3 +77,12 @@ def notes_on_looks(rows: Sequence[Row]) -> list[str]:
             f"{', '.join(later)}."
         )
     return notes
+
+
+def _unplanned(row: Row, began: str, is_before: bool) -> list[int]:
+    """Return the seeds of a row that ran without its plan, before the first one that ran by it, or after."""
+    return sorted(
+        each.trial.seed
+        for each in row.records
+        if KEY not in each.environment and (each.started_at < began) == is_before
+    )

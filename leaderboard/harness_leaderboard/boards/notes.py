@@ -131,7 +131,7 @@ def _notes_on_effort(rows: Sequence[Row], everything: Sequence[Record]) -> list[
     )
     asked = {canonical(each.environment.get("search")) for each in everything if each.trial.purpose == "tune"}
     plan = next((each.environment.get("search") for each in everything if each.trial.purpose == "tune"), None)
-    if len(asked) == 1 and isinstance(plan, Mapping) and min(efforts.values()):
+    if len(asked) == 1 and isinstance(plan, Mapping) and min(efforts.values()) and _is_followed(plan, rows, everything):
         rates, seeds = plan.get("rates"), plan.get("seeds")
         on = "a seed" if seeds == 1 else f"{seeds} seeds"
         halved = ", the worse half getting no more after 1, 2, 4, ... of them" if plan.get("halves") else ""
@@ -142,6 +142,22 @@ def _notes_on_effort(rows: Sequence[Row], everything: Sequence[Record]) -> list[
     if min(efforts.values()):
         return [f"Learning-rate trials: {listed}. The records do not say whether all were searched by one rule."]
     return [f"Tuning effort is not equal (learning-rate trials): {listed}."]
+
+
+def _is_followed(plan: Mapping[str, Any], rows: Sequence[Row], everything: Sequence[Record]) -> bool:
+    """Return whether the searches are as large as a plan says: a later run may have taken a part of them."""
+    cells = {row.first.trial.cell for row in rows}
+    seeds: dict[tuple[str, float, str], set[int]] = defaultdict(set)
+    for each in everything:
+        trial = each.trial
+        if trial.purpose == "tune" and trial.cell in cells:
+            seeds[trial.cell, trial.learning_rate, canonical(trial.config)].add(trial.seed)
+    counts: dict[str, list[int]] = defaultdict(list)
+    for (cell, *_), found in seeds.items():
+        counts[cell].append(len(found))
+    if plan.get("halves"):  # of one or two, one is left after the first seed
+        return all(max(found) > 1 or len(found) < 3 for found in counts.values())
+    return all(set(found) == {plan.get("seeds")} for found in counts.values())
 
 
 def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:

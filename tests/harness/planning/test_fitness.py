@@ -44,7 +44,11 @@ def folder(tmp_path):
 
 
 def plan(path, capsys):
-    command = ["harness", "plan", "--model", str(path), "--methods", "lora", "--task", "uuid", "--budget", "lora:r=4"]
+    given = ["--model", str(path), "--methods", "lora", "--task", "uuid", "--budget", "lora:r=4"]
+    return run(["harness", "plan", *given], capsys)
+
+
+def run(command, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as stop:
@@ -75,6 +79,19 @@ def test_a_tokenizer_without_special_tokens(folder, capsys):
         settings.pop(name, None)
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "its tokenizer has no eos_token and no pad_token" in refusal(path, capsys)
+
+
+@pytest.mark.parametrize("command", ["plan", "show"])
+def test_a_task_that_counts_on_a_token_is_not_asked_before_the_token_is_looked_for(folder, capsys, tmp_path, command):
+    path, data = folder("llama"), tmp_path / "mine.jsonl"
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    data.write_text("".join(json.dumps({"prompt": f"q{i}", "response": "a"}) + "\n" for i in range(20)))
+    given = ["plan", "--data", str(data)] if command == "plan" else ["data", "show", str(data)]
+    code, out, said = run(["harness", *given, "--model", str(path)], capsys)
+    assert (code, "its tokenizer has no eos_token" in said, "Traceback" in said) == (2, True, False)
+    assert ("prompt = prompt" in out) == (command == "show")  # what was understood is worth seeing even so
 
 
 def test_an_encoder_decoder(folder, capsys, tmp_path):

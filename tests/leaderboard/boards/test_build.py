@@ -197,6 +197,9 @@ def test_unequal_tuning_effort_is_said(make_record):
     [
         ({"rates": 2, "seeds": 1}, "All methods were searched by one rule: 2 rates on a seed, and one more where"),
         (None, "The records do not say whether all were searched by one rule."),
+        # A later search on one seed took what an earlier one on two seeds had left.
+        ({"rates": 2, "seeds": 2}, "The records do not say whether all were searched by one rule."),
+        ({"rates": 3, "seeds": 2, "halves": True}, "The records do not say whether all were searched by one rule."),
     ],
 )
 def test_a_grid_that_grew_is_no_unequal_effort(make_record, search, said):

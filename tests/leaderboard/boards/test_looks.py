@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harness import Looks
@@ -99,11 +101,19 @@ def test_the_page_says_at_which_look_and_level_it_stands(make_graded, make_termi
 
 
 def test_what_was_run_before_or_without_the_plan_is_said(make_graded):
-    before = [*make_graded("lora", 0.6, range(3)), *planned(make_graded, "lora", 0.6, 5)[3:]]
+    early = [replace(each, started_at="2025-12-31T23:59:59Z") for each in make_graded("lora", 0.6, range(3))]
+    before = [*early, *planned(make_graded, "lora", 0.6, 5)[3:]]
     board = board_of(before, planned(make_graded, "mora", 0.6, 5), make_graded("dora", 0.6, range(3)))
     assert any("before the looks were planned: lora 3." in note for note in board.notes)
     assert any(note.startswith("dora: run without the plan of looks") for note in board.notes)
     assert not any("environment, looks" in note for note in board.notes)
+
+
+def test_what_was_added_later_beside_the_plan_is_not_called_older_than_it(make_graded):
+    later = [replace(each, started_at="2026-01-02T00:00:00Z") for each in make_graded("lora", 0.6, (3, 4))]
+    board = board_of([*planned(make_graded, "lora", 0.6, 3), *later], planned(make_graded, "mora", 0.6, 3))
+    assert any(note.startswith("Seeds that were added beside the plan of looks: lora 3 4.") for note in board.notes)
+    assert not any("before the looks were planned" in note for note in board.notes)
 
 
 def test_methods_that_get_no_more_seeds_since_nothing_is_compared_with_them_are_named(make_graded):

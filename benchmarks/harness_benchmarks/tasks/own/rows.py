@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from harness import (
@@ -19,6 +21,8 @@ from harness import (
     read_own,
 )
 from harness_benchmarks.tasks.instructions import subsample
+
+logger = logging.getLogger(__name__)
 
 MOST_NAMED = 5  # rows that a message names
 UNLIMITED = 1_000_000  # tokens: what a tokenizer without a limit says is more
@@ -44,8 +48,36 @@ class OwnTask(DataTask):
         return read_own(context.recipe, self.kind, context.data_dir)
 
     def check(self, context: TaskContext) -> None:
-        """Refuse rows that are not what they should be, or longer than the model takes."""
+        """Refuse rows that are not what they should be, or longer than the model takes; say what a model misreads."""
         self.load(context)
+        tables = self.rows(context)
+        if said := misread([row for rows in tables.splits.values() for row in rows], context.tokenizer):
+            logger.warning(said)
+
+
+def misread(rows: Sequence[OwnRow], tokenizer: Any) -> str:
+    """Return what there is to say about rows whose text holds a tokenizer's special tokens, or nothing.
+
+    A tokenizer takes these for what they are in a template: the end of a turn or of the text, not its characters.
+    """
+    added = (str(each) for each in tokenizer.added_tokens_decoder.values() if each.special)
+    names = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+    if not names:
+        return ""
+    name = re.compile("|".join(map(re.escape, names)))
+    found = [(row.place, match[0]) for row in rows if (match := next(_matches(name, row), None))]
+    if not found:
+        return ""
+    place, token = found[0]
+    return (
+        f"the text of {len(found)} rows holds what this model reads as a special token, not as its characters, e.g. "
+        f"{token!r} ({place}): take it out, unless that is what it is there for"
+    )
+
+
+def _matches(name: re.Pattern[str], row: OwnRow) -> Iterator[re.Match[str]]:
+    texts = (*row.texts, *(content for _, content in row.turns))
+    return (match for text in texts if (match := name.search(text)))
 
 
 def scored(rows: Sequence[OwnRow], recipe: OwnRecipe) -> list[OwnRow]:

@@ -115,6 +115,20 @@ def test_no_template_is_said_and_one_that_is_asked_for_is_missed(load, tokenizer
         load(rows, template="chat")
 
 
+@pytest.mark.parametrize("text", ["see <|eos|> there", "see <|added|> there"])
+def test_text_that_a_model_reads_as_a_special_token_is_said(load, tokenizer, caplog, text):
+    tokenizer.add_tokens([transformers.AddedToken("<|added|>", special=True)])
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(20)]
+    task, context, _ = load(rows)
+    task.check(context)
+    assert "special token" not in caplog.text
+    task, context, _ = load([*rows, {"text": text, "label": "a"}])
+    task.check(context)
+    assert f"1 rows holds what this model reads as a special token, not as its characters, e.g. '{text[4:-6]}'" in (
+        caplog.text
+    )
+
+
 LONG = [{"prompt": f"q{i}", "response": "word " * (60 if i == 7 else 1)} for i in range(20)]
 
 
