@@ -48,35 +48,33 @@ def check_settings(owner: object) -> None:
     Raises:
         ConfigError: naming the field, its value and what was allowed.
     """
-    kind = type(owner).__qualname__
     for each in dataclasses.fields(cast(Any, owner)):
-        value, allowed = getattr(owner, each.name), describe_range(each)
-        problem = f"{kind}: {each.name}={value!r} is not allowed; give {allowed}"
-        of_values, formerly = each.metadata.get("kind"), each.metadata.get("formerly")
+        value, formerly = getattr(owner, each.name), each.metadata.get("formerly")
         if formerly is not None and value == formerly and not isinstance(value, bool):
             object.__setattr__(owner, each.name, each.default)
-            continue
-        if of_values is not None and value == each.default:  # the word that stands for a value
-            continue
-        wanted: type | tuple[type, ...] = of_values or type(each.default)
-        if wanted is float:
-            wanted = (int, float)
-        if each.default is not None and each.default is not dataclasses.MISSING:
-            # bool is an int in Python, but r=True is a mistake.
-            if not isinstance(value, wanted) or (
-                isinstance(value, bool) and each.default is not value and wanted is not bool
-            ):
-                raise ConfigError(problem)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(problem)
-        choices = each.metadata.get("choices")
-        minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
-        if choices is not None and value not in choices:
-            raise ConfigError(problem)
-        if value is not None and (
-            (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
+        elif not _allows(each, value):
+            raise ConfigError(
+                f"{type(owner).__qualname__}: {each.name}={value!r} is not allowed; give {describe_range(each)}"
+            )
+
+
+def _allows(each: dataclasses.Field[Any], value: Any) -> bool:
+    of_values, choices = each.metadata.get("kind"), each.metadata.get("choices")
+    minimum, maximum = each.metadata.get("minimum"), each.metadata.get("maximum")
+    if of_values is not None and value == each.default:  # the word that stands for a value
+        return True
+    if each.default is not None and each.default is not dataclasses.MISSING:
+        wanted: type = of_values or type(each.default)
+        # bool is an int in Python, but r=True is a mistake.
+        if not isinstance(value, (int, float) if wanted is float else wanted) or (
+            isinstance(value, bool) and wanted is not bool
         ):
-            raise ConfigError(problem)
+            return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if choices is not None and value not in choices:
+        return False
+    return value is None or not ((minimum is not None and value < minimum) or (maximum is not None and value > maximum))
 
 
 def describe_range(each: dataclasses.Field[Any]) -> str:

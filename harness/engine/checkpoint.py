@@ -70,16 +70,21 @@ def restore_lane(lane: Lane, path: str, stamp: str) -> bool:
             return False
         saved = {name: file.get_tensor(name) for name in file.keys()}
     state = json.loads(header["lane"])
+    numbers, history, best = (state[name] for name in ("numbers", "history", "best"))
+    counts = {name: state[name] for name in COUNTS}
+    generator, pending = saved["generator"], saved["pending"]
     live = dict(_tensors(lane))
-    if set(live) != {name for name in saved if name.startswith(("own.", "master."))}:
+    shapes = {name: each.shape for name, each in saved.items() if name.startswith(("own.", "master."))}
+    if shapes != {name: each.shape for name, each in live.items()}:
         return False
+    # All is there: from here on the lane is changed.
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
     for place, parameter in enumerate(lane.parameters()):
         start = f"optimizer.{place}."
         found: dict[str, Any] = {name.removeprefix(start): saved[name] for name in saved if name.startswith(start)}
-        found |= {name.removeprefix(start): each for name, each in state["numbers"].items() if name.startswith(start)}
+        found |= {name.removeprefix(start): each for name, each in numbers.items() if name.startswith(start)}
         if found:
             on = lane.base.device
             lane.optimizer.state[parameter] = {
@@ -88,15 +93,15 @@ def restore_lane(lane: Lane, path: str, stamp: str) -> bool:
                 else value
                 for key, value in found.items()
             }
-    lane.generator.set_state(saved["generator"])
-    lane.pending = saved["pending"].to(lane.base.device)
-    lane.history[:] = state["history"]
+    lane.generator.set_state(generator)
+    lane.pending = pending.to(lane.base.device)
+    lane.history[:] = history
     kept = {name.removeprefix("best."): each for name, each in saved.items() if name.startswith("best.")}
-    if state["best"]:
-        step, score = state["best"]
+    if best:
+        step, score = best
         lane.best = Best(step, score, kept)
-    for name in COUNTS:
-        setattr(lane, name, state[name])
+    for name, value in counts.items():
+        setattr(lane, name, value)
     lane.skip(lane.done)
     return True
 

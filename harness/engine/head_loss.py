@@ -45,7 +45,6 @@ class _HeadLosses(torch.autograd.Function):
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[piece])
         trains = ctx.needs_input_grad[1] or (bias is not None and ctx.needs_input_grad[2])
-        ctx.has_bias = bias is not None
         ctx.save_for_backward(gradient, *((hidden, weight, bias, targets) if trains else ()))
         return losses
 

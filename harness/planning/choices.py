@@ -76,16 +76,15 @@ def read_choices(settings: str, method: type[Method], with_knob: bool = False) -
         ConfigError: A setting that cannot be read, or two combinations that are the same.
     """
     parts = [each.strip() for each in settings.split(",") if each.strip()]
-    values = [[f"{name}{equals}{value}" for value in text.split("|")] for name, equals, text in map(_split, parts)]
+    values = [
+        [f"{name}{equals}{value}" for value in text.split("|")]
+        for name, equals, text in (each.partition("=") for each in parts)
+    ]
     read = parse_settings if with_knob else parse_settings_but_knob
     configs = tuple(read(",".join(each), method) for each in product(*values))
     if len({repr(each) for each in configs}) < len(configs):
         raise ConfigError(f"{method.name}: {settings!r} gives one of the values to search twice; give each once")
     return configs
-
-
-def _split(part: str) -> tuple[str, str, str]:
-    return part.partition("=")
 
 
 def split_names(text: str) -> list[str]:

@@ -6,10 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.contract.executor import ExecutorWorker
-
 if TYPE_CHECKING:
-    from harness.contract.executor import Executor
+    from harness.contract.executor import Executor, ExecutorWorker
     from harness.contract.trial import Trial
 
 

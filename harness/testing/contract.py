@@ -4,8 +4,8 @@ A check is a function of a method: an instance, or a class, then built from ``tr
 returns nothing, or raises ``CheckFailed``. One that cannot apply, e.g. merging where ``traits.mergeable`` is false,
 does nothing; ``why_not`` says so. Nothing here knows a method by name: what it needs, its traits say.
 
-What is not here: the checks, of what a method says (``declared``), of its training (``trained``), and of what
-the harness does with its adapters (``packed``).
+What is not here: the checks, of what a method says (``declared``), of its training (``trained``, ``whole``), and of
+what the harness does with its adapters (``packed``).
 """
 
 from __future__ import annotations

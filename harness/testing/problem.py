@@ -1,7 +1,7 @@
 """A regression problem that trains in milliseconds on a CPU, and a trainer that follows ``harness.contract.method``.
 
 The trainer is written apart from the engine on purpose: a method that passes was held to the contract, not to
-whatever the engine happens to do. What is not here: the checks (``checks``).
+whatever the engine happens to do. What is not here: the checks (``contract``).
 """
 
 from __future__ import annotations

@@ -90,13 +90,12 @@ def leaderboard(context: click.Context, roots: Sequence[str], output: Path, open
     from harness_leaderboard.write.terminal import document
 
     loaded = load(roots)
-    if json_file is None:
-        with writing(output):
-            output.mkdir(parents=True, exist_ok=True)
     if json_file is not None:
         with writing(json_file), click.open_file(json_file, "w", encoding="utf-8", atomic=json_file != "-") as file:
             file.write(everything(view_of(loaded, None)))
         return
+    with writing(output):  # before the work
+        output.mkdir(parents=True, exist_ok=True)
     gc.freeze()  # records live to the end: nothing need look through them again
     view = view_of(loaded, output)
     with writing(output):

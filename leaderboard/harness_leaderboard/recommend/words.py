@@ -8,6 +8,8 @@ from typing import Any
 from harness_leaderboard.boards.model import Row
 from harness_leaderboard.recommend.choose import Other, Recommendation
 from harness_leaderboard.statistics.analysis import NOTHING, Difference
+from harness_leaderboard.statistics.error import Interval
+from harness_leaderboard.view.text import bytes_text
 
 BYTES = 4  # of a stored parameter: adapters are kept in float32
 
@@ -115,8 +117,7 @@ def configuration(row: Row) -> str:
 
 
 def _score(found: Recommendation) -> str:
-    row, estimate = found.choice, found.analysis.estimates[found.rows.index(found.choice)]
-    interval = estimate.new_items or estimate.these_items
+    row, interval = found.choice, _interval(found)
     seeds = f"over {row.score.count} {'seed' if row.score.count == 1 else 'seeds'}"
     if interval is None or interval.high - interval.low < NOTHING:  # nothing varied, which is no certainty
         return f"{row.score.value:.4g} {seeds}, no interval"
@@ -125,20 +126,12 @@ def _score(found: Recommendation) -> str:
 
 def _costs(row: Row) -> str:
     trial, said = row.first.trial, []
-    said.append(f"{trial.adapter_parameters:,} trained parameters ({_bytes(trial.adapter_parameters * BYTES)})")
+    said.append(f"{trial.adapter_parameters:,} trained parameters ({bytes_text(trial.adapter_parameters * BYTES)})")
     if (seconds := row.costs["train_seconds"].value) is not None:
         said.append(f"{seconds:.1f} s to train")
     if (memory := row.costs["peak_memory_bytes"].value) is not None:
-        said.append(f"{_bytes(memory)} of memory")
+        said.append(f"{bytes_text(memory)} of memory")
     return ", ".join(said)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def _beside_the_best(found: Recommendation) -> str:
@@ -170,7 +163,7 @@ def _below_the_budget(found: Recommendation) -> str:
 
 
 def _signed(difference: Difference) -> str:
-    interval = difference.new_items or difference.these_items
+    interval = difference.interval
     if interval.high - interval.low < NOTHING:
         return f"{difference.difference:+.3g} on every seed"
     value = difference.difference + 0.0  # never "-0"
@@ -231,20 +224,23 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _interval_json(found: Recommendation) -> list[float] | None:
+def _interval(found: Recommendation) -> Interval | None:
     estimate = found.analysis.estimates[found.rows.index(found.choice)]
-    interval = estimate.new_items or estimate.these_items
+    return estimate.new_items or estimate.these_items
+
+
+def _interval_json(found: Recommendation) -> list[float] | None:
+    interval = _interval(found)
     return None if interval is None else [interval.low, interval.high]
 
 
 def _difference_json(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
-    interval = difference.new_items or difference.these_items
     return {
         "difference": difference.difference,
-        "low": interval.low,
-        "high": interval.high,
+        "low": difference.interval.low,
+        "high": difference.interval.high,
         "adjusted_p_value": difference.adjusted_p_value,
         "is_separated": difference.is_separated,
     }

@@ -6,7 +6,7 @@ from harness_leaderboard.boards.across import Across
 from harness_leaderboard.boards.model import Row
 from harness_leaderboard.statistics.analysis import Difference
 from harness_leaderboard.view.details import table, text_cell
-from harness_leaderboard.view.model import MISSING, Cell, Grid
+from harness_leaderboard.view.model import Cell, Grid
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
 from harness_leaderboard.view.text import p_value_text, rounded_text, signed_text
 
@@ -35,7 +35,6 @@ def across_grid(across: Across) -> Grid:
 def _line(across: Across, each: Difference) -> tuple[Cell, ...]:
     decimals = score_decimals(across.board) + 1
     factor = _size(across.rows[each.second]) / max(1, _size(across.rows[each.first]))
-    interval = each.new_items or each.these_items
     is_better = (each.difference > 0) is across.board.higher_is_better
     verdict = ("smaller is better" if is_better else "larger is better") if each.is_separated else "not told apart"
     return (
@@ -43,7 +42,7 @@ def _line(across: Across, each: Difference) -> tuple[Cell, ...]:
         text_cell(each.second),
         Cell(text=f"{rounded_text(factor)}×", sort=factor),
         Cell(text=signed_text(each.difference, f"{abs(each.difference):.{decimals}f}"), sort=each.difference),
-        Cell(text=interval_text(interval, decimals) if interval else MISSING, sort=interval.low if interval else None),
+        Cell(text=interval_text(each.interval, decimals), sort=each.interval.low),
         Cell(text=p_value_text(each.adjusted_p_value), sort=each.adjusted_p_value),
         text_cell(verdict),
     )

@@ -139,8 +139,6 @@ class _Writer:
             policy=POLICY.format(connect="'self'" if self.live else "'none'"),
             live=self.live,
             view=self.view,
-            record_count=self.view.record_count,
-            version=self.view.version,
             **values,
         )
         self._write(name, text.strip() + "\n")

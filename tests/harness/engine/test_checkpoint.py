@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load, save
 
 from harness.engine.checkpoint import restore_lane, save_lane, unsaved
 from harness.engine.training import train
@@ -160,6 +162,32 @@ def test_what_another_version_or_trial_saved_is_not_used(kit, tmp_path):
     assert not restore_lane(kit.make_lane(base, "lora"), str(tmp_path / "saved"), "another")
     assert not restore_lane(kit.make_lane(base, "lora", seed=1), str(tmp_path / "saved"), STAMP)
     assert restore_lane(kit.make_lane(base, "lora"), str(tmp_path / "saved"), STAMP)
+
+
+@pytest.mark.parametrize("harm", ["no generator", "another shape", "no history"])
+def test_a_state_that_lacks_something_changes_nothing(kit, tmp_path, harm):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora")
+    for parameter in lane.parameters():
+        parameter.data += 1.0
+    tensors = load(save_lane(lane, STAMP))
+    (tmp_path / "saved").write_bytes(save_lane(lane, STAMP))
+    with safe_open(str(tmp_path / "saved"), framework="pt") as file:
+        header = file.metadata()
+    if harm == "no generator":
+        del tensors["generator"]
+    elif harm == "another shape":
+        name = next(name for name, each in tensors.items() if name.startswith("own.") and each.ndim == 2)
+        tensors[name] = tensors[name][:1].clone()
+    else:
+        header["lane"] = header["lane"].replace('"history"', '"past"')
+    (tmp_path / "saved").write_bytes(save(tensors, metadata=header))
+    new = kit.make_lane(base, "lora")
+    before = new.state()
+    with nullcontext() if harm == "another shape" else pytest.raises(KeyError):
+        assert not restore_lane(new, str(tmp_path / "saved"), STAMP)
+    assert all(torch.equal(value, before[name]) for name, value in new.state().items())
+    assert new.done == 0
 
 
 def test_it_is_safetensors_and_json(kit, tmp_path):

@@ -393,7 +393,14 @@ def test_durations(seconds, text):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(512, "512 B"), (1010 * 1024, "1010 KiB"), (432013312, "412 MiB"), (1.5 * 2**30, "1.5 GiB")]
+    ("count", "text"),
+    [
+        (512, "512 B"),
+        (999.7 * 1024, "1000 KiB"),
+        (1010 * 1024, "1010 KiB"),
+        (432013312, "412 MiB"),
+        (1.5 * 2**30, "1.5 GiB"),
+    ],
 )
 def test_sizes(count, text):
     assert bytes_text(count) == text
