@@ -6,12 +6,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 from harness.contract.record import Record
 from harness_leaderboard.boards.model import Board, is_finished
 
 TRAIN_LOSS = "train/loss"
+GRADIENT_NORM = "train/gradient_norm"
+EARLY = 100  # updates, of each of which a history has the loss
 LEARNING_RATE = "train/learning_rate"  # a setting, and no result
 Point = TypeVar("Point")
 MOST_POINTS = 100  # that a figure of a few hundred pixels can show
@@ -26,12 +29,16 @@ class Curve:
         label: Of the row.
         points: ``(step, mean, lowest, highest)`` over finished seeds, in order of steps.
         stopped: ``(step, value)`` where seeds that did not finish ended.
+        early: Its mean height over the first ``EARLY`` updates: the area below it, per update.
+        overall: The same over all updates.
     """
 
     metric: str
     label: str
     points: tuple[tuple[int, float, float, float], ...]
     stopped: tuple[tuple[int, float], ...]
+    early: float | None = None
+    overall: float | None = None
 
 
 def board_curves(board: Board) -> list[Curve]:
@@ -55,8 +62,11 @@ def board_curves(board: Board) -> list[Curve]:
                 (step, sum(each) / len(each), min(each), max(each)) for step, each in sorted(values[metric].items())
             ]
             found[metric].append(
-                Curve(metric=metric, label=row.label, points=thinned(band), stopped=tuple(stopped[metric]))
-            )
+                Curve(
+                    metric=metric, label=row.label, points=thinned(band), stopped=tuple(stopped[metric]),
+                    early=mean_height([each for each in band if each[0] <= EARLY]), overall=mean_height(band),
+                )
+            )  # fmt: skip
     first = (board.main_metric, TRAIN_LOSS)
     return [curve for metric in sorted(found, key=lambda name: (name not in first, name)) for curve in found[metric]]
 
@@ -75,6 +85,14 @@ def history(record: Record) -> dict[str, list[tuple[int, float]]]:
             if value is not None and math.isfinite(value) and not is_final and metric != LEARNING_RATE:
                 found[metric].append((int(entry["step"]), float(value)))
     return found
+
+
+def mean_height(points: Sequence[tuple[int, float, float, float]]) -> float | None:
+    """Return the area below a curve's means, straight between its points, per update; ``None`` without a point."""
+    if len(points) < 2:
+        return points[0][1] if points else None
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+    return area / (points[-1][0] - points[0][0])
 
 
 def thinned(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -10,7 +10,7 @@ from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row, TuningTrial
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
-from harness_leaderboard.view.curves import Curve
+from harness_leaderboard.view.curves import EARLY, GRADIENT_NORM, TRAIN_LOSS, Curve
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.scores import grouped_notes, interval_text, metric_title, paper_text, score_decimals
 from harness_leaderboard.view.text import (
@@ -75,6 +75,7 @@ def details(board: Board, curves: Sequence[Curve]) -> tuple[tuple[str, tuple[Gri
         ("Pairs", _pairs(board)),
         ("Final metrics", [_final_metrics(board)]),
         ("Metrics by step", _by_step(board, curves)),
+        ("Convergence", [_convergence(board, curves)]),
         ("Settings", [_settings(board)]),
         ("Recipe, beside the paper scale's", _recipes(board)),
         ("Learning-rate search", [_search(board)] if board.tuning else []),
@@ -159,6 +160,29 @@ def _final_metrics(board: Board) -> Grid:
     explained = [f"{head}: {text}" for head, text in zip(heads[1:], helps, strict=True) if text]
     found = table("Final metrics: mean over finished seeds", heads, rows)
     return replace(found, notes=(*explained, *found.notes))
+
+
+def _convergence(board: Board, curves: Sequence[Curve]) -> Grid:
+    """Return how high training loss and gradient norm are on the way: the areas below their curves, per update."""
+    found = {(curve.label, curve.metric): curve for curve in curves if curve.points}
+    rows = []
+    for row in board.all_rows:
+        lines = [found.get((row.label, metric)) for metric in (TRAIN_LOSS, GRADIENT_NORM)]
+        heights = [height for line in lines for height in ((line.early, line.overall) if line else (None, None))]
+        if any(height is not None for height in heights):
+            cells = (
+                Cell(text=MISSING, note="the records do not hold it")
+                if height is None
+                else Cell(text=value_text(height), sort=height)
+                for height in heights
+            )
+            rows.append((text_cell(row.label), *cells))
+    first = f"first {EARLY} updates"
+    return table(
+        "Means over updates, so areas below the curves; over finished seeds",
+        ("Method", f"Training loss, {first}", "… all", f"Gradient norm, {first}", "… all (norm)"),
+        rows,
+    )
 
 
 def _by_step(board: Board, curves: Sequence[Curve]) -> list[Grid]:

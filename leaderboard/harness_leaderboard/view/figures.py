@@ -9,9 +9,10 @@ from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import Board, Row
 from harness_leaderboard.boards.scores import item_means
 from harness_leaderboard.statistics.error import Interval
-from harness_leaderboard.view.curves import Curve
+from harness_leaderboard.view.curves import GRADIENT_NORM, TRAIN_LOSS, Curve
 from harness_leaderboard.view.scores import metric_title, score_decimals
 
+TRAINED = {TRAIN_LOSS: "Training loss", GRADIENT_NORM: "Gradient norm in training"}
 MOST_ITEMS = 200_000  # scores of items in one file, 2 MB; beyond, items are left out and the page says so
 
 
@@ -27,9 +28,7 @@ def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
         "curves": [
             {
                 "metric": curve.metric,
-                "title": "Training loss"
-                if curve.metric.startswith("train/")
-                else f"{metric_title(board, curve.metric)}, validation",
+                "title": TRAINED.get(curve.metric) or f"{metric_title(board, curve.metric)}, validation",
                 "label": curve.label,
                 "points": [[step, *map(short, values)] for step, *values in curve.points],
                 "stopped": [[step, short(value)] for step, value in curve.stopped],
