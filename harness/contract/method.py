@@ -157,10 +157,10 @@ class Calibration:
 
     Attributes:
         model: The pretrained model with no adapter active. Restore whatever you change.
-        batches: A few training batches, in the model's own input format; iterate as often as needed.
-        loss: Returns the mean training loss of one of these batches, with gradients enabled.
+        batches: Of the first few updates, cut to what fits, in the model's own input format; iterate at will.
+        loss: Returns the share of one of these batches in its update's mean training loss, with gradients enabled.
         weight_gradients: Returns, per adapted layer, the loss gradient with respect to the pretrained weight (O, I),
-            averaged over the batches.
+            averaged over these updates.
         generator: The trial's source of randomness, on the CPU.
     """
 

@@ -55,11 +55,12 @@ def rows(grid: Grid) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Return plain JSON types; a number that JSON has not, an endless interval's end, is ``null``."""
+    """Return plain JSON types; a number that JSON has not, an endless interval's end, is ``null``; no pictures."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
     if is_dataclass(value):
-        return {each.name: finite(getattr(value, each.name)) for each in fields(value)}
+        content = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {name: finite(each) for name, each in content.items() if not isinstance(each, bytes)}
     return [finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import re
 
 import pytest
+from click.testing import CliRunner
 
 from harness.contract.analysis import LayerFindings
 from harness.results.findings import About, Findings
+from harness_leaderboard.command import leaderboard
 from harness_leaderboard.load import load
 from harness_leaderboard.view.analyses import analysis_pages
 
@@ -76,8 +79,6 @@ def test_the_site_has_the_page_with_its_picture_and_what_findings_say_is_text(ma
 
 
 def test_findings_are_read_with_the_records_and_what_is_none_is_passed_over(tmp_path, make_record):
-    import json
-
     record = make_record()
     (tmp_path / f"{record.trial_id}.json").write_text(record.dumps())
     folder = tmp_path / "analyses"
@@ -97,3 +98,14 @@ def test_a_number_that_is_missing_says_why(number):
     (page,) = analysis_pages([found("t/lora/lr1/s0", (number, 1, number))], ())
     cell = page.grids[0][1][0].rows[0][3]
     assert (cell.text, bool(cell.note)) == (("—", True) if number is None else ("0.0001235", False))
+
+
+def test_what_the_page_shows_is_in_the_json_too_without_its_picture(tmp_path, make_record):
+    record = make_record()
+    (tmp_path / f"{record.trial_id}.json").write_text(record.dumps())
+    (tmp_path / "analyses").mkdir()
+    (tmp_path / "analyses" / "size-a.json").write_text(json.dumps(LORA.to_json()))
+    done = CliRunner().invoke(leaderboard, ["--results", str(tmp_path), "--json"], catch_exceptions=False)
+    (page,) = json.loads(done.stdout)["analyses"]
+    assert page["grids"][0][1][0]["rows"][0][0]["text"] == "glue/rte/lora/lr1/s0"
+    assert list(page["pictures"].values()) == [{"text": "Sizes, as in the table below."}]
