@@ -141,7 +141,9 @@ def write() -> str:
             "Mean of five seeds, and the 95 % interval for new items of the same kind. `full` and `frozen` stand outside the budget:\n"
             "all weights train, or none does.\n",
             *scores(group),
-            "**What is told apart**, corrected for all pairs of a board:\n",
+            "**What is told apart**, at the 5 % level for a board as a whole, on new items of the same kind. In brackets the 95 %\n"
+            "interval of the pair alone. *Mostly seen from*: how far two methods as noisy as most must truly be apart for about 4 of 5 such boards,\n"
+            "or more, to tell them apart. What is not told apart need not be equal.\n",
             *told_apart(group),
             *(beside(group) if base is BASES[0] else ()),
             *search(group, records),
@@ -149,8 +151,9 @@ def write() -> str:
         ]
     parts += [
         "## What papers say\n",
-        "The difference between two methods, above zero where the first is the better one, its 95 % interval for new items, and the\n"
-        "difference that the paper prints where it has this task, on another base. *yes*: the board tells the two apart.\n",
+        "The difference between two methods, above zero where the one that is named first is better, and the difference that the paper\n"
+        "prints where it has this task, on another base. The 95 % interval is for new items, and of this pair alone; *yes*: the board,\n"
+        "which looks at all its pairs, tells the two apart. So an interval may exclude 0 beside a *no*, and *no* is not *equal*.\n",
         *(line for each in STATEMENTS for line in statement(each, shown)),
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -174,8 +177,7 @@ def told_apart(shown: Sequence[Board]) -> Iterator[str]:
         said = "; ".join(f"{each.first} over {each.second} by {text(each)}" for each in apart)
         seen = board.analysis.detectable if board.analysis else None
         yield (
-            f"* **{board.task}**: {len(apart)} of {len(pairs)} pairs{': ' + said if said else ''}. A true difference of "
-            f"about {seen:.2g} would have been seen (80 % power)."
+            f"* **{board.task}**: {len(apart)} of {len(pairs)} pairs{': ' + said if said else ''}. Mostly seen from {seen:.2g} on."
         )
     yield ""
 
@@ -257,7 +259,7 @@ def early_loss(row: Row) -> float:
 def statement(said: Statement, shown: Sequence[Board]) -> Iterator[str]:
     """Yield a paper's statement, and what each board that it speaks of has to say of it."""
     yield f"**{said.words}.**\n"
-    yield "| task | difference | 95 %, new items | the paper's | told apart |"
+    yield f"| task | {said.method} over {said.than} | 95 %, new items | the paper's | told apart |"
     yield "|---|---|---|---|---|"
     for board in shown:
         if said.tasks and not board.task.startswith(said.tasks):
@@ -317,6 +319,8 @@ def cell(board: Board, method: str) -> str:
     if all(row.method != method for row in board.all_rows):
         return "not run"
     row = row_of(board, method)
+    if not row.is_for_new_items:
+        raise SystemExit(f"{board.task}: {method} has no interval for new items, of which the page speaks")
     return f"{row.score.value:.3f} ({interval(row.interval)})"
 
 

@@ -1,6 +1,6 @@
 """How often boards are wrong, find what is there, and cover the truth: the acceptance table of ``docs/fairness.md``.
 
-    python benchmarks/simulation/run.py --boards 400 [--only power] [--seed 1]
+    python benchmarks/simulation/run.py --boards 400 [--only power] [--matching "^ 2 methods"] [--seed 1]
 
 One line per cell: the share of boards with any false separation (what a reader infers from ranks included, since these
 follow from the pairs), the share of true pairs that are found, and how often each named interval holds the truth.
@@ -9,6 +9,7 @@ follow from the pairs), the share of true pairs that are found, and how often ea
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def cells() -> Iterator[tuple[str, World]]:
     for methods, seeds, better, is_unequal in product((5, 9, 13), (3, 5), (1, None), (False, True)):
         world = World(methods=methods, seeds=seeds, items=256, gap=0.2, better=better, is_unequal=is_unequal)
         yield "partial", world
+    for methods, seeds, better in product((2, 5, 9, 13), (3, 5, 10), (1, None)):
+        yield "named", World(methods=methods, seeds=seeds, items=256, better=better, middle=0.5)
 
 
 def separations(world: World, boards: int, generator: np.random.Generator) -> str:
@@ -157,27 +160,42 @@ def coverage(world: World, boards: int, generator: np.random.Generator) -> str:
     return "  ".join(f"{name} {np.mean(values):6.1%}" for name, values in inside.items())
 
 
+def described(world: World) -> str:
+    """Return a cell's name, as it is printed and matched."""
+    return (
+        f"{world.methods:2} methods {world.seeds:2} seeds {world.items:4} items  deviation {world.item_deviation}"
+        f"{'' if world.metric == 'mean' else ' ' + world.metric}"
+        f"{' one noisier' if world.is_unequal else ''}{f' gap {world.gap}' if world.gap else ''}"
+        f"{f' searched on {world.search_seeds}' if world.is_searched else ''}{' halving' if world.halves else ''}"
+        f"{f' of {world.better}' if world.better else ''}"
+    )
+
+
+def named(world: World, boards: int, generator: np.random.Generator) -> str:
+    """Return the difference that boards name as the one they mostly see, and how often they find one of that size."""
+    seen = [analyse(draw(world, generator).scores).detectable for _ in range(max(boards // 5, 1))]
+    difference = float(np.median([each for each in seen if each is not None]))
+    return f"names {difference:.3f}  {separations(replace(world, gap=difference), boards, generator)}"
+
+
 def main() -> None:
     """Print the table, a line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boards", type=int, default=400)
     parser.add_argument("--only", default="", help="kinds, separated by commas")
+    parser.add_argument("--matching", default="", help="part of the names of cells, a regular expression")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for number, (kind, world) in enumerate(cells()):
-        if arguments.only and kind not in arguments.only.split(","):
+        what = described(world)
+        if (arguments.only and kind not in arguments.only.split(",")) or not re.search(arguments.matching, what):
             continue
         generator = np.random.default_rng([arguments.seed, number])
         start = time.process_time()
-        measure = {"coverage": coverage, "sequential": sequential, "halving": halving}.get(kind, separations)
-        result = measure(world, arguments.boards, generator)
-        what = (
-            f"{world.methods:2} methods {world.seeds:2} seeds {world.items:4} items  deviation {world.item_deviation}"
-            f"{'' if world.metric == 'mean' else ' ' + world.metric}"
-            f"{' one noisier' if world.is_unequal else ''}{f' gap {world.gap}' if world.gap else ''}"
-            f"{f' searched on {world.search_seeds}' if world.is_searched else ''}{' halving' if world.halves else ''}"
-            f"{f' of {world.better}' if world.better else ''}"
+        measure = {"coverage": coverage, "sequential": sequential, "halving": halving, "named": named}.get(
+            kind, separations
         )
+        result = measure(world, arguments.boards, generator)
         cost = (time.process_time() - start) / arguments.boards * 1e3
         print(f"{kind:9} {what}  {result}  ({arguments.boards} boards, {cost:.0f} ms each)", flush=True)
 

@@ -240,9 +240,12 @@ class Row:
     @property
     def interval(self) -> Interval | None:
         """Return the interval that decides: for new items of the same kind where there are items, else for seeds."""
-        if self.estimate is None:
-            return None
-        return self.estimate.new_items or self.estimate.these_items
+        return None if self.estimate is None else self.estimate.interval
+
+    @property
+    def is_for_new_items(self) -> bool:
+        """Whether that interval is one for new items."""
+        return self.estimate is not None and self.estimate.new_items is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,8 @@ from typing import Any
 
 from harness_leaderboard.boards.model import Row
 from harness_leaderboard.recommend.choose import Other, Recommendation
-from harness_leaderboard.statistics.analysis import NOTHING, Difference
-from harness_leaderboard.statistics.error import Interval
-from harness_leaderboard.view.text import bytes_text
+from harness_leaderboard.statistics.analysis import NOTHING, Difference, Estimate
+from harness_leaderboard.view.text import bytes_text, scope_text
 
 BYTES = 4  # of a stored parameter: adapters are kept in float32
 
@@ -34,8 +33,8 @@ def as_text(found: Recommendation, root: str = "results") -> str:
     elif found.analysis.detectable is not None:
         scope = "new items of the same kind" if found.analysis.scope == "new items" else "these items"
         lines.append(
-            f"* A true difference of about {found.analysis.detectable:.3g} would be seen in 4 of 5 such comparisons "
-            f"({scope}, {found.analysis.level:.0%} level over all pairs); a smaller one may be there."
+            f"* A true difference of about {found.analysis.detectable:.3g} would be seen in about 4 of 5 such "
+            f"comparisons ({scope}, {found.analysis.level:.0%} level over all pairs); a smaller one may be there."
         )
     lines.append(f"* {_tried(found)}")
     lines += [f"* {_reference(each)}" for each in found.references]
@@ -117,11 +116,12 @@ def configuration(row: Row) -> str:
 
 
 def _score(found: Recommendation) -> str:
-    row, interval = found.choice, _interval(found)
+    row, estimate = found.choice, _estimate(found)
+    interval, items = estimate.interval, scope_text(estimate.new_items is not None)
     seeds = f"over {row.score.count} {'seed' if row.score.count == 1 else 'seeds'}"
     if interval is None or interval.high - interval.low < NOTHING:  # nothing varied, which is no certainty
         return f"{row.score.value:.4g} {seeds}, no interval"
-    return f"{row.score.value:.4g}, 95 % interval {interval.low:.4g} to {interval.high:.4g}, {seeds}"
+    return f"{row.score.value:.4g}, 95 % interval for {items} {interval.low:.4g} to {interval.high:.4g}, {seeds}"
 
 
 def _costs(row: Row) -> str:
@@ -163,11 +163,11 @@ def _below_the_budget(found: Recommendation) -> str:
 
 
 def _signed(difference: Difference) -> str:
-    interval = difference.interval
+    interval, items = difference.interval, scope_text(difference.new_items is not None)
     if interval.high - interval.low < NOTHING:
         return f"{difference.difference:+.3g} on every seed"
     value = difference.difference + 0.0  # never "-0"
-    return f"{value:+.3g} (95 % interval {interval.low:+.3g} to {interval.high:+.3g})"
+    return f"{value:+.3g} (95 % interval for {items} {interval.low:+.3g} to {interval.high:+.3g})"
 
 
 def _tried(found: Recommendation) -> str:
@@ -224,13 +224,12 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _interval(found: Recommendation) -> Interval | None:
-    estimate = found.analysis.estimates[found.rows.index(found.choice)]
-    return estimate.new_items or estimate.these_items
+def _estimate(found: Recommendation) -> Estimate:
+    return found.analysis.estimates[found.rows.index(found.choice)]
 
 
 def _interval_json(found: Recommendation) -> list[float] | None:
-    interval = _interval(found)
+    interval = _estimate(found).interval
     return None if interval is None else [interval.low, interval.high]
 
 

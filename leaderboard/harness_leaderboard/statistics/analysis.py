@@ -67,6 +67,11 @@ class Estimate:
     letters: str = ""
     selection: Selection | None = None
 
+    @property
+    def interval(self) -> Interval | None:
+        """Return the interval that decides: for new items of the same kind where there are items, else for seeds."""
+        return self.new_items or self.these_items
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:

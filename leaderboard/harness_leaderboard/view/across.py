@@ -8,9 +8,9 @@ from harness_leaderboard.statistics.analysis import Difference
 from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.model import Cell, Grid
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
-from harness_leaderboard.view.text import p_value_text, rounded_text, signed_text
+from harness_leaderboard.view.text import p_value_text, rounded_text, scope_text, signed_text
 
-HEADS = ("Smaller", "Larger", "Times fewer parameters", "Difference", "95 % interval", "p, corrected", "Verdict")
+HEADS = ("Smaller", "Larger", "Times fewer parameters", "Difference", "95 %", "p, corrected", "Verdict")
 
 
 def across_grid(across: Across) -> Grid:
@@ -24,10 +24,10 @@ def across_grid(across: Across) -> Grid:
         if first.first.trial.budget != second.first.trial.budget:
             is_smaller = _size(first) <= _size(second)
             rows.append(_line(across, each if is_smaller else each.reversed()))
-    items = "new items" if across.analysis.scope == "new items" else "these items"
     caption = (
-        f"{where}: smaller minus larger, for {items}, corrected for all {len(across.analysis.differences):,} pairs of "
-        "methods and budgets. Not told apart is no proof of being equal: the interval says how far apart they may be"
+        f"{where}: smaller minus larger. The p-values are corrected for all {len(across.analysis.differences):,} pairs "
+        "of methods and budgets, the intervals are each pair's own. Not told apart is no proof of being equal: the "
+        "interval says how far apart they may be"
     )
     return table(caption, HEADS, sorted(rows, key=lambda row: (-float(row[2].sort or 0), row[0].text, row[1].text)))
 
@@ -42,7 +42,11 @@ def _line(across: Across, each: Difference) -> tuple[Cell, ...]:
         text_cell(each.second),
         Cell(text=f"{rounded_text(factor)}×", sort=factor),
         Cell(text=signed_text(each.difference, f"{abs(each.difference):.{decimals}f}"), sort=each.difference),
-        Cell(text=interval_text(each.interval, decimals), sort=each.interval.low),
+        Cell(
+            text=interval_text(each.interval, decimals),
+            sort=each.interval.low,
+            below=scope_text(each.new_items is not None),
+        ),
         Cell(text=p_value_text(each.adjusted_p_value), sort=each.adjusted_p_value),
         text_cell(verdict),
     )

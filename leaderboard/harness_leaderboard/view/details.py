@@ -10,6 +10,7 @@ from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row, TuningTrial
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
+from harness_leaderboard.statistics.search import Selection
 from harness_leaderboard.view.curves import EARLY, GRADIENT_NORM, TRAIN_LOSS, Curve
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.scores import grouped_notes, interval_text, metric_title, paper_text, score_decimals
@@ -177,10 +178,10 @@ def _convergence(board: Board, curves: Sequence[Curve]) -> Grid:
                 for height in heights
             )
             rows.append((text_cell(row.label), *cells))
-    first = f"first {EARLY} updates"
+    spans = f"first {EARLY} updates", "all updates"
     return table(
         "Means over updates, so areas below the curves; over finished seeds",
-        ("Method", f"Training loss, {first}", "… all", f"Gradient norm, {first}", "… all (norm)"),
+        ("Method", *(f"{what}, {span}" for what in ("Training loss", "Gradient norm") for span in spans)),
         rows,
     )
 
@@ -229,17 +230,20 @@ def _pairs(board: Board) -> list[Grid]:
                 Cell(text=p_value_text(each.adjusted_p_value), sort=each.adjusted_p_value),
                 text_cell("differ" if each.is_separated else "not told apart"),
                 Cell(text=f"{each.seeds}" if each.is_paired else f"{each.seeds}, not shared", sort=each.seeds),
-                Cell(text=f"{needed:,}", sort=needed)
+                Cell(text="")
+                if each.is_separated
+                else Cell(text=f"{needed:,}", sort=needed)
                 if needed is not None
                 else Cell(text=MISSING, note="no number of seeds alone would"),
             )
         )
     heads = ("Method", "Against", "Difference", "95 %, new items", "95 %, these items", "p, corrected", "Verdict",
-             "Seeds", "Seeds that would separate them")  # fmt: skip
+             "Seeds", "Seeds to tell them apart")  # fmt: skip
     which = f"The pairs with {best}, of {len(found):,} in the JSON beside this page" if best else "All pairs"
     caption = (
         f"{which}, first minus second. The corrected p decides. The intervals are each pair's own, not corrected: one "
-        "may exclude 0 where the board, which looks at all pairs, claims nothing."
+        "may exclude 0 where the board, which looks at all pairs, claims nothing. Seeds to tell them apart: how many "
+        "it would take, on 4 of 5 boards, if the true difference were the one seen here."
     )
     return [table(caption, heads, rows, name=lambda row: f"{row[0].text} against {row[1].text}")]
 
@@ -251,12 +255,20 @@ def _fate(trial: TuningTrial) -> str:
     return "no" if trial.stopped_after is None else f"stopped after {many(trial.stopped_after, 'seed')}"
 
 
+def _again(selection: Selection | None) -> Cell:
+    """Return how often another search would choose the rate that this one chose."""
+    if selection is None:
+        return Cell(text=MISSING, note="the search of a method that is not compared is not drawn again")
+    return Cell(
+        text="> 99 %" if selection.again > 0.99 else percent_text(selection.again, decimals=0), sort=selection.again
+    )
+
+
 def _search(board: Board) -> Grid:
     flat = {row.method: row.estimate.selection for row in board.rows if row.estimate}
     decimals = score_decimals(board)
     rows = []
     for trial in board.tuning:
-        chosen = flat.get(trial.method)
         rows.append(
             (
                 text_cell(trial.method),
@@ -270,9 +282,7 @@ def _search(board: Board) -> Grid:
                 else Cell(text=MISSING, note="no training time in the record"),
                 text_cell(trial.state.value.replace("_", " ")),
                 Cell(text=_fate(trial), sort=float(trial.is_chosen)),
-                Cell(text=percent_text(chosen.again), sort=chosen.again)
-                if chosen is not None
-                else Cell(text=MISSING, note="too few rates with a score"),
+                _again(flat.get(trial.method)) if trial.is_chosen else Cell(text=""),
                 trial_cell(trial.trial_id),
             )
         )
@@ -280,7 +290,7 @@ def _search(board: Board) -> Grid:
              "Chosen again", "Trial")  # fmt: skip
     caption = (
         "Learning-rate search: these scores choose a rate and are not results. Chosen again: how often another search "
-        "of the same kind would choose the same rate"
+        "of the same kind would choose this rate"
     )
     return table(caption, heads, rows)
 

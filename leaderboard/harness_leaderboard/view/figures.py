@@ -11,6 +11,7 @@ from harness_leaderboard.boards.scores import item_means
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.curves import GRADIENT_NORM, TRAIN_LOSS, Curve
 from harness_leaderboard.view.scores import metric_title, score_decimals
+from harness_leaderboard.view.text import scope_text
 
 TRAINED = {TRAIN_LOSS: "Training loss", GRADIENT_NORM: "Gradient norm in training"}
 MOST_ITEMS = 200_000  # scores of items in one file, 2 MB; beyond, items are left out and the page says so
@@ -22,7 +23,7 @@ def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
     return {
         "metric": metric_title(board, board.main_metric),
         "higherIsBetter": board.higher_is_better,
-        "interval": f"for {'new' if has_items else 'these'} items",
+        "interval": f"for {scope_text(has_items)}",
         "rows": [point(board, row) for row in board.all_rows],
         "metrics": {name: metric_title(board, name) for row in board.all_rows for name in row.metrics},
         "curves": [

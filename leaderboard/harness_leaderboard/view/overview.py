@@ -1,4 +1,4 @@
-"""All boards in one table, where each method wins, ties and loses, and averages over families of tasks."""
+"""All boards in one table, what each method is proven better and worse than, and averages over families of tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
     }
     numbers = ("seeds", "tuning", "detectable", "unfinished")
     helps = {
-        "detectable": "If two methods truly differed by this much, 4 of 5 boards like this one would tell them apart",
+        "detectable": "If two methods truly differed by this much, about 4 of 5 such boards, or more, would see it",
         "best": "No method is proven better than these",
         "tuning": "How many trials each method's learning rate was chosen in",
         "unfinished": "Trials that did not finish",
@@ -61,7 +61,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
 
 
 def standings(boards: Sequence[Board]) -> Grid | None:
-    """Return how often each method wins, ties and loses; ``None`` where there are no methods."""
+    """Return how often each method is proven better, worse or neither; ``None`` where there are no methods."""
     found = standings_of(boards)
     if not found:
         return None
@@ -70,7 +70,7 @@ def standings(boards: Sequence[Board]) -> Grid | None:
         ("Boards", "On which it has a row", True),
         ("May be best", "Boards on which no method is proven better", True),
         ("Wins", "Other methods of a board that it is proven better than, over all boards", True),
-        ("Ties", "That it cannot be told apart from", True),
+        ("Not told apart", "Other methods of which a board does not say whether they are better, equal or worse", True),
         ("Losses", "That are proven better", True),
     )
     order = sorted(
@@ -90,8 +90,8 @@ def standings(boards: Sequence[Board]) -> Grid | None:
     ]
     columns = tuple(Column(key=title, title=title, help=help, is_number=is_number) for title, help, is_number in heads)
     caption = (
-        "Where each method wins, ties and loses against the others of its boards. Boards differ, so this is a summary "
-        "and no ranking."
+        "How often each method is proven better (wins) or worse (losses) than another of its boards. Boards differ, so "
+        "this is a summary and no ranking."
     )
     return Grid(caption=caption, columns=columns, rows=tuple(rows), notes=_notes(columns, rows, order))
 

@@ -17,7 +17,7 @@ from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.figures import point
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
-from harness_leaderboard.view.text import rank_text, slug_of
+from harness_leaderboard.view.text import rank_text, scope_text, slug_of
 
 ONE_SIZE = 1.1  # ratio of two numbers of parameters up to which a figure of sizes would show one
 NOT_DESCRIBED = (
@@ -52,7 +52,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                     Cell(text=f"{score:.{decimals}f}", sort=score)
                     if score is not None
                     else Cell(text=MISSING, note=row.score.reason),
-                    Cell(text=interval_text(row.interval, decimals))
+                    Cell(text=interval_text(row.interval, decimals), below=scope_text(row.is_for_new_items))
                     if row.interval
                     else Cell(text=MISSING, note="fewer than two finished seeds"),
                     *(Cell(text=f"{counts[key]}", sort=counts[key]) for key in ("wins", "ties", "losses")),
@@ -68,9 +68,9 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
         "Rank",
         "Metric",
         "Score",
-        "95 % interval",
+        "95 %",
         "Wins",
-        "Ties",
+        "Not told apart",
         "Losses",
         "Adapter parameters",
         "Settings",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from harness.results.wording import parameters_text
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, Row, Summary, is_finished
+from harness_leaderboard.statistics import NOTHING
 from harness_leaderboard.statistics.error import Interval
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
 from harness_leaderboard.view.text import (
@@ -226,7 +227,8 @@ def _interval_cell(row: Row, interval: Interval | None, decimals: int, reason: s
     if interval is None:
         return Cell(text=MISSING, note="1 seed" if row.score.count < 2 else reason)
     note = ""
-    if row.estimate is not None and row.estimate.seed_deviation == 0:
+    is_exact = row.estimate is not None and row.estimate.seed_deviation == 0
+    if is_exact and interval.high - interval.low < NOTHING:
         note = "seeds that agree exactly give no width; that is no certainty"
     return Cell(text=interval_text(interval, decimals), sort=interval.high - interval.low, note=note)
 

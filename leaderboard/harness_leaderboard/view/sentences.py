@@ -76,8 +76,8 @@ def _power_text(board: Board, difference: float) -> str:
     if difference < NOTHING:
         return "In every seed these methods have the same score, so nothing says how they would differ elsewhere."
     return (
-        f"If two methods as noisy as most here truly differed by {difference:.2g}, 4 of 5 boards like this one would "
-        "tell them apart; smaller differences mostly go unseen."
+        f"If two methods as noisy as most here truly differed by {difference:.2g}, about 4 of 5 boards like this one, "
+        "or more, would tell them apart; the smaller a difference, the more often it goes unseen."
     )
 
 

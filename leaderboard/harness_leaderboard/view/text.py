@@ -66,14 +66,19 @@ def signed_text(value: float, text: str = "") -> str:
     return f"{'−' if value < 0 else '+'}{shown}"
 
 
-def percent_text(fraction: float, *, signed: bool = False) -> str:
+def percent_text(fraction: float, *, signed: bool = False, decimals: int = 2) -> str:
     """Return a fraction as per cent, e.g. ``0.12 %``."""
-    return (f"{fraction:+.2%}" if signed else f"{fraction:.2%}").replace("%", " %").replace("-", "−")
+    return f"{fraction:{'+' if signed else ''}.{decimals}%}".replace("%", " %").replace("-", "−")
 
 
 def p_value_text(p_value: float) -> str:
     """Return a p-value, e.g. ``0.031`` or ``< 0.001``."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def scope_text(is_new: bool) -> str:
+    """Return what an interval is for, beside it: items that were not seen, or these alone."""
+    return "new items" if is_new else "these items"
 
 
 def rank_text(rank: tuple[int, int]) -> str:

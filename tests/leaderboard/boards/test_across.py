@@ -29,6 +29,7 @@ def test_eight_times_fewer_parameters_are_shown_or_refuted(make_graded):
     assert [cell.text for cell in lines["dora", "lora"]][6] == "smaller is better"
     assert [cell.text for cell in lines["lora", "lora"]][6] == "larger is better"
     assert lines["lora", "lora"][3].text.startswith("−")
+    assert {row[4].below for row in grid.rows} == {"new items"}  # whose intervals these are, beside them
 
 
 def test_one_budget_is_no_comparison_across_budgets(make_record):

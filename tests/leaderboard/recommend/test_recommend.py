@@ -159,7 +159,7 @@ def test_words_and_json_say_the_same(make_graded):
     text, data = as_text(found, "elsewhere"), as_json(found)
     assert "Use small, budget 100k, learning rate 0.001" in text
     assert "cannot be told apart" in text
-    assert "95 % interval" in text
+    assert text.count("95 % interval for new items") == text.count("95 % interval") > 0
     assert "harness export best --task uuid --results elsewhere --format auto -o adapter" in text
     assert data["use"]["method"] == "small"
     assert data["use"]["interval"][0] < data["use"]["score"] < data["use"]["interval"][1]

@@ -164,7 +164,7 @@ def test_the_first_lines_say_what_is_compared(site):
         "Two methods differ, on these items, if their groups share no letter",
         "Others are not told apart, which is not to say that they are equal.",
         "corrected for 21 pairs",
-        "4 of 5 boards like this one would tell them apart; smaller differences mostly go unseen",
+        "about 4 of 5 boards like this one, or more, would tell them apart; the smaller a difference, the more often",
         "Tuning: unequal. vera, oft: at a rate that nobody searched for",
     ):
         assert part in text
@@ -192,6 +192,45 @@ def test_the_page_shows_failures_ties_references_reasons_and_effort(site):
     for part in ("hardware.device Test CPU", "generated-v1", "0123abc"):
         assert part in first, part
     assert "no probe: --no-probe was given" in site["boards"]
+
+
+def test_every_interval_of_a_table_says_for_what_it_is(make_graded, make_record, make_view):
+    with_items = [record for method in "ab" for record in make_graded(method, 0.7, range(4))]
+    without = [make_record(m, s, 0.5 + 0.01 * s, trial={"task": "other"}) for m in "ab" for s in range(4)]
+    view = make_view([*with_items, *without])
+    grids = [grid for page in (*view.methods, *view.tasks) for _, some in page.grids for grid in some]
+    grids += [grid for board in view.boards for _, some in board.details for grid in some]
+    grids += [view.overview, *(board.scores for board in view.boards)]
+    seen = set()
+    for grid in grids:
+        for place, column in enumerate(grid.columns):
+            for cell in (row[place] for row in (*grid.rows, *grid.foot)):
+                if "95 %" in column.title and not cell.is_missing:
+                    said = f"{column.title} {cell.below}"
+                    assert ("new items" in said) != ("these items" in said)
+                    seen.add((column.title, cell.below))
+    assert {("95 %", "new items"), ("95 %", "these items")} <= seen
+
+
+def test_only_what_is_not_told_apart_wants_more_seeds(make_graded, make_view):
+    abilities = {"a": 0.9, "b": 0.88, "c": 0.3}
+    records = [record for method, ability in abilities.items() for record in make_graded(method, ability, range(5))]
+    (board,) = make_view(records).boards
+    ((pairs,),) = [grids for heading, grids in board.details if heading == "Pairs"]
+    seeds = {(row[0].text, row[1].text): row[-1].text for row in pairs.rows}
+    verdicts = {(row[0].text, row[1].text): row[-3].text for row in pairs.rows}
+    assert set(verdicts.values()) == {"differ", "not told apart"}
+    assert {pair for pair, text in seeds.items() if not text} == {pair for pair in seeds if verdicts[pair] == "differ"}
+
+
+def test_how_sure_a_search_is_stands_beside_the_rate_that_it_chose(example_records, make_view):
+    board = next(each for each in make_view(example_records).boards if each.task == "uuid")
+    ((search,),) = [grids for heading, grids in board.details if heading == "Learning-rate search"]
+    titles = [column.title for column in search.columns]
+    rate, again = titles.index("Rate"), titles.index("Chosen again")
+    for row in search.rows:
+        assert bool(row[again].text) == (row[rate].text == "reported")
+        assert "100" not in row[again].text  # two thousand draws prove no certainty
 
 
 def test_the_intervals_drawn_are_explained_beside_the_figure(make_graded, make_record, make_files, tmp_path):
