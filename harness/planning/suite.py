@@ -217,7 +217,7 @@ def read_suite(path: Path, overrides: Mapping[str, Any] | None = None, words: Wo
     return build_suite(merged, where, words)
 
 
-def build_suite(data: Mapping[str, Any], where: str = "command line", words: Words | None = None) -> Suite:
+def build_suite(data: Mapping[str, Any], where: str = "request", words: Words | None = None) -> Suite:
     """Return a suite from plain values, lists becoming tuples."""
     known = {each.name for each in fields(Suite)} - {"words"}
     unknown = sorted(set(data) - known)

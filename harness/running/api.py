@@ -29,7 +29,7 @@ Names = str | Sequence[str]
 def run(
     *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
     results: str | Path = "results", quiet: bool = False, device: str = "auto", workers: int = 0, mlflow: bool = False,
-    executor: str = "local", shard: int = 1, block: Sequence[str] = (), **request: Any,
+    executor: str = "local", shard: int = 1, block: Names = (), **request: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what no record answers yet, and return one row per trial, as ``read_results`` does.
 
@@ -48,7 +48,7 @@ def run(
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``tune_seeds``,
             ``halving``, ``scale``, ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``,
             ``revision``, ``steps``, ``suite``, ``data_dir``, ``columns``, ``data_kind``, ``labels``, ``metric``,
-            ``lower_is_better``, and ``recipe``, a dictionary of what ``--set`` sets.
+            ``lower_is_better``, and ``recipe``, a dictionary of what ``--set`` sets. ``None``: not given.
 
     Raises:
         HarnessError: The request is wrong, or every trial failed.
@@ -57,7 +57,7 @@ def run(
     from harness.running.progress import Display
     from harness.running.sweep import How, run_sweep
 
-    left_out = (*block, *(() if mlflow else ("trackers:mlflow",)))
+    left_out = (*_names(block), *(() if mlflow else ("trackers:mlflow",)))
     registry = build_registry(left_out)
     suite, data_dir = _suite(registry, methods, tasks, data, request)
     store = Store(str(results))
@@ -75,7 +75,7 @@ def run(
 
 def plan(
     *, methods: Names | None = None, tasks: Names | None = None, data: str | Path | None = None,
-    results: str | Path = "results", device: str = "auto", block: Sequence[str] = (), **request: Any,
+    results: str | Path = "results", device: str = "auto", block: Names = (), **request: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Return what ``run`` would train, one row per trial: ``id``, ``state`` and the trial's fields. Loads no weights.
 
@@ -93,14 +93,14 @@ def plan(
     from harness.running.devices import resolve_devices, resolve_precision
     from harness.running.sweep import plan_sweep
 
-    registry = build_registry(block)
+    registry = build_registry(_names(block))
     suite, data_dir = _suite(registry, methods, tasks, data, request)
     precision = resolve_precision(suite.precision, resolve_devices(device, 0)[0][0])
     _, trials, states = plan_sweep(suite, registry, data_dir, precision, Store(str(results)))
     return pd.DataFrame([{"id": each.id, "state": states[each.id], **each.to_json()} for each in trials])
 
 
-def compare(results: str | Path = "results", task: str = "", block: Sequence[str] = ()) -> pd.DataFrame:
+def compare(results: str | Path = "results", task: str = "", block: Names = ()) -> pd.DataFrame:
     """Return every pair of configurations: how far apart their scores are, and whether that is more than chance.
 
     Args:
@@ -116,7 +116,7 @@ def compare(results: str | Path = "results", task: str = "", block: Sequence[str
     records = [each for each in read_root(results) if task in ("", each.trial.task)]
     if not records:
         raise UsageError(f"no records in {str(results)!r} of task {task!r}; run something first")
-    found: list[Sequence[Mapping[str, Any]]] = build_registry(block).hook.harness_compare(records=records)
+    found: list[Sequence[Mapping[str, Any]]] = build_registry(_names(block)).hook.harness_compare(records=records)
     if not found:
         raise UsageError("no plug-in compares records; the leaderboard's does (is it blocked?)")
     return pd.DataFrame(list(found[0]))
@@ -126,7 +126,7 @@ def _suite(
     registry: Registry, methods: Names | None, tasks: Names | None, data: str | Path | None, request: Mapping[str, Any]
 ) -> tuple[Suite, Path | None]:
     """Return the suite of a call, and the folder of its local tables."""
-    rest = dict(request)
+    rest = {name: value for name, value in request.items() if value is not None}
     own = OwnRequest(
         where=str(data or ""), columns=_pairs(rest.pop("columns", "")), kind=rest.pop("data_kind", ""),
         labels=",".join(_names(rest.pop("labels", ""))), metric=rest.pop("metric", ""),
@@ -137,15 +137,15 @@ def _suite(
         recipe["steps"] = rest.pop("steps")
     data_dir = rest.pop("data_dir", None) or (None if data else os.environ.get("HARNESS_DATA_DIR"))
     suite_name = rest.pop("suite", "")
-    given: dict[str, Any] = {name: value for name, value in rest.items() if value is not None}
-    for name, value in (("methods", methods), ("tasks", tasks)):
+    for name, value in (("methods", methods), ("tasks", tasks), ("targets", rest.pop("targets", None))):
         if value is not None:
-            given[name] = _names(value)
-    if isinstance(given.get("budgets"), str):
-        given["budgets"] = [given["budgets"]]
-    if isinstance(given.get("seeds"), int):
-        given["seeds"] = list(range(given["seeds"]))
-    return build_request(registry, given, recipe, suite_name, Path(data_dir) if data_dir else None, own)
+            rest[name] = _names(value)
+    for name in ("budgets", "learning_rates"):
+        if isinstance(rest.get(name), str | int | float):
+            rest[name] = [rest[name]]
+    if isinstance(seeds := rest.get("seeds"), int | range):
+        rest["seeds"] = list(range(seeds) if isinstance(seeds, int) else seeds)
+    return build_request(registry, rest, recipe, suite_name, Path(data_dir) if data_dir else None, own)
 
 
 def _names(value: Names) -> list[str]:

@@ -52,10 +52,23 @@ def test_own_data_may_be_given_by_dictionary(tmp_path):
     assert planned["recipe"][0]["labels"] == ["0", "1"]
 
 
+def test_what_is_none_is_not_given_and_one_value_need_be_no_list():
+    names = ("recipe", "columns", "labels", "metric", "data_kind", "data_dir", "model", "seeds", "budgets", "targets")
+    assert len(harness.plan(tasks="uuid", methods="lora", device="cpu", steps=None, **dict.fromkeys(names))) == 3
+    planned = harness.plan(**SMALL, seeds=range(1, 3), learning_rates=1e-3, budgets="lora:r=4", targets="q_proj,v_proj")
+    (found,) = {(each.learning_rate, each.budget, tuple(each.targets)) for each in planned.itertuples()}
+    assert (found, planned["seed"].tolist()) == ((1e-3, "lora:r=4", ("q_proj", "v_proj")), [1, 2])
+
+
+def test_one_plugin_to_leave_out_need_be_no_list():
+    with pytest.raises(UsageError, match="no method is called 'lora'"):
+        harness.plan(**SMALL, block="methods:lora")
+
+
 def test_mistakes_are_the_command_lines(tmp_path):
     with pytest.raises(UsageError, match="no method is called 'lorra'; did you mean lora"):
         harness.plan(**{**SMALL, "methods": "lorra"})
-    with pytest.raises(UsageError, match="unknown key 'modle'"):
+    with pytest.raises(UsageError, match="request: unknown key 'modle'"):
         harness.plan(**SMALL, modle="nano")
     with pytest.raises(UsageError, match="--columns is about --data"):
         harness.plan(**SMALL, columns="text=body")
