@@ -212,7 +212,7 @@ class Evaluation:
         reasons: For each ``None``, why.
         items: Per-item scores, in the data's order, so that two runs can be paired. Their mean is the metric; of one
             that is no mean of items, give ``pseudo_values``.
-        notes: What else a reader of the record must know of how it was scored; kept in its environment.
+        notes: What else a reader of the record must know of how it was scored; kept as ``scoring`` in its environment.
         item_groups: By metric, for each item a number: items with the same one belong together (windows of one
             document, questions about one passage), and count as one draw. Left out where every item is its own.
     """

@@ -16,7 +16,7 @@ import torch
 
 from harness.contract.method import TrialContext
 from harness.contract.record import Record, State
-from harness.contract.task import Metric, Task
+from harness.contract.task import Evaluation, Metric, Task
 from harness.contract.trial import Trial
 from harness.errors import TrialDivergedError
 from harness.results.store import Store
@@ -59,10 +59,9 @@ class Recording:
             lane.error,
             started,
             step=lane.done,
-            notes=evaluation.notes if evaluation else None,
             metrics=metrics,
             reasons=reasons,
-            environment={**self.environment, **_layers_without_adapter(lane)},
+            environment={**self.environment, **_layers_without_adapter(lane), **_scoring(evaluation)},
             items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
             item_groups=dict(evaluation.item_groups) if evaluation else {},
             history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
@@ -89,8 +88,7 @@ class Recording:
         return self._record(trial, task, error, started, counts=counts)
 
     def _record(
-        self, trial: Trial, task: type[Task], error: BaseException | None, started: str, step: int = 0,
-        notes: Mapping[str, str] | None = None, **fields: Any,
+        self, trial: Trial, task: type[Task], error: BaseException | None, started: str, step: int = 0, **fields: Any
     ) -> Record:  # fmt: skip
         state = _state_of(error)
         if error is not None:
@@ -114,6 +112,11 @@ def _layers_without_adapter(lane: Lane) -> dict[str, list[str]]:
     """Return which layers of the model no adapter can work in, and why, where there are any."""
     left_out = [str(each) for each in lane.base.left_out]
     return {"layers_without_adapter": left_out} if left_out else {}
+
+
+def _scoring(evaluation: Evaluation | None) -> dict[str, dict[str, str]]:
+    """Return what the task says of how it scored, e.g. which judge it asked, if it says anything."""
+    return {"scoring": dict(evaluation.notes)} if evaluation and evaluation.notes else {}
 
 
 def lost(

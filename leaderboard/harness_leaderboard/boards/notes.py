@@ -14,8 +14,8 @@ from harness_leaderboard.boards.published import recipe_fields
 
 TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
 
-# Environment keys that say how a run was asked for, not what it ran on: they may differ without a warning ...
-NOT_CONDITIONS = ("sweep", "search", KEY)
+# Environment keys that say how a run was asked for or scored, not what it ran on: they may differ without a warning ...
+NOT_CONDITIONS = ("sweep", "search", "scoring", KEY)
 # ... and those that name places on somebody's machine, which are nobody else's business.
 NOT_SHOWN = ("command", "results_root")
 

@@ -62,6 +62,14 @@ def test_numbers_that_json_cannot_hold_are_missing_with_a_reason(trial, shared, 
     assert (tmp_path / record.artifacts["adapter"]).exists()
 
 
+def test_what_a_task_says_of_its_scoring_is_kept_in_the_environment(trial, shared, tmp_path):
+    lane = shared.lane(trial, METHOD, TASK())
+    lane.evaluation = Evaluation(dict.fromkeys(TASK.metrics, 0.5), notes={"judge": "one at home"})
+    recording = Recording(Store(str(tmp_path)), ENVIRONMENT)
+    record = again(recording.ended(lane, TASK, shared.solo_cost(trial, METHOD, TASK()), STARTED))
+    assert record.environment == {**ENVIRONMENT, "scoring": {"judge": "one at home"}}
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [

@@ -399,6 +399,12 @@ def test_mixed_hardware_is_on_the_page_and_in_markdown(make_record, tmp_path, te
     assert "Mixed environment" in found["leaderboard.md"]
 
 
+def test_what_tasks_say_of_their_scoring_is_no_mixed_hardware(make_record, tmp_path, texts):
+    said = [{"scoring": {"judge": f"{count} of 2 with a verdict"}} for count in (1, 2)]
+    found = texts([make_record("a", environment=said[0]), make_record("b", environment=said[1])], tmp_path)
+    assert "Mixed environment" not in found["leaderboard.md"]
+
+
 def test_no_records_make_an_honest_empty_page(tmp_path, texts, terminal_table):
     found = texts([], tmp_path)
     assert "There are no records to show." in found["index.html"]
