@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "analyses" / "pictures.py"
 def pictures(monkeypatch):
     spec = importlib.util.spec_from_file_location("pictures", FILE)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "pictures", module)
+    monkeypatch.setitem(sys.modules, "pictures", module)
+    monkeypatch.syspath_prepend(FILE.parent)
     spec.loader.exec_module(module)
     return module
 
@@ -43,22 +46,75 @@ def keep(folder, pictures, *, without=""):
                 write(analyse(analysis, layers, {**about, "model": "m", "model_revision": "r"}), store)
 
 
-def test_every_picture_of_the_page_is_drawn_and_its_means_printed(tmp_path, pictures, capsys):
-    keep(tmp_path, pictures)
+PAGE = """# Analyses
+
+## On a small model
+
+Old.
+
+## Your own
+
+Kept.
+"""
+
+
+def test_every_picture_and_the_page_beside_them_are_written(tmp_path, pictures, capsys):
+    keep(tmp_path, pictures, without="full")
+    (tmp_path / "analyses.md").write_text(PAGE)
     pictures.draw(tmp_path, tmp_path)
-    page = (FILE.parents[2] / "docs" / "analyses.md").read_text(encoding="utf-8")
+    page = (tmp_path / "analyses.md").read_text(encoding="utf-8")
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
     assert drawn == sorted(f"analysis-{picture.analysis}.png" for picture in pictures.PICTURES)
     assert all(f"({name})" in page for name in drawn)
+    assert page.startswith("# Analyses\n\n## On a small model\n")
+    assert page.endswith("\n\n## Your own\n\nKept.\n")
+    assert "Old." not in page
+    assert page.count("agree") >= 5
+    assert "full fine-tuning" not in page  # it is not there, and nothing is said of it
     said = capsys.readouterr().out
     for picture in pictures.PICTURES:
         assert f"## {picture.analysis}" in said
-        assert all(method in said for method in picture.methods)
+        assert all(method in said for method in picture.methods if method != "full")
+
+
+def test_the_page_says_what_the_numbers_say(tmp_path, pictures):
+    from page import section, verdict
+
+    assert [verdict(each) for each in ([True], [True, False], [False, False])] == [
+        "**agrees**", "**agrees in part**", "**does not agree**"
+    ]  # fmt: skip
+    keep(tmp_path, pictures)
+    found = {each.analysis: pictures.of_picture(tmp_path, each) for each in pictures.PICTURES}
+
+    def text(name, *changes):
+        """Return the page's words on an analysis, with numbers of single methods replaced."""
+        several = []
+        for each in found[name]:
+            values = next((new for method, new in changes if method == each.name), {})
+            layers = {k: replace(v, values={**v.values, **values}) for k, v in each.layers.items()}
+            several.append(replace(each, layers=layers))
+        recipe = {"steps": 600, "batch_size": 16, "max_length": 256}
+        return section({**found, name: several}, recipe).partition(f"### {name}")[2].partition("###")[0]
+
+    many, few = {"large": 40.0}, {"large": 10.0}
+    rest = ("mora", many), ("lora", few)
+    assert "ReMoRA 40.0" in text("spectrum", *rest, ("remora", many), ("relora", few))
+    assert "**agrees**.\nMELoRA's" in text("spectrum", *rest, ("remora", many), ("relora", few))
+    assert "**agrees in part**.\nMELoRA's" in text("spectrum", *rest, ("remora", few), ("relora", few))
+    assert "(figure 3): **does not agree**" in text("spectrum", *rest, ("melora", few))
+    assert "**agrees**" in text("amplification", ("milora", {"amplification": 0.1}), ("lora", {"amplification": 0.2}))
+    assert "**does not agree**" in text(
+        "amplification", ("milora", {"amplification": 0.3}), ("lora", {"amplification": 0.2})
+    )
+    sides = {"left_top": 0.1, "left_bottom": 0.1, "left_random": 0.1}
+    told = {"milora": {**sides, "left_bottom": 0.6}, "pissa": {**sides, "left_top": 0.6}, "lora": sides}
+    assert "**agrees**" in text("subspace", *told.items())
+    assert "**agrees in part**, not of LoRA" in text("subspace", *{**told, "lora": told["pissa"]}.items())
 
 
 def test_a_missing_trial_is_named(tmp_path, pictures):
-    keep(tmp_path, pictures, without="remora")
-    with pytest.raises(SystemExit, match="no findings of spectrum on trials of remora: measure first"):
+    keep(tmp_path, pictures, without="mora")
+    with pytest.raises(SystemExit, match="no findings of spectrum on trials of mora: measure first"):
         pictures.draw(tmp_path, tmp_path)
-    with pytest.raises(SystemExit, match=r"no finished trial of lora, relora, .*smollm2-finance.toml"):
+    with pytest.raises(SystemExit, match=r"no finished trial of lora, mora on .*smollm2-finance.toml"):
         pictures.measure(tmp_path, "m", 1)
