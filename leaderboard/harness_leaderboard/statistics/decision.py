@@ -10,9 +10,10 @@ rejected at one look stays so, and frees its level for the others).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
+from scipy import optimize, stats
 
 from harness_leaderboard.statistics.error import Array, Flags, Places, Spread
 from harness_leaderboard.statistics.multiplicity import corrected
@@ -70,7 +71,10 @@ class Decision:
         Source: Lachin 1981, "Introduction to sample size determination", with the errors' own quantiles in place of z.
         """
         spread = self.deciding
-        return spread.distance(self.level * self.shares / len(self.p_values)) + spread.distance(2 * (1 - POWER))
+        found = spread.distance(self.level * self.shares / len(self.p_values)) + spread.distance(2 * (1 - POWER))
+        if self.pairs is None or self.variances.lends:
+            return found
+        return np.asarray(found * [_more_with_few(int(seeds) - 1) for seeds in self.pairs.seeds])
 
     def seeds_to_separate(self) -> list[int | None]:
         """Return how many seeds would separate each pair with 80 % power, were its difference the one that was seen.
@@ -86,6 +90,19 @@ class Decision:
             needed = np.ceil(self.pairs.seed_parts * self.pairs.seeds / room)
         reachable = (room > 0) & (needed < MOST_SEEDS)
         return [int(max(each, 2)) if can else None for each, can in zip(needed, reachable, strict=True)]
+
+
+@cache
+def _more_with_few(degrees: int) -> float:
+    """Return by how much a difference must be larger where a pair goes by its own seeds, which lend it no variance.
+
+    A few seeds' variance is mostly smaller than the true one, and the next board's is another: a typical board would
+    name too small a difference. Source: the noncentral t, at the middle estimate of the deviation.
+    """
+    critical = float(stats.t.isf(0.025, degrees))
+    named = critical + float(stats.t.ppf(POWER, degrees))
+    needed = optimize.brentq(lambda shift: float(stats.nct.sf(critical, degrees, shift)) - POWER, 1.0, 3 * named)
+    return float(needed / named / np.sqrt(stats.chi2.median(degrees) / degrees))
 
 
 def decide(scores: Scores, contributions: Units | None, level: float) -> Decision:

@@ -34,6 +34,17 @@ def test_two_methods_without_items_are_students_paired_test():
     assert found.new_items is None
 
 
+def test_a_difference_of_the_size_that_two_methods_name_is_found_by_about_four_of_five():
+    generator = np.random.default_rng(3)
+
+    def board(gap):
+        totals = generator.standard_normal((2, 3)) + np.array([[gap], [0.0]])
+        return analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2), totals=totals))
+
+    named = np.median([board(0.0).detectable for _ in range(400)])
+    assert 0.74 < np.mean([board(named).between(0, 1).is_separated for _ in range(400)]) < 0.86
+
+
 def test_a_board_without_items_says_that_it_speaks_of_these_items():
     totals = np.array([[0.1, 0.2, 0.3], [0.8, 0.9, 0.95]])
     assert analyse(Scores(methods=("a", "b"), seeds=(0, 1, 2), totals=totals)).scope == "these items"
