@@ -69,7 +69,8 @@ class Record:
             ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.
         environment: Versions, hardware, git commit, plugins; ``layers_without_adapter``, where there are any,
             says which layers of the model no adapter can work in, and why; ``ranks``, over how many processes the model
-            was divided, if it was: times are those of all together, memory is the first one's.
+            was divided, if it was: times are those of all together, memory is the first one's; ``scoring``, what the
+            task says of how it scored, if it says anything.
         error: ``{"type", "message", "traceback", "step"}`` unless complete; where another try may end otherwise, also
             ``conditions``, what this one depended on besides the trial.
         attempts: Earlier tries of the trial, oldest first: ``{"state", "error", "started_at", "finished_at"}``.
