@@ -5,6 +5,7 @@ A paper's statement stands beside ours, and whether they agree follows from the 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -49,8 +50,15 @@ def section(found: Mapping[str, Sequence[Findings]], recipe: Mapping[str, int]) 
         ("quantisation-error", "Spectra of the weight and of its residual", _quantisation),
         ("fast-svd", "Error and seconds of the randomised SVD", _fast_svd),
     )
-    texts = [f"### {name}\n\n![{what}](analysis-{name}.png)\n\n{write(found[name])}\n" for name, what, write in parts]
+    texts = [
+        f"### {name}\n\n![{what}](analysis-{name}.png)\n\n{fill(write(found[name]))}\n" for name, what, write in parts
+    ]
     return "\n".join([introduction, *texts])
+
+
+def fill(text: str) -> str:
+    """Return text in lines of the page's width."""
+    return textwrap.fill(" ".join(text.split()), 140, break_long_words=False, break_on_hyphens=False)
 
 
 def verdict(claims: Sequence[bool]) -> str:

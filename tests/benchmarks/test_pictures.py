@@ -94,13 +94,15 @@ def test_the_page_says_what_the_numbers_say(tmp_path, pictures):
             layers = {k: replace(v, values={**v.values, **values}) for k, v in each.layers.items()}
             several.append(replace(each, layers=layers))
         recipe = {"steps": 600, "batch_size": 16, "max_length": 256}
-        return section({**found, name: several}, recipe).partition(f"### {name}")[2].partition("###")[0]
+        return (
+            section({**found, name: several}, recipe).partition(f"### {name}")[2].partition("###")[0].replace("\n", " ")
+        )
 
     many, few = {"large": 40.0}, {"large": 10.0}
     rest = ("mora", many), ("lora", few)
     assert "ReMoRA 40.0" in text("spectrum", *rest, ("remora", many), ("relora", few))
-    assert "**agrees**.\nMELoRA's" in text("spectrum", *rest, ("remora", many), ("relora", few))
-    assert "**agrees in part**.\nMELoRA's" in text("spectrum", *rest, ("remora", few), ("relora", few))
+    assert "**agrees**. MELoRA's" in text("spectrum", *rest, ("remora", many), ("relora", few))
+    assert "**agrees in part**. MELoRA's" in text("spectrum", *rest, ("remora", few), ("relora", few))
     assert "(figure 3): **does not agree**" in text("spectrum", *rest, ("melora", few))
     assert "**agrees**" in text("amplification", ("milora", {"amplification": 0.1}), ("lora", {"amplification": 0.2}))
     assert "**does not agree**" in text(
