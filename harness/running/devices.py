@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 # What the CPU does for a GPU, putting batches together, is done by a few threads. More only wait for each other; and of
 # several sweeps on one machine, a GPU each, all were up to five times slower with a thread a core in every worker.
@@ -65,3 +69,18 @@ def parse_pack(text: str, device: str) -> int:
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise UsageError(f"--pack {text!r}: give auto, off or a number of trials")
+
+
+def fault_of(device: torch.device) -> str:
+    """Return why this process can use a device no more; empty: it can.
+
+    After an error such as an illegal access to memory, a GPU answers whatever the process asks of it with that error.
+    """
+    import torch
+
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""

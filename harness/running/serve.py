@@ -80,7 +80,7 @@ def main() -> None:
     from harness.running.followers import Followers, Unwritten, halting, meet
     from harness.running.leaving import leave
     from harness.running.recording import Recording
-    from harness.running.worker import Worker
+    from harness.running.worker import DeviceLost, Worker
 
     set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -116,12 +116,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, checkpoints.stop)
     worker = Worker(registry, shared, recording, emit, setup["compiled"], checkpoints)
     emit({"event": "idle", "environment": environment})
-    with suppress(Stopped):
+    try:
         for job in inbox.jobs(checkpoints if is_first else None):
             if followers:
                 followers.send(job)
             worker.run([Trial.from_json(each) for each in job["trials"]], job["pack"])
             emit({"event": "idle"})
+    except Stopped:
+        pass
+    except DeviceLost as lost:  # another process can use it, or says why not
+        why = f"its process can use {device} no more: {lost}"
+        emit({"event": "ended", "why": why, "state": "lost", "machine_lost": lost.is_recorded})
+        leave(1)
     if not is_first:
         emit({"event": "leaving"})
         leave(0)

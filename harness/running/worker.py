@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.contract.method import Method
+from harness.contract.record import Record
 from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.engine.cost import MOST_LANES, SoloCost, lanes_that_fit, lanes_that_pay
@@ -24,12 +25,26 @@ from harness.engine.training import train
 from harness.errors import TrialError
 from harness.planning.registry import Registry
 from harness.running.checkpoints import Checkpoints
+from harness.running.devices import fault_of
 from harness.running.readings import Readings
 from harness.running.recording import Recording, now, only_finite
 
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Mapping[str, Any]], None]
+
+
+class DeviceLost(BaseException):
+    """This process can use its device no more. Like ``KeyboardInterrupt``, no trial's error.
+
+    Args:
+        fault: What is wrong with it.
+        is_recorded: Whether the trial that it happened to has its record; else one of a pack's is to blame.
+    """
+
+    def __init__(self, fault: str, is_recorded: bool) -> None:
+        super().__init__(fault)
+        self.is_recorded = is_recorded
 
 
 class Worker:
@@ -102,6 +117,8 @@ class Worker:
             if len(unfinished) != 1:
                 logger.warning("a pack of %d trials failed, each is run again alone: %s", len(lanes), error)
                 logger.debug("", exc_info=True)
+                if fault := fault_of(self.shared.device):
+                    raise DeviceLost(fault, is_recorded=not unfinished) from error
                 return [lane.trial for lane in unfinished]
             unfinished[0].error = error
             events.finished(unfinished[0])
@@ -176,7 +193,7 @@ class _Events:
         try:
             task = worker.registry.task(trial.task)
             record = worker.recording.ended(lane, task, worker._solo_cost(trial), self.started)
-            worker.emit({"event": "record", "record": record.to_json()})
+            self._tell(record)
         except OSError as error:  # of the place for results, not of the trial
             worker.emit({"event": "stop", "why": f"the adapter of {trial.label} cannot be written: {error}"})
         except Exception as error:  # noqa: BLE001 - a record that cannot be made is that trial's result
@@ -184,5 +201,9 @@ class _Events:
 
     def failed(self, trial: Trial, error: BaseException) -> None:
         """Send the record of a trial that has nothing but an error."""
-        record = self.worker.recording.failed(trial, self.worker.registry.task(trial.task), error, self.started)
+        self._tell(self.worker.recording.failed(trial, self.worker.registry.task(trial.task), error, self.started))
+
+    def _tell(self, record: Record) -> None:
         self.worker.emit({"event": "record", "record": record.to_json()})
+        if not record.state.is_final and (fault := fault_of(self.worker.shared.device)):
+            raise DeviceLost(fault, is_recorded=True)

@@ -94,7 +94,7 @@ def test_seeds_are_a_number_or_a_list():
         (["--methods", "lora", "--exclude", "lora", *SMALL], "methods lora, -lora leaves nothing to run"),
         (
             ["--methods", "full", "--quantize", "nf4", *SMALL],
-            "full: it works on a model of its own, and --quantize nf4",
+            "full: --quantize nf4: it trains the weight of model.layers.0.self_attn.q_proj",
         ),
         (["--quantize", "nf4", "--shard", "2", *SMALL], "--shard and --quantize nf4 are two ways"),
         (["--methods", "", *SMALL], "--methods '' is empty; give a value, or leave it out"),

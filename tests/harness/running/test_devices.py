@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.running.devices import MOST_GPU_THREADS, resolve_devices
+from harness.running.devices import MOST_GPU_THREADS, fault_of, resolve_devices
 
 
 @pytest.fixture
@@ -47,3 +47,14 @@ def test_a_gpu_that_is_not_there_is_named(machine):
     machine(8, 0)
     with pytest.raises(UsageError, match="sees no CUDA device"):
         resolve_devices("cuda", 0)
+
+
+def test_a_device_of_no_more_use_is_told_from_one_that_works(monkeypatch):
+    def broken(_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert fault_of(torch.device("cuda")) == ""
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert fault_of(torch.device("cuda")) == "CUDA error: an illegal memory access was encountered"
+    assert fault_of(torch.device("cpu")) == ""

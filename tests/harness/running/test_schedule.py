@@ -95,7 +95,7 @@ def sweep(executor, trouble, registry, tmp_path_factory):
     """One worker that meets everything that can go wrong, one after the other."""
     folder = tmp_path_factory.mktemp("sweep")
     trouble.setenv("TROUBLE_LOG", str(folder / "log"))
-    trials = plan(registry, ["quick", "diverging", "raising", "miscounting", "killed", "exiting", "slow"])
+    trials = plan(registry, ["quick", "diverging", "raising", "breaking", "miscounting", "killed", "exiting", "slow"])
     trials += plan(registry, ["quick"], ["toy"], {}, seeds=[5])
     sweep = Sweep(folder, trials, registry, executor).run()
     trouble.delenv("TROUBLE_LOG")
@@ -125,6 +125,7 @@ def test_a_good_trial_is_complete_whatever_came_before(sweep, method):
     [
         ("diverging", State.DIVERGED, "TrialDivergedError", "loss became nan at step 2"),
         ("raising", State.FAILED, "RuntimeError", "raised on purpose"),
+        ("breaking", State.FAILED, "RuntimeError", "CUDA error"),
         ("miscounting", State.FAILED, "RuntimeError", "its formula says"),
         ("killed", State.LOST, "WorkerDied", "signal 9 (SIGKILL)"),
         ("exiting", State.FAILED, "WorkerDied", "exit code 3"),
@@ -176,7 +177,7 @@ def test_hook_harness_sweep_finished(sweep):
 
 
 def test_hook_harness_summarize(sweep, registry):
-    assert "trouble: 8 records" in registry.hook.harness_summarize(
+    assert "trouble: 9 records" in registry.hook.harness_summarize(
         records=list(sweep.store.records()), results=sweep.store.root
     )
 

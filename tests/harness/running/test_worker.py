@@ -16,18 +16,18 @@ from harness.planning.search import pending
 from harness.planning.suite import build_suite
 from harness.results.store import Store
 from harness.running.recording import Recording
-from harness.running.worker import Worker
+from harness.running.worker import DeviceLost, Worker
 
 torch.set_num_threads(1)
 REGISTRY = build_registry(block=["trackers:mlflow"])
 TASK = REGISTRY.task("uuid")
 
 
-def run_events(tmp_path, pack=4, **suite):
+def run_events(tmp_path, pack=4, events=None, **suite):
     recipe = {"steps": 2, "pairs": 4, "batch_size": 2, "evaluate_at": []}
     asked = {"tasks": ["uuid"], "methods": ["lora"], "recipe": recipe, **suite}
     trials = pending(plan_cells(build_suite(asked), REGISTRY, None, "float32"), lambda trial: None)
-    events = []
+    events = [] if events is None else events
     worker = Worker(REGISTRY, Shared(torch.device("cpu")), Recording(Store(str(tmp_path)), {}), events.append)
     worker.run(trials, pack)
     return events
@@ -104,6 +104,19 @@ def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, mon
     records = run(tmp_path, seeds=[0, 1])
     assert len(records) == 2
     assert "no two of these go together" in caplog.text
+
+
+def test_a_pack_that_loses_its_device_is_not_run_again_in_this_process(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("harness.running.worker.train", fail)
+    monkeypatch.setattr("harness.running.worker.fault_of", lambda device: "CUDA error")
+    events = []
+    with pytest.raises(DeviceLost, match="CUDA error") as raised:
+        run_events(tmp_path, seeds=[0, 1], events=events)
+    assert not raised.value.is_recorded
+    assert [event["event"] for event in events] == ["started"] * 2, "which of them it was shows when each runs alone"
 
 
 def test_a_plug_in_that_was_edited_after_planning_trains_nothing_under_the_old_id(tmp_path, monkeypatch):

@@ -90,6 +90,22 @@ class Raising(Quick):
         raise RuntimeError("raised on purpose")
 
 
+class Breaking(Quick):
+    """Does to its process what an illegal access to a GPU's memory does: whatever it asks of the device fails."""
+
+    name = "breaking"
+
+    def after_step(self, info):
+        from harness.engine.shared import Shared
+        from harness.running import worker
+
+        def broken(*_, **__):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        worker.fault_of, Shared.lane = lambda device: "CUDA error: an illegal memory access was encountered", broken
+        broken()
+
+
 class Exiting(Quick):
     name = "exiting"
 
@@ -211,7 +227,7 @@ def harness_register_executors():
 
 @hookimpl
 def harness_register_methods():
-    return [Quick, Slow, Diverging, Raising, Exiting, Killed, OneRaising, OneKilled, Miscounting]
+    return [Quick, Slow, Diverging, Raising, Breaking, Exiting, Killed, OneRaising, OneKilled, Miscounting]
 
 
 @hookimpl
