@@ -91,7 +91,7 @@ def _spectrum(several: Sequence[Findings]) -> str:
             "\nMELoRA's paper says that MELoRA has more of them than LoRA (figure 3): "
             f"{verdict([large['melora'] > large['lora']])}."
         )
-    return f"{text} The effective rank of the change: {_listed(rank, '.0f')}."
+    return f"{text} LoRA's change has rank 8 and cannot have more. The effective rank of the change: {_listed(rank, '.0f')}."
 
 
 def _subspace(several: Sequence[Findings]) -> str:
