@@ -47,7 +47,7 @@ def kernels(step: Any, steps: int) -> dict[str, tuple[float, float]]:
         torch.cuda.synchronize()
     times: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in found.events() or []:
-        if event.device_type is DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             times[event.name][0] += event.self_device_time_total / 1e3 / steps
             times[event.name][1] += 1 / steps
     return {name: (milliseconds, launches) for name, (milliseconds, launches) in times.items()}

@@ -27,7 +27,7 @@ from harness.engine.learning_rate import schedule
 from harness.engine.losses import lane_losses
 from harness.engine.quantised import QuantisedLinear
 from harness.engine.resident import Base
-from harness.engine.slots import Reader, Slot, pretrained
+from harness.engine.slots import Slot, pretrained
 from harness.errors import ConfigError
 
 CALIBRATION_BATCHES = 8
@@ -196,8 +196,7 @@ def _calibrate(
 
     # Compiling the loss for every form of batch would take longer than all of this.
     with pretrained(base.model), torch.enable_grad(), compiling(False):
-        for name, module in modules.items():  # heads as they will train, not as the base's seed drew them
-            base.slots[name].parts = ((Reader(module, base.dtype), 1),)
+        base.read(modules)  # heads as they will train, not as the base's seed drew them
         method.calibrate(adapters, Calibration(base.model, batches, loss, weight_gradients, generator))
 
 

@@ -1,7 +1,8 @@
 """Greedy decoding: batched, deterministic, any causal language model.
 
 On a GPU, one token of a small model takes its kernels less time than Python takes to start them. So there the step from
-one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed: once for many batches.
+one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed: once for many batches, and
+for one trial after another where they are alike (``readers``).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE
 from harness.engine.capture import capture
 from harness.engine.losses import head_sees
 from harness.engine.sharding import is_divided
-from harness.engine.slots import pretrained
+from harness.engine.slots import pretrained, reading
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 8  # tokens: how often to wait for the device, and see whether every text has ended
+LOOK_EVERY = 4  # tokens: how often to wait for the device, and see whether every text has ended
 GPU_TOKENS = 2**16  # of a batch of prompts on a GPU, which decodes as many as these in the time of a few
 ROOM = 2  # times what a text needs: more than that is waste, and worth a captured step of its own
+KEPT = 1 / 16  # of a GPU's memory, for the caches of decoders that may be wanted again
 
 
 def generate(
@@ -52,7 +54,7 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     needed = [length + max_new_tokens for length in lengths]
     allowed = company(model, tokenizer) if len(prompts) > 1 else Company.ANY
-    decoder: Decoder | None = None
+    kept = kept_decoders(model)
     for rows, room in _batches(lengths, needed, allowed, batch_size, GPU_TOKENS if device.type == "cuda" else 0):
         width = max(lengths[row] for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
@@ -60,12 +62,8 @@ def generate(
         for place, row in enumerate(rows):
             ids[place, width - len(prompts[row]) :] = torch.as_tensor(prompts[row])
             mask[place, width - len(prompts[row]) :] = 1
-        if decoder is None or not decoder.takes(len(rows), width + max_new_tokens):
-            decoder = None  # its memory is free before there is another
-            if device.type == "cuda" and is_capturable(model, room):
-                decoder = Decoder(model, tokenizer, len(rows), room, max_new_tokens)
         sizes = max_new_tokens, min_new_tokens
-        output = continuations(model, tokenizer, ids.to(device), mask.to(device), *sizes, decoder=decoder)
+        output = continuations(model, tokenizer, ids.to(device), mask.to(device), *sizes, room=room, kept=kept)
         for row, tokens in zip(rows, output.tolist(), strict=True):
             end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
             results[row] = tokens[:end]
@@ -158,7 +156,8 @@ def continuations(
     max_new_tokens: int,
     min_new_tokens: int = 0,
     stop: Sequence[str] = (),
-    decoder: Decoder | None = None,
+    room: int = 0,
+    kept: list[Decoder] | None = None,
 ) -> Tensor:
     """Return the greedy continuations of a batch, (B, up to ``max_new_tokens``); padding follows the end of a text.
 
@@ -170,17 +169,18 @@ def continuations(
         max_new_tokens: At least 1.
         min_new_tokens: No end-of-text token before this many.
         stop: Nobody reads a text beyond the first of these strings in it, so its tokens there may be anything.
-        decoder: Of the model, for batches of this size; ``None``: one is made where it can be.
+        room: Tokens for which later batches will need room, if more than this one.
+        kept: Decoders of the model as it is now, to choose from and add to; by default ``kept_decoders``.
     """
-    room = input_ids.shape[1] + max_new_tokens
-    if decoder is None and input_ids.is_cuda and is_capturable(model, room):
-        decoder = Decoder(model, tokenizer, len(input_ids), room, max_new_tokens)
+    kept = kept_decoders(model) if kept is None else kept
+    decoder = _decoder(kept, model, tokenizer, input_ids, max_new_tokens, room) if input_ids.is_cuda else None
     if decoder is not None:
         try:
             return decoder(input_ids, attention_mask, min_new_tokens, stop)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            kept.remove(decoder)
             logger.warning("decoding of %s cannot be captured and runs slower: %s", type(model).__name__, error)
             logger.debug("", exc_info=True)
     written = slice(input_ids.shape[1], None)
@@ -198,6 +198,37 @@ def continuations(
             stopping_criteria=[lambda ids, _: have_stopped(tokenizer, ids[:, written], stop)] if stop else None,
         )
     return output[:, written]
+
+
+_kept: WeakKeyDictionary[Any, list[Decoder]] = WeakKeyDictionary()  # by what reads the modules that they captured
+
+
+def kept_decoders(model: Any) -> list[Decoder]:
+    """Return the decoders that were made with what now stands in the model's slots; they go when that goes.
+
+    An empty list of the caller's own where nothing stands there: who knows how long such a model stays as it is.
+    """
+    reader = reading(model)
+    return [] if reader is None else _kept.setdefault(reader, [])
+
+
+def _decoder(
+    kept: list[Decoder], model: Any, tokenizer: Any, input_ids: Tensor, max_new_tokens: int, room: int
+) -> Decoder | None:
+    """Return a decoder for a batch, one of those kept or a new one; ``None`` where none can be."""
+    rows, width = input_ids.shape
+    needed = width + max_new_tokens
+    for each in kept:
+        if each.tokenizer is tokenizer and each.max_new_tokens == max_new_tokens and each.takes(rows, needed):
+            return each
+    room = max(room, needed)
+    if not is_capturable(model, room):
+        return None
+    most = KEPT * torch.cuda.get_device_properties(input_ids.device).total_memory
+    while kept and sum(each.cache_bytes() for each in kept) > most:
+        kept.pop(0)  # its memory is free before there is another
+    kept.append(Decoder(model, tokenizer, rows, room, max_new_tokens))
+    return kept[-1]
 
 
 @contextmanager
@@ -282,6 +313,11 @@ class Decoder:
         self._has_ended = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self._penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=self.device)
         self._run: Step | None = None
+
+    def cache_bytes(self) -> int:
+        """Return what keys and values take."""
+        layers = [layer for layer in self._cache.layers if layer.is_initialized]
+        return sum(each.nbytes for layer in layers for each in (layer.keys, layer.values))
 
     def takes(self, rows: int, tokens: int) -> bool:
         """Return whether batches of so many texts, of so many tokens, are decoded here without much waste."""

@@ -132,6 +132,7 @@ class Pack:
 
     def _enter(self) -> None:
         """Put the lanes' modules in their places, to train."""
+        self.base.forget()  # training wants the memory
         for each in self.lanes:
             for module in each.trained().values():
                 module.train()

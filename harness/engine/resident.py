@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import cast
 
@@ -19,6 +19,7 @@ from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
 from harness.engine.quantised import quantise_layers
 from harness.engine.ranks import Ranks
+from harness.engine.readers import Readers
 from harness.engine.sharding import DividedLinear
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained
 from harness.errors import ConfigError
@@ -73,6 +74,7 @@ class Base:
         if has_kernel:
             trained = {id(each) for slot in self.module_slots.values() for each in slot.modules()}
             fuse_norms(each for each in model.modules() if id(each) not in trained)
+        self._readers: Readers | None = None
         is_whole = not quantize and ranks.count == 1
         announce([slot.linear[0].weight for slot in self.linear_slots.values()] if is_whole else [])
 
@@ -142,6 +144,22 @@ class Base:
             for hook in hooks:
                 hook.remove()
         return seen
+
+    def read(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put what reads a lane's modules in their places, for evaluation.
+
+        On a GPU it is the same for lanes that are alike and read one after the other, so that what was captured for one
+        can be replayed for the next.
+        """
+        if self._readers is None or not self._readers.take(modules):
+            self._readers = None  # what it held is free before there is another
+            self._readers = Readers(modules, self.dtype, copies=self.device.type == "cuda")
+        for name, reader in self._readers.items():
+            self.slots[name].parts = ((reader, 1),)
+
+    def forget(self) -> None:
+        """Let go of what read the last lane's modules, and so of all that was captured with it."""
+        self._readers = None
 
     def clear(self) -> None:
         """Take every lane out: the model is the pretrained one again."""

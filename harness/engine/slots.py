@@ -9,12 +9,12 @@ Every lane keeps its own module and its own optimizer. Stacking only re-points t
 a view of the stack, its gradient a view of the stack's gradient. So optimizers, clipping and a method's hooks never
 know whether they run alone, and a lane can leave a pack at any step.
 
-What is not here: batches (``batch``), losses (``losses``), steps (``pack``).
+What is not here: modules as evaluation reads them (``readers``), batches (``batch``), losses (``losses``), steps
+(``pack``).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -27,6 +27,7 @@ from torch.nn.functional import linear
 from harness.contract.method import Adapter
 from harness.engine.layers import present_as_linear
 from harness.engine.quantised import QuantisedLinear
+from harness.engine.readers import Reader, kept_float32
 from harness.errors import HarnessError
 
 
@@ -179,48 +180,6 @@ def by_lane(rows: Tensor, lanes: int) -> Tensor:
     return rows.reshape(lanes, rows.shape[0] // lanes, *rows.shape[1:])
 
 
-def kept_float32(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of tensors that an adapter wants unrounded."""
-    return module.keep_float32 if isinstance(module, Adapter) else ()
-
-
-class Reader:
-    """One lane's module, for evaluation: computes in the base's dtype, without touching gradients or storage."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self.modules = [module]
-        self._rounded = _rounded(module, dtype, kept_float32(module))
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run the module."""
-        return cast(Tensor, self._rounded(*inputs))
-
-
-def _rounded(module: nn.Module, dtype: torch.dtype, exact: Sequence[str]) -> nn.Module:
-    """Return a module that computes in a dtype with the values of another, and shares what need not be rounded.
-
-    Calling it is several times faster than calling the other with replaced tensors.
-    """
-
-    def low(name: str, tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not tensor.is_floating_point() or name in exact:
-            return tensor
-        return tensor.detach().to(dtype)
-
-    other = copy.copy(module)
-    vars(other).update(
-        _parameters={name: low(name, each) for name, each in module._parameters.items()},
-        _buffers={name: low(name, each) for name, each in module._buffers.items()},
-        _modules={
-            name: None
-            if child is None
-            else _rounded(child, dtype, [e[len(name) + 1 :] for e in exact if e.startswith(f"{name}.")])
-            for name, child in module._modules.items()
-        },
-    )
-    return other
-
-
 class Slot(nn.Module):
     """Stands where a layer of the base model was.
 
@@ -295,6 +254,12 @@ class ModuleSlot(Slot):
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Return the model's slots by the name of the layer whose place they took."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Slot)}
+
+
+def reading(model: nn.Module) -> Reader | None:
+    """Return what reads the first module of the one trial that is evaluated; ``None`` where no slot has one."""
+    parts = next((slot.parts for slot in slots(model).values() if slot.parts), ())
+    return next((part for part, _ in parts if isinstance(part, Reader)), None)
 
 
 @contextmanager

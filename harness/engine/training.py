@@ -23,7 +23,6 @@ from harness.engine.lane import Lane
 from harness.engine.memory import let_go, release
 from harness.engine.pack import HalfDoneError, Pack
 from harness.engine.resident import Base
-from harness.engine.slots import Reader
 from harness.errors import HarnessError, TrialDivergedError
 
 logger = logging.getLogger(__name__)
@@ -66,8 +65,10 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = Fals
         group = waiting.pop()
         error = _try_together(base, group, watch, compiled, saver)
         if error is None:
+            base.forget()
             continue
         # Only here, where no frame of what failed is left, is its memory free.
+        base.forget()
         release(base.device)
         running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
         for lane in running:
@@ -274,9 +275,9 @@ def evaluating(base: Base, lane: Lane) -> Iterator[nn.Module]:
     """Yield the model with one lane's modules active, in evaluation mode and without gradients; count how long."""
     start = time.perf_counter()
     model = lane.private if lane.private is not None else base.model
-    for name, module in lane.trained().items():
+    for module in lane.trained().values():
         module.eval()
-        base.slots[name].parts = ((Reader(module, base.dtype), 1),)
+    base.read(lane.trained())
     try:
         with torch.no_grad(), compiling(False):
             yield model
