@@ -145,6 +145,14 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
     peer.trainer_seconds(model, 5)
     found["forms"]["trainer"] = {"step_seconds": peer.trainer_seconds(model, options.steps) / options.steps}
     print(json.dumps(found), flush=True)
+    model.eval()
+    peer.answer(model, 64, 64)
+    for batch_size in (64, 256):
+        found[f"item_seconds_{batch_size}"] = (
+            seconds_of(lambda size=batch_size: peer.answer(model, options.items, size)) / options.items  # type: ignore[misc]
+        )
+    print(json.dumps(found), flush=True)
+    model = peer.load()
     for compiled in (False, True):
         loop = peer.loop(model, compiled)
         start = seconds_of(lambda run=loop: run(20))  # type: ignore[misc]
@@ -157,13 +165,6 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
         name = "compiled loop" if compiled else "loop"
         found["forms"][name] = {"step_seconds": step, "start_seconds": max(0.0, start - 20 * step)}
         print(name, json.dumps(found["forms"][name]), flush=True)
-    model = peer.load().eval()
-    peer.answer(model, 64, 64)
-    for batch_size in (64, 256):
-        found[f"item_seconds_{batch_size}"] = (
-            seconds_of(lambda size=batch_size: peer.answer(model, options.items, size)) / options.items  # type: ignore[misc]
-        )
-    print(json.dumps(found), flush=True)
     return found
 
 

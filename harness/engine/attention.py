@@ -28,13 +28,15 @@ _unmasked: ContextVar[str] = ContextVar("_unmasked", default="")
 
 
 @contextmanager
-def unmasked(flat: bool = False) -> Iterator[None]:
+def unmasked(layout: str = "rows") -> Iterator[None]:
     """Promise that no token may see one that a mask would have to hide.
 
-    There is no padding, or the model is causal and padded behind; or the texts lie flat, and attention knows where each
-    begins.
+    Args:
+        layout: ``rows``: there is no padding, or the model is causal and padded behind. ``flat``: texts lie one after
+            another, and attention knows where each begins. ``beginnings``: a causal model, padded behind, begins to
+            fill a cache of fixed size, of whose places only as many count as there are tokens.
     """
-    before = _unmasked.set("flat" if flat else "rows")
+    before = _unmasked.set(layout)
     try:
         yield
     finally:
@@ -58,7 +60,8 @@ def use_capturable_attention(model: nn.Module) -> None:
         may_skip = arguments.get("allow_is_causal_skip", True) or arguments.get("allow_is_bidirectional_skip", False)
         may_skip = shapes_are_plain and may_skip
         promised = _unmasked.get()
-        return None if promised == "flat" or (promised and may_skip) else sdpa_mask(**arguments)
+        is_certain = promised in ("flat", "beginnings") or (promised and may_skip)
+        return None if is_certain else sdpa_mask(**arguments)
 
     config: Any = model.config
     if config._attn_implementation == "sdpa":
@@ -86,6 +89,8 @@ def attention(
     longest = rest.pop("max_length_q", None)
     rest.pop("cu_seq_lens_k", None), rest.pop("max_length_k", None)
     if boundaries is None:
+        if _unmasked.get() == "beginnings":
+            key, value = (each[:, :, : query.shape[2]] for each in (key, value))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     lanes, heads, tokens, _ = query.shape
     # (L N, heads, D): the tokens of all texts in one row.
@@ -166,6 +171,6 @@ def _logits(model: nn.Module, texts: list[Tensor]) -> list[Tensor]:
         ends = torch.tensor([0, *lengths], device=ids.device).cumsum(0).int()
         arguments |= flat_arguments(ends, max(lengths))
         arguments["position_ids"] = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
-    with unmasked(flat=len(texts) > 1):
+    with unmasked("flat" if len(texts) > 1 else "rows"):
         logits: Tensor = model(**arguments).logits[0].float()
     return list(torch.split(logits, lengths))

@@ -181,3 +181,12 @@ def _in_short(error: Exception) -> str:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def writes_the_same(found: Tensor, expected: Tensor) -> bool:
+    """Compare logits as long as both wrote the same: behind two tokens of one likelihood stand two texts."""
+    count = min(len(found), len(expected))
+    agree = (found[:count].argmax(-1) == expected[:count].argmax(-1)).tolist()
+    count = next((place + 1 for place, same in enumerate(agree) if not same), count)
+    change = (found[:count] - expected[:count]).float().norm() / expected[:count].float().norm().clamp_min(1e-12)
+    return bool(change <= (PADDING_CHANGE_HALF if expected.dtype is torch.bfloat16 else PADDING_CHANGE))  # not if NaN

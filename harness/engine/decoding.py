@@ -1,14 +1,13 @@
 """Greedy decoding: batched, deterministic, any causal language model.
 
-On a GPU, one token of a small model takes its kernels less time than Python takes to start them. So there the step from
-one token to the next is captured in a CUDA graph, over a cache of fixed size, and replayed: once for many batches, and
-for one trial after another where they are alike (``readers``).
+On a GPU, one token of a small model takes its kernels less time than Python takes to start them, so there a captured
+step is replayed (``decoder``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -17,18 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.engine.behaviour import FIRST_TOKEN, PADDING_CHANGE, PADDING_CHANGE_HALF
-from harness.engine.capture import capture
-from harness.engine.losses import head_sees
-from harness.engine.sharding import is_divided
-from harness.engine.slots import pretrained, reading
+from harness.engine.behaviour import FIRST_TOKEN, writes_the_same
+from harness.engine.decoder import ROOM, Decoder, decoder_for, have_stopped, kept_decoders
+from harness.engine.slots import pretrained
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 4  # tokens: how often to wait for the device, and see whether every text has ended
 GPU_TOKENS = 2**16  # of a batch of prompts on a GPU, which decodes as many as these in the time of a few
-ROOM = 2  # times what a text needs: more than that is waste, and worth a captured step of its own
-KEPT = 1 / 16  # of a GPU's memory, for the caches of decoders that may be wanted again
 
 
 def generate(
@@ -113,10 +107,10 @@ def company(model: Any, tokenizer: Any) -> Company:
             alone = _first_logits(model, text, ones)
             beside = _first_logits(model, torch.cat([text, text + 1]), torch.cat([ones, ones]))
             padded = _first_logits(model, torch.cat([padding, text], 1), torch.cat([torch.zeros_like(text), ones], 1))
-        if not _is_same(beside, alone):
+        if not writes_the_same(beside, alone):
             _company[model] = Company.NONE
         else:
-            _company[model] = Company.ANY if _is_same(padded, alone) else Company.OF_ITS_LENGTH
+            _company[model] = Company.ANY if writes_the_same(padded, alone) else Company.OF_ITS_LENGTH
     return _company[model]
 
 
@@ -129,15 +123,6 @@ def _first_logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     with _plainly(model):
         steps = model.generate(ids, attention_mask=mask, pad_token_id=0, **options).logits
     return torch.stack([logits[0] for logits in steps])
-
-
-def _is_same(found: Tensor, expected: Tensor) -> bool:
-    """Compare logits as long as both wrote the same: behind two tokens of one likelihood stand two texts."""
-    count = min(len(found), len(expected))
-    agree = (found[:count].argmax(-1) == expected[:count].argmax(-1)).tolist()
-    count = next((place + 1 for place, same in enumerate(agree) if not same), count)
-    change = (found[:count] - expected[:count]).float().norm() / expected[:count].float().norm().clamp_min(1e-12)
-    return bool(change <= (PADDING_CHANGE_HALF if expected.dtype is torch.bfloat16 else PADDING_CHANGE))  # not if NaN
 
 
 def of_one_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -173,7 +158,7 @@ def continuations(
         kept: Decoders of the model as it is now, to choose from and add to; by default ``kept_decoders``.
     """
     kept = kept_decoders(model) if kept is None else kept
-    decoder = _decoder(kept, model, tokenizer, input_ids, max_new_tokens, room) if input_ids.is_cuda else None
+    decoder = decoder_for(kept, model, tokenizer, input_ids, max_new_tokens, room) if input_ids.is_cuda else None
     if decoder is not None:
         try:
             return decoder(input_ids, attention_mask, min_new_tokens, stop)
@@ -200,37 +185,6 @@ def continuations(
     return output[:, written]
 
 
-_kept: WeakKeyDictionary[Any, list[Decoder]] = WeakKeyDictionary()  # by what reads the modules that they captured
-
-
-def kept_decoders(model: Any) -> list[Decoder]:
-    """Return the decoders that were made with what now stands in the model's slots; they go when that goes.
-
-    An empty list of the caller's own where nothing stands there: who knows how long such a model stays as it is.
-    """
-    reader = reading(model)
-    return [] if reader is None else _kept.setdefault(reader, [])
-
-
-def _decoder(
-    kept: list[Decoder], model: Any, tokenizer: Any, input_ids: Tensor, max_new_tokens: int, room: int
-) -> Decoder | None:
-    """Return a decoder for a batch, one of those kept or a new one; ``None`` where none can be."""
-    rows, width = input_ids.shape
-    needed = width + max_new_tokens
-    for each in kept:
-        if each.tokenizer is tokenizer and each.max_new_tokens == max_new_tokens and each.takes(rows, needed):
-            return each
-    room = max(room, needed)
-    if not is_capturable(model, room):
-        return None
-    most = KEPT * torch.cuda.get_device_properties(input_ids.device).total_memory
-    while kept and sum(each.cache_bytes() for each in kept) > most:
-        kept.pop(0)  # its memory is free before there is another
-    kept.append(Decoder(model, tokenizer, rows, room, max_new_tokens))
-    return kept[-1]
-
-
 @contextmanager
 def _plainly(model: Any) -> Iterator[None]:
     """Set aside how the model's authors like it to write, e.g. a penalty on repetition: greedy is greedy."""
@@ -241,148 +195,3 @@ def _plainly(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = liked
-
-
-def have_stopped(tokenizer: Any, tokens: Tensor, stop: Sequence[str]) -> Tensor:
-    """Return which rows of tokens hold one of the strings when they are decoded, (B,) of bool."""
-    texts = tokenizer.batch_decode(tokens)
-    return torch.tensor([any(each in text for each in stop) for text in texts], device=tokens.device)
-
-
-def is_capturable(model: Any, tokens: int) -> bool:
-    """Return whether a step of decoding texts of so many tokens changes tensors only.
-
-    A recurrent state also counts in Python, which the replay of a captured step does not repeat, and so does a sliding
-    window that a text outgrows. Where a model is divided, ranks exchange its parts at each step.
-    """
-    from transformers.cache_utils import StaticLayer
-
-    if not getattr(model, "_can_compile_fullgraph", False) or is_divided(model):
-        return False
-    return all(type(layer) is StaticLayer for layer in fixed_cache(model, tokens).layers)
-
-
-def fixed_cache(model: Any, tokens: int) -> Any:
-    """Return a cache for texts of so many tokens. A layer whose window they do not outgrow keeps all of them."""
-    from transformers import StaticCache
-    from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
-
-    cache = StaticCache(config=model.config, max_cache_len=tokens)
-    for number, layer in enumerate(cache.layers):
-        if type(layer) is StaticSlidingWindowLayer and tokens <= layer.max_cache_len:
-            cache.layers[number] = StaticLayer(max_cache_len=tokens)
-    return cache
-
-
-Step = Callable[[], None]
-
-
-def _captured(step: Step, device: torch.device) -> Step:
-    """Return the step as a replayed CUDA graph. Nothing is computed yet."""
-    graph, _ = capture(step, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-    return graph.replay
-
-
-class Decoder:
-    """Decodes batches of one size, one after another, over a cache of fixed size.
-
-    The step from token to token reads and writes the same tensors in every batch, so it is captured once.
-
-    Args:
-        model: As for ``continuations``; ``is_capturable``.
-        tokenizer: Gives the padding and end-of-text tokens.
-        rows: Texts of a batch, at most.
-        room: Tokens of a text, its continuation included, at most.
-        max_new_tokens: At least 1.
-        prepare: Turns the step into what is run from the third token on.
-    """
-
-    def __init__(
-        self, model: Any, tokenizer: Any, rows: int, room: int, max_new_tokens: int,
-        prepare: Callable[[Step, torch.device], Step] = _captured,
-    ) -> None:  # fmt: skip
-        self.model, self.rows, self.room, self.max_new_tokens = model, rows, room, max_new_tokens
-        self.end, self.padding, self.prepare = tokenizer.eos_token_id, tokenizer.pad_token_id, prepare
-        self.tokenizer, self.device = tokenizer, next(model.parameters()).device
-        on = {"dtype": torch.long, "device": self.device}
-        self._cache = fixed_cache(model, room)
-        self._mask = torch.zeros(rows, room, **on)
-        self._position, self._token = (torch.zeros(rows, 1, **on) for _ in range(2))
-        self._place = torch.zeros(1, **on)
-        self._output = torch.zeros(rows, max_new_tokens, **on)
-        self._has_ended = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        self._penalty = torch.zeros(model.get_output_embeddings().weight.shape[0], device=self.device)
-        self._run: Step | None = None
-
-    def cache_bytes(self) -> int:
-        """Return what keys and values take."""
-        layers = [layer for layer in self._cache.layers if layer.is_initialized]
-        return sum(each.nbytes for layer in layers for each in (layer.keys, layer.values))
-
-    def takes(self, rows: int, tokens: int) -> bool:
-        """Return whether batches of so many texts, of so many tokens, are decoded here without much waste."""
-        return rows <= self.rows and tokens <= self.room <= ROOM * tokens
-
-    @torch.no_grad()
-    def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor, min_new_tokens: int = 0, stop: Sequence[str] = ()
-    ) -> Tensor:
-        """Do as ``continuations``."""
-        count = len(input_ids)
-        written = self._output[:count]
-        self._begin(input_ids, attention_mask, min_new_tokens)
-        for done in range(1, self.max_new_tokens):
-            if done == min_new_tokens:
-                self._penalty.zero_()
-            if self._run is None and done == 2:
-                self._run = self.prepare(self._step, self.device)
-            (self._run or self._step)()
-            if done % LOOK_EVERY == 0:
-                ended, so_far = self._has_ended[:count], written[:, : done + 1]
-                if (ended | have_stopped(self.tokenizer, so_far, stop) if stop else ended).all():
-                    return so_far.clone()
-        return written.clone()
-
-    def _begin(self, input_ids: Tensor, attention_mask: Tensor, min_new_tokens: int) -> None:
-        """Forget the batch before, and write the first token. Rows that this batch lacks are its first text again."""
-        count, width = input_ids.shape
-        missing = self.rows - count
-        if missing:
-            input_ids = torch.cat([input_ids, input_ids[:1].expand(missing, -1)])
-            attention_mask = torch.cat([attention_mask, attention_mask[:1].expand(missing, -1)])
-        self._cache.reset()
-        # Places behind the current token are hidden because they lie in its future, so the mask may stay the same.
-        self._mask.fill_(1)[:, :width] = attention_mask
-        self._penalty.zero_()
-        if min_new_tokens:
-            self._penalty[self.end] = -torch.inf
-        self._has_ended.zero_()[count:] = True
-        self._place.zero_()
-        self._output.fill_(self.padding)
-        positions = attention_mask.cumsum(1).sub(1).clamp_min(0)
-        with head_sees(self.model.get_output_embeddings(), lambda hidden: hidden[:, -1]):
-            logits = self._forward(input_ids, positions)
-        self._position.copy_(positions[:, -1:] + 1)
-        self._choose(logits)
-
-    def _forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        result = self.model(
-            input_ids=input_ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
-            use_cache=True,
-        )  # fmt: skip
-        logits: Tensor = result.logits
-        return logits
-
-    def _step(self) -> None:
-        """Write the next token of every row."""
-        logits = self._forward(self._token, self._position)
-        self._position.add_(1)
-        self._choose(logits[:, -1])
-
-    def _choose(self, logits: Tensor) -> None:
-        """Take the likeliest next token of every row, or padding after its end."""
-        best = (logits.float() + self._penalty).argmax(-1)
-        self._token.copy_(torch.where(self._has_ended, self.padding, best).unsqueeze(1))
-        self._output.index_copy_(1, self._place, self._token)
-        self._has_ended.logical_or_(best == self.end)
-        self._place.add_(1)

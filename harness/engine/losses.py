@@ -52,7 +52,7 @@ def run(model: Any, batch: Batch, **more: Any) -> Any:
         return model(**arguments)
     # A mask of ones keeps transformers from searching the positions for packed sequences.
     arguments["attention_mask"] = torch.ones_like(batch.input_ids)
-    with unmasked(flat=batch.boundaries is not None):
+    with unmasked("rows" if batch.boundaries is None else "flat"):
         return model(**arguments)
 
 

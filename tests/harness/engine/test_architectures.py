@@ -26,7 +26,8 @@ from transformers.models.auto.modeling_auto import (
 from harness.bases import resolve
 from harness.contract.task import IGNORE, Evaluation, Example, ModelKind, TaskData
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
-from harness.engine.decoding import generate
+from harness.engine.decoder import Decoder, is_capturable, pads_behind
+from harness.engine.decoding import Company, company, generate
 from harness.engine.layers import find_layers, present_as_linear
 from harness.engine.memory import keep
 from harness.engine.model import choose_model
@@ -276,6 +277,13 @@ def examine(kit, kind, family, tmp_path):
         prompts = [list(range(3, 3 + length)) for length in (9, 4, 7, 4)]
         one_by_one = [generate(plain, TOKENIZER, [prompt], 5, min_new_tokens=5)[0] for prompt in prompts]
         assert generate(plain, TOKENIZER, prompts, 5, min_new_tokens=5) == one_by_one
+        if company(plain, TOKENIZER) is Company.ANY and is_capturable(plain, 14):  # as a GPU decodes them
+            ids, mask = (torch.zeros(4, 9, dtype=torch.long) for _ in range(2))
+            for row, prompt in enumerate(prompts):
+                ids[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = torch.tensor(prompt), 1
+            decoder = Decoder(plain, TOKENIZER, 4, 14, 5, lambda step, _: step)
+            assert decoder(ids, mask, 5).tolist() == one_by_one
+            assert pads_behind(plain)
 
 
 LANGUAGE = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -16,8 +16,10 @@ from transformers import (
 )
 
 from harness.bases import resolve
-from harness.engine import decoding
-from harness.engine.decoding import Decoder, continuations, generate, is_capturable
+from harness.engine import decoder, decoding
+from harness.engine.attention import use_capturable_attention
+from harness.engine.decoder import ROOM, Decoder, is_capturable
+from harness.engine.decoding import continuations, generate
 from harness.engine.training import evaluating
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
@@ -89,8 +91,14 @@ def padded(prompts):
     return ids, mask
 
 
+@pytest.mark.parametrize("begins", ["padded before", "padded behind", "padded behind, without a mask"])
 @pytest.mark.parametrize(("most", "least"), [(1, 0), (2, 0), (3, 2), (40, 0), (40, 20)])
-def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least):
+def test_the_step_that_a_gpu_captures_gives_the_same_tokens(model, most, least, begins, monkeypatch):
+    model = copy.deepcopy(model)
+    if begins == "padded before":
+        monkeypatch.setitem(decoder._pads_behind, model, False)  # as if its positions were those of the cache
+    elif begins == "padded behind, without a mask":
+        use_capturable_attention(model)
     ids, mask = padded(draw(LENGTHS, seed=3))
     prepared = []
 
@@ -132,13 +140,14 @@ class Spy:
 def test_batches_follow_each_other_through_one_captured_step(model):
     """What is captured for one batch may be replayed for the next: it reads and writes the same places."""
     batches = [draw([12, 9, 11], seed=11), draw([5, 4], seed=12), draw([12, 3, 8], seed=13)]
-    prepared, spy = [], Spy(model)
+    prepared = []
 
     def prepare(step, _):
         prepared.append(step)
         return step
 
     decoder = Decoder(model, TOKENIZER, 3, 20, 8, prepare)
+    spy = Spy(model)
     try:
         found = [decoder(*padded(batch), min_new_tokens=8) for batch in batches]
     finally:
@@ -221,7 +230,7 @@ def test_texts_of_one_size_follow_each_other_and_every_text_has_room(least, batc
     needed = [length + 8 for length in lengths]
     batches = list(decoding._batches(lengths, needed, decoding.Company.ANY, batch_size, least))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(len(lengths)))
-    assert all(needed[row] <= room <= decoding.ROOM * needed[row] for rows, room in batches for row in rows)
+    assert all(needed[row] <= room <= ROOM * needed[row] for rows, room in batches for row in rows)
     rooms = [room for _, room in batches]
     assert rooms == sorted(rooms, reverse=True)
     assert len(set(rooms)) == 3

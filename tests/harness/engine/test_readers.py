@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from harness import Adapter
-from harness.engine import decoding
+from harness.engine import decoder, decoding
 from harness.engine.readers import Readers
 from harness.engine.slots import reading
 from harness.engine.training import evaluating
@@ -115,13 +115,13 @@ def test_what_is_no_plain_value_is_like_nothing_but_itself():
 def test_decoders_live_as_long_as_what_they_were_made_with(kit):
     base = kit.make_base()
     lanes = [kit.make_lane(base, name, seed=seed) for seed, name in enumerate(("lora", "lora", "mora"))]
-    assert decoding.kept_decoders(base.model) is not decoding.kept_decoders(base.model), "nobody's, so the caller's own"
+    assert decoder.kept_decoders(base.model) is not decoder.kept_decoders(base.model), "nobody's, so the caller's own"
     with evaluating(base, lanes[0]) as model:
-        kept = decoding.kept_decoders(model)
-        assert decoding.kept_decoders(model) is kept
-        before = len(decoding._kept)
+        kept = decoder.kept_decoders(model)
+        assert decoder.kept_decoders(model) is kept
+        before = len(decoder._kept)
     base.forget()
-    assert len(decoding._kept) == before - 1
+    assert len(decoder._kept) == before - 1
 
 
 TOKENS = {"pad_token_id": 0, "eos_token_id": 1}
@@ -137,7 +137,7 @@ def test_a_gpu_decodes_lanes_one_after_another_with_one_captured_step(kit, name,
     for seed, lane in enumerate(lanes):
         moved(lane, seed)
     captured = []
-    monkeypatch.setattr(decoding, "capture", lambda *a, original=decoding.capture: captured.append(a) or original(*a))
+    monkeypatch.setattr(decoder, "capture", lambda *a, original=decoder.capture: captured.append(a) or original(*a))
 
     def written(lane, fresh):
         if fresh:
