@@ -38,6 +38,18 @@ def test_records_are_as_they_were_written_and_of_their_suite(root):
     assert not list(root.glob("adapters/*"))
 
 
+def test_what_was_run_twice_is_the_same_suite_with_all_its_records():
+    for root in (FOLDER.parent / "reproduced").iterdir():
+        records, first = records_of(root), records_of(FOLDER / root.name)
+        assert {record.state for record in records} <= {State.COMPLETE, State.DIVERGED}
+        report = [
+            sorted((r.trial.task, r.trial.method, r.trial.seed) for r in each if r.trial.purpose == "report")
+            for each in (records, first)
+        ]
+        assert report[0] == report[1]
+        assert {r.trial.model_revision for r in records} == {r.trial.model_revision for r in first}
+
+
 def test_the_report_says_what_the_records_say():
     done = subprocess.run(
         [sys.executable, FOLDER / "report.py", "--check"], check=False, capture_output=True, text=True
