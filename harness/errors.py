@@ -47,6 +47,10 @@ class TrialError(HarnessError):
     """A trial cannot be what was planned."""
 
 
+class ChangedBaseError(TrialError):
+    """A method wrote to the pretrained weights that others train over."""
+
+
 class TrialDivergedError(HarnessError):
     """A trial's loss became NaN or infinite."""
 

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.contract.setting import MethodConfig
+from harness.errors import HarnessError
 
 ADAPTED = "_harness_adapted_layers"  # the attribute of an attached model that names them
 
@@ -145,10 +146,20 @@ class Adapter(nn.Module):
         return None
 
     def __call__(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Run ``forward`` in the dtype of the parameters and return the dtype of ``base_output``."""
+        """Run ``forward`` in the dtype of the parameters and return the dtype of ``base_output``.
+
+        Raises:
+            HarnessError: It returned something else than a tensor of the shape of ``base_output``.
+        """
         dtype = next((p.dtype for name, p in self.named_parameters() if name not in self.keep_float32), x.dtype)
-        output = super().__call__(x.to(dtype), base_output.to(dtype))
-        return cast(Tensor, output).to(base_output.dtype)
+        output: Any = super().__call__(x.to(dtype), base_output.to(dtype))
+        if not isinstance(output, Tensor) or output.shape != base_output.shape:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise HarnessError(
+                f"{type(self).__name__}.forward(x, base_output) returned {shape}; return what takes the place of "
+                f"base_output, {tuple(base_output.shape)}"
+            )
+        return output.to(base_output.dtype)
 
 
 @dataclass(frozen=True)

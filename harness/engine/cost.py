@@ -41,7 +41,8 @@ class SoloCost:
         step_seconds: Of one optimizer update; on a GPU in captured form, between device events.
         step_flops: Floating-point operations of the matrix products of one update, forward and backward.
         step_tokens: Tokens of one update.
-        peak_memory_bytes: On a GPU allocated by PyTorch, on a CPU resident in the process; base model included.
+        peak_memory_bytes: On a GPU allocated by PyTorch for this trial and its base model, without what others left in
+            the process; on a CPU resident in the process.
         lane_bytes: What one more trial like this takes on a GPU, with the largest batches that it will see; ``None`` on
             a CPU.
         reasons: For each ``None``, why.
@@ -65,12 +66,14 @@ def measure_solo(base: Base, build: Callable[[], Lane]) -> SoloCost:
         base: The resident model.
         build: Makes the trial's lane; called once.
     """
+    others = _held_besides(base)
     lane = build()
     found: dict[str, Any] = {"initialise_seconds": lane.initialise_seconds}
     reasons: dict[str, str] = {}
     try:
         if lane.steps:
             _measure(base, lane, found, reasons)
+            found["peak_memory_bytes"] -= others
         else:
             reasons["cost"] = "nothing trains, so there is no step"
             found["lane_bytes"] = 0 if base.device.type == "cuda" else None  # it takes no room from those beside it
@@ -128,6 +131,16 @@ def _measure(base: Base, lane: Lane, found: dict[str, Any], reasons: dict[str, s
         found["lane_bytes"] = int(taken * max(1.0, growth))
     else:
         reasons["lane_bytes"] = "only measured on GPUs"
+
+
+def _held_besides(base: Base) -> int:
+    """Return the bytes that this process has allocated on a GPU besides the base model: what other trials left."""
+    if base.device.type != "cuda":
+        return 0
+    layers = (slot.linear[0] for slot in base.linear_slots.values())
+    tensors = (each for module in (base.model, *layers) for each in (*module.parameters(), *module.buffers()))
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors if each.is_cuda}
+    return max(0, torch.cuda.memory_allocated(base.device) - sum(storages.values()))
 
 
 def _held_by_others(device: torch.device) -> int:

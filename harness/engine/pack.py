@@ -68,6 +68,7 @@ class Pack:
         self._forms: Forms | None = None
         self._replay: Replay | None = None
         self._is_midway = False  # some lanes have done an update, and others perhaps not
+        self._is_reached = False  # every lane's adapters have a gradient
 
     def _bind(self) -> None:
         names = dict.fromkeys(name for lane in self.lanes for name in lane.trained())
@@ -243,10 +244,13 @@ class Pack:
         for batch in self.base.ranks.part(batches):
             if batch is not None:
                 losses = lane_losses(self.model, self.base.task.model_kind, batch)
+                if not losses.requires_grad:
+                    raise _unused(self.lanes)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 total += losses.detach()
             for dropout in self._dropouts:
                 dropout.advance()
+        self._check_reached()
         self.leaves.gradients_up()
         self.base.ranks.add_up(
             chain([total], (p.grad for lane in self.lanes for p in lane.parameters() if p.grad is not None))
@@ -256,6 +260,24 @@ class Pack:
             if extra is not None:
                 extra.backward()  # type: ignore[no-untyped-call]
         return total
+
+    def _check_reached(self) -> None:
+        """Refuse lanes whose adapters take no part in the loss: beside others, they would end as if they had trained.
+
+        Asked once. Of ranks, one may have had nothing to do.
+        """
+        if self._is_reached or self.base.ranks.count > 1:
+            return
+        unused = [
+            lane
+            for lane in self.lanes
+            if (parameters := [p for each in lane.adapters.values() for p in each.parameters() if p.requires_grad])
+            and not self.leaves.are_reached(parameters)
+            and lane.method.extra_loss(lane.adapters) is None
+        ]
+        if unused:
+            raise _unused(unused)
+        self._is_reached = True
 
     def close(self) -> None:
         """Let go of captured steps and their memory; another step would capture them anew."""
@@ -267,6 +289,14 @@ class Pack:
             lane.leave()
         stay = [lane for lane in self.lanes if lane not in gone]
         return Pack(self.base, stay, self.compiled) if stay else None
+
+
+def _unused(lanes: Sequence[Lane]) -> HarnessError:
+    names = ", ".join(dict.fromkeys(lane.trial.method for lane in lanes))
+    return HarnessError(
+        f"method {names}: no adapter's parameters take part in the loss, so nothing would train; forward() must use "
+        f"them, and neither detach() them nor leave PyTorch (`harness check {lanes[0].trial.method}`)"
+    )
 
 
 def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], Forms]:

@@ -25,6 +25,7 @@ from harness.engine.memory import keep
 from harness.engine.model import ModelChoice, build_on_meta, load_model, load_tokenizer
 from harness.engine.ranks import Ranks, Together
 from harness.engine.resident import Base
+from harness.engine.seal import Seal
 from harness.engine.sharding import load_divided
 
 MOST_DATA = 8  # tasks' data kept; the oldest goes first
@@ -36,11 +37,12 @@ _COST_KEYS = (
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The base model of the last trial, what tells it from others, and its tokenizer."""
+    """The base model of the last trial, what tells it from others, its tokenizer, and the seal on its weights."""
 
     key: tuple[Any, ...]
     base: Base
     tokenizer: Any
+    seal: Seal | None
 
 
 class Shared:
@@ -73,6 +75,17 @@ class Shared:
     def base(self, trial: Trial, task: Task) -> Base:
         """Return the resident model that a trial trains on."""
         return self._load(trial, task).base
+
+    def changed(self) -> str:
+        """Return the name of a pretrained weight that somebody wrote to, or nothing; such a base is not kept.
+
+        Of a base that is divided over several processes nobody has the whole, and it is not looked at.
+        """
+        if self._loaded is None or self._loaded.seal is None or not (name := self._loaded.seal.broken()):
+            return ""
+        self._loaded = None
+        gc.unfreeze()
+        return name
 
     def lane(self, trial: Trial, method: type[Method], task: Task) -> Lane:
         """Return a new lane for a trial.
@@ -128,7 +141,7 @@ class Shared:
                 model, task, trial.precision, fresh, self.recomputes, quantize=trial.quantize, device=self.device,
                 ranks=self.ranks,
             )  # fmt: skip
-            self._loaded = _Loaded(key, base, tokenizer)
+            self._loaded = _Loaded(key, base, tokenizer, Seal(base) if self.ranks.count == 1 else None)
             keep()
         return self._loaded
 

@@ -103,6 +103,11 @@ class Leaves:
         for leaf in self._leaves:
             leaf.grad = None
 
+    def are_reached(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Return whether the last backward pass gave any of these a gradient."""
+        asked = set(map(id, parameters))
+        return any(leaf.grad is not None for key, leaf in self._known.items() if not asked.isdisjoint(key))
+
     def gradients_up(self) -> None:
         """Give every lane's parameters the gradients of their leaves."""
         for leaf, lanes in self._shared:

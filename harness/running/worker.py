@@ -22,7 +22,7 @@ from harness.engine.memory import let_go, release
 from harness.engine.pack import foresee
 from harness.engine.shared import Shared
 from harness.engine.training import train
-from harness.errors import TrialError
+from harness.errors import ChangedBaseError, TrialError
 from harness.planning.registry import Registry
 from harness.running.checkpoints import Checkpoints
 from harness.running.devices import fault_of
@@ -90,8 +90,14 @@ class Worker:
                 self._check_code(trial)
                 self._solo_cost(trial)
                 lane = self.shared.lane(trial, *self._code(trial))
+                self.check_base([trial])
             except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
                 events.failed(trial, error)
+                if isinstance(error, ChangedBaseError) or self._has_left_the_base_changed():
+                    del lanes[:]  # they were made over it
+                    let_go(error)
+                    self._run_together([each for each in trials if each.id not in events.done])
+                    return
                 continue
             lane.prepare_seconds = time.perf_counter() - begin
             if self.checkpoints is not None:
@@ -109,9 +115,11 @@ class Worker:
         try:
             if self.checkpoints is not None:
                 self.checkpoints.begin()
+            events.together = [lane.trial for lane in lanes]
             train(lanes[0].base, lanes, events, self._pays_to_compile(lanes), self.checkpoints)
         except Exception as error:
             unfinished = [lane for lane in lanes if lane.trial.id not in events.done]
+            self._has_left_the_base_changed()  # then what comes next has another
             lanes[0].base.clear()
             let_go(error)
             if len(unfinished) != 1:
@@ -121,8 +129,29 @@ class Worker:
                     raise DeviceLost(fault, is_recorded=not unfinished) from error
                 return [lane.trial for lane in unfinished]
             unfinished[0].error = error
-            events.finished(unfinished[0])
+            events.ended(unfinished[0])
         return []
+
+    def _has_left_the_base_changed(self) -> bool:
+        """Return whether what failed wrote to the base model, which is not kept then."""
+        try:
+            return bool(self.shared.changed())
+        except RuntimeError:  # the device failed, which whatever comes next will find out
+            return False
+
+    def check_base(self, trials: Sequence[Trial]) -> None:
+        """Refuse to go on with a base model that one of the trials which train over it wrote to.
+
+        Raises:
+            ChangedBaseError: The base is not the pretrained one any more. The next trial loads it anew.
+        """
+        if name := self.shared.changed():
+            methods = ", ".join(dict.fromkeys(trial.method for trial in trials))
+            raise ChangedBaseError(
+                f"the pretrained weight {name} was changed (by method {methods}), which would falsify every trial that "
+                "trains over it; write what a method changes as a correction of base_output, or override attach(), "
+                f"which has a model of its own (`harness check {trials[0].method}`)"
+            )
 
     def _code(self, trial: Trial) -> tuple[type[Method], Task]:
         return self.registry.method(trial.method), self.registry.task(trial.task)()
@@ -146,7 +175,10 @@ class Worker:
             return 1
         try:
             base = self.shared.base(trials[0], self._code(trials[0])[1])
-            costs = [self._solo_cost(trial) for trial in trials]
+            costs = []
+            for trial in trials:
+                costs.append(self._solo_cost(trial))
+                self.check_base([trial])
         except Exception:  # noqa: BLE001 - which trial it was, and why, is recorded when it runs alone
             return 1
         sizes = [cost.lane_bytes for cost in costs if cost.lane_bytes is not None]
@@ -173,6 +205,7 @@ class _Events:
     def __init__(self, worker: Worker, started: str) -> None:
         self.worker, self.started = worker, started
         self.done: set[str] = set()
+        self.together: Sequence[Trial] = ()
 
     def progress(self, lane: Lane, step: int, metrics: Mapping[str, float]) -> None:
         """Send metrics on."""
@@ -187,6 +220,15 @@ class _Events:
         )
 
     def finished(self, lane: Lane) -> None:
+        """Send the record of a trial that trained to its end, or stopped.
+
+        Raises:
+            ChangedBaseError: What it was trained and scored over is not the pretrained model.
+        """
+        self.worker.check_base(self.together)
+        self.ended(lane)
+
+    def ended(self, lane: Lane) -> None:
         """Send the record."""
         trial, worker = lane.trial, self.worker
         self.done.add(trial.id)
@@ -201,6 +243,7 @@ class _Events:
 
     def failed(self, trial: Trial, error: BaseException) -> None:
         """Send the record of a trial that has nothing but an error."""
+        self.done.add(trial.id)
         self._tell(self.worker.recording.failed(trial, self.worker.registry.task(trial.task), error, self.started))
 
     def _tell(self, record: Record) -> None:

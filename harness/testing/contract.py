@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -113,11 +116,19 @@ def if_knob(kind: type[Method]) -> str | None:
     return None if kind.traits.budget_knob else "traits.budget_knob is None"
 
 
+def _place(error: Exception, kind: type[Method]) -> str:
+    """Return the last line of the method's own file that an error went through, or of any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == getattr(sys.modules.get(kind.__module__), "__file__", "")]
+    last = (own or frames)[-1]
+    return f" ({Path(last.filename).name}, line {last.lineno})"
+
+
 def check(
     condition: Callable[[type[Method]], str | None] = always,
     *,
     of_class: bool = False,
-    if_raised: str = "the traceback above: it ends in the method's own code",
+    if_raised: str = "looking at that line",
 ) -> Callable[[Callable[[Any], None]], Check]:
     """Register a check and give its failures one form.
 
@@ -139,7 +150,7 @@ def check(
                 raise CheckFailed(name_of(method), function.__name__, saw, advice) from None
             except Exception as error:
                 # Whatever a method raises here is the method's fault, and is reported as such.
-                saw = f"it raised {type(error).__name__}: {error}"
+                saw = f"it raised {type(error).__name__}: {error}{_place(error, class_of(method))}"
                 raise CheckFailed(name_of(method), function.__name__, saw, if_raised) from error
 
         registered.append(run)

@@ -17,6 +17,7 @@ from torch.nn.functional import linear, mse_loss
 
 from harness.contract.dropout import Dropout
 from harness.contract.method import ADAPTED, Calibration, Method, StepInfo, attaches
+from harness.testing.contract import expect
 from harness.testing.language import LanguageProblem
 
 WIDTHS = (32, 48, 48, 32)  # layers 32->48, 48->48 and 48->32: wide, square and tall
@@ -167,7 +168,13 @@ class TinyTrial:
             loss = torch.stack([self.problem.loss(batch, self.adapters) for batch in self.problem.batches]).mean()
             self.losses.append(loss.item())
             extra = method.extra_loss(self.adapters)
-            (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
+            total = loss if extra is None else loss + extra
+            expect(
+                total.requires_grad,
+                "no parameter that it trains takes part in the loss",
+                "using them in forward(), without detach() and without leaving PyTorch",
+            )
+            total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if observe:
                 observe(f"optimizer step {step + 1}", optimizer)

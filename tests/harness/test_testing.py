@@ -853,3 +853,25 @@ def test_an_expected_failure_that_is_not_run_is_refused(expected):
 def test_the_kit_does_not_import_pytest():
     code = "import sys, harness.testing; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (
+            lambda self, x, base_output: base_output,
+            "no parameter that it trains takes part in the loss. Try",
+        ),
+        (
+            lambda self, x, base_output: None,
+            r"forward\(x, base_output\) returned NoneType; return what takes the place",
+        ),
+        (lambda self, x, base_output: x[..., :1], r"forward\(x, base_output\) returned \(\d+, .*1\); return"),
+        (lambda self, x, base_output: 1 / 0, r"ZeroDivisionError: division by zero \(test_testing\.py, line \d+\)"),
+    ],
+)
+def test_what_a_forward_does_wrong_is_said_with_its_place(forward, said):
+    adapter = type("WrongAdapter", (GoodAdapter,), {"forward": forward})
+    method = type("Wrong", (Good,), {"Adapter": adapter, "extra_loss": lambda self, adapters: None})
+    with pytest.raises(CheckFailed, match=said):
+        CHECKS["check_loss_falls"](method)

@@ -225,6 +225,12 @@ class Row:
         return [each.trial.seed for each in self.records if each.state is not State.INTERRUPTED]
 
     @property
+    def lanes(self) -> list[int]:
+        """Return how many trials trained together, the row's among them, in ascending order; a GPU's packs differ."""
+        found = (each.cost.get("pack_lanes") for each in self.records if is_finished(each))
+        return sorted({int(lanes) for lanes in found if lanes})
+
+    @property
     def seed_scores(self) -> dict[int, float]:
         """Return the score of each finished seed."""
         return {each.trial.seed: each.score for each in self.records if is_finished(each) and each.score is not None}

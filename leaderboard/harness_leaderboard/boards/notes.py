@@ -12,6 +12,7 @@ from harness.contract.record import Record
 from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
 from harness_leaderboard.boards.published import recipe_fields
 
+LESS = 0.8  # of the memory of what trains no adapter: no rounding and no allocator makes so much of a difference
 TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
 
 # Environment keys that say how a run was asked for or scored, not what it ran on: they may differ without a warning ...
@@ -118,7 +119,28 @@ def board_notes(
     if len(versions) > 1:
         notes.append(f"Scored by different versions of the task: {_who(versions)}. Are its numbers still the same?")
     notes += [note for row in rows for note in _notes_on_search(row, everything)]
-    return notes
+    return notes + _notes_on_memory(everything)
+
+
+def _notes_on_memory(everything: Sequence[Record]) -> list[str]:
+    """Return that memory was not measured alike, where what trains no adapter is said to take more than what does."""
+    taken: dict[str, float] = {}
+    bare: dict[str, float] = {}
+    for each in everything:
+        memory = each.cost.get("peak_memory_bytes")
+        if memory is not None and each.trial.purpose == "report":
+            kind = taken if each.trial.adapter_parameters else bare
+            kind[each.trial.method] = max(memory, kind.get(each.trial.method, 0.0))
+    if not taken or not bare:
+        return []
+    name, least = min(bare.items(), key=lambda item: item[1])
+    below = sorted(method for method, memory in taken.items() if memory < LESS * least)
+    if not below:
+        return []
+    return [
+        f"Peak memory was not measured alike: {', '.join(below)} would take less than {name}, which trains no adapter. "
+        "What other trials had left in a worker's memory was counted."
+    ]
 
 
 def _notes_on_effort(rows: Sequence[Row], everything: Sequence[Record]) -> list[str]:

@@ -128,7 +128,9 @@ def _costs(row: Row) -> str:
     trial, said = row.first.trial, []
     said.append(f"{trial.adapter_parameters:,} trained parameters ({bytes_text(trial.adapter_parameters * BYTES)})")
     if (seconds := row.costs["train_seconds"].value) is not None:
-        said.append(f"{seconds:.1f} s to train")
+        lanes = row.lanes
+        together = f" beside others, {' or '.join(map(str, lanes))} at once" if lanes and lanes != [1] else ""
+        said.append(f"{seconds:.1f} s to train{together}")
     if (memory := row.costs["peak_memory_bytes"].value) is not None:
         said.append(f"{bytes_text(memory)} of memory")
     return ", ".join(said)

@@ -12,7 +12,7 @@ from harness_leaderboard.view.curves import board_curves
 from harness_leaderboard.view.details import details
 from harness_leaderboard.view.figures import figures, items, pairs
 from harness_leaderboard.view.model import BoardView
-from harness_leaderboard.view.scores import metric_title, scores_grid
+from harness_leaderboard.view.scores import cost_notes, metric_title, scores_grid
 from harness_leaderboard.view.sentences import (
     context_text,
     effort_text,
@@ -42,6 +42,7 @@ def board_view(board: Board) -> BoardView:
         notes=board.notes,
         badge=limit_text(board),
         scores=scores_grid(board),
+        cost_notes=cost_notes(board),
         failures=tuple(failure_text(each) for each in board.failures),
         details=details(board, curves),
         bars=tuple(_bar(row, axis) for row in board.all_rows),

@@ -78,6 +78,7 @@ class BoardView:
         notes: What a reader must know before believing the numbers.
         badge: A reservation that belongs beside the heading; empty: none.
         scores: The main table.
+        cost_notes: How time and memory came about.
         failures: One line per trial that did not finish.
         details: Further tables, by heading.
         bars: Per row of ``scores`` what its interval plot shows.
@@ -97,6 +98,7 @@ class BoardView:
     notes: tuple[str, ...]
     badge: str
     scores: Grid
+    cost_notes: tuple[str, ...]
     failures: tuple[str, ...]
     details: tuple[tuple[str, tuple[Grid, ...]], ...]
     bars: tuple[Mapping[str, Any] | None, ...]

@@ -30,6 +30,20 @@ COST_NOTE = (
 )
 
 
+def cost_notes(board: Board) -> tuple[str, ...]:
+    """Return how times and memory came about: a trial's share of a pack's time is not what it takes alone."""
+    counts = {lanes for row in board.all_rows for lanes in row.lanes}
+    if counts <= {1}:
+        return (COST_NOTE,)
+    most = max(counts)
+    at_once = f"{most}" if len(counts) == 1 else f"{min(counts)} to {most}"
+    return (
+        COST_NOTE,
+        f"Training is each trial's share of the time of those that trained together, {at_once} at once: alone it takes "
+        "longer, and methods that trained in one pack seem to take the same.",
+    )
+
+
 def metric_title(board: Board, name: str) -> str:
     """Return a metric's title with its unit."""
     details = board.metric_details.get(name, {})
@@ -242,8 +256,7 @@ def _relative(board: Board, step: Summary) -> Cell:
 
 def _together(row: Row) -> str:
     """Return how many trials trained at once, since that is what the training time depends on."""
-    finished = [record for record in row.records if is_finished(record)]
-    lanes = sorted({int(lanes) for record in finished if (lanes := record.cost.get("pack_lanes"))})
+    finished, lanes = [record for record in row.records if is_finished(record)], row.lanes
     parts = [f"{' or '.join(map(str, lanes))} at once"] if lanes and lanes != [1] else []
     return ", ".join([*parts, *(["compiled"] if any(record.cost.get("compiled") for record in finished) else [])])
 

@@ -15,7 +15,6 @@ from markupsafe import Markup, escape
 
 from harness_leaderboard.view.details import MOST_PAIRS
 from harness_leaderboard.view.model import BoardView, Cell, PageView, SiteView
-from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable, slug_of
 from harness_leaderboard.write import csv, latex, markdown
 from harness_leaderboard.write.csv import finite
@@ -118,7 +117,7 @@ class _Writer:
             board=board,
             task_slug=slug_of(board.task),
             leaders={place for place, row in enumerate(board.scores.rows) if row[0].text.split("–")[0] == "1"},
-            cost_note=COST_NOTE,
+            cost_note=" ".join(board.cost_notes),
             figures_json=_island(board.figures),
             pairs_json=_island({**pairs, "items": f"data/items/{board.slug}.js" if board.items else ""}),
         )

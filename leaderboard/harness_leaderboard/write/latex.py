@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness_leaderboard.view.model import BoardView, Cell, Grid
-from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable
 
 COLUMNS = ("rank", "group", "method", "score", "new_items", "these_items", "seeds", "learning_rate", "parameters",
@@ -43,7 +42,7 @@ def document(boards: Sequence[BoardView]) -> str:
 def board(view: BoardView) -> str:
     """Return one board as a ``table`` environment."""
     caption = escape(f"{view.title}. {' '.join(view.sentences)}")
-    notes = (*view.notes, COST_NOTE, *view.scores.notes, *view.failures)
+    notes = (*view.notes, *view.cost_notes, *view.scores.notes, *view.failures)
     return "\n".join(
         [
             "\\begin{table}",

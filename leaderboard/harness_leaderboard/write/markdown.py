@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from harness_leaderboard.view.model import MISSING, BoardView, FamilyView, Grid
-from harness_leaderboard.view.scores import COST_NOTE
 from harness_leaderboard.view.text import printable
 
 SPECIAL = "\\`*_[]|#~"
@@ -33,7 +32,7 @@ def board(view: BoardView) -> str:
     if view.notes:
         parts.append(_list("Before you compare:", view.notes))
     if view.scores.rows or view.scores.foot:
-        parts += [grid(view.scores), COST_NOTE]
+        parts += [grid(view.scores), " ".join(view.cost_notes)]
     if any(cell.text == "ref." for line in view.scores.foot for cell in line):
         parts.append("ref.: reference, outside the budget.")
     if view.scores.notes:

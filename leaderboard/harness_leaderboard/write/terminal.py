@@ -31,6 +31,7 @@ def board(view: BoardView) -> str:
         lines += ["", *_grid(view.scores.select(COLUMNS)).splitlines()]
     if any(cell.text == "ref." for line in view.scores.foot for cell in line):
         lines.append("ref.: reference, outside the budget")
+    lines += view.cost_notes[1:]
     lines += [note for note in view.scores.notes if "not ranked" in note]
     if view.failures:
         lines += ["", f"{many(len(view.failures), 'trial')} did not finish:", *(f"  {each}" for each in view.failures)]

@@ -225,3 +225,12 @@ def test_a_step_is_not_timed_while_another_process_holds_the_card(kit, gpu):
     assert shared.step_seconds is None
     assert "another process holds" in shared.reasons["step_seconds"]
     assert cost().step_seconds > 0
+
+
+@pytest.mark.gpu
+def test_what_other_trials_left_on_the_card_is_not_this_one_s_memory(kit, gpu):
+    base = kit.make_base(device=gpu)
+    alone = measure_solo(base, lambda: kit.make_lane(base, "lora")).peak_memory_bytes
+    left = torch.zeros(256 << 20, dtype=torch.uint8, device=gpu)
+    beside = measure_solo(base, lambda: kit.make_lane(base, "lora")).peak_memory_bytes
+    assert abs(beside - alone) < left.numel() / 16

@@ -164,3 +164,55 @@ def test_progress_says_what_the_worker_takes_of_its_machine_and_records_do_not(t
         assert each["system/process_cpu_utilization_percentage"] >= 0
     (record,) = (Record.from_json(event["record"]) for event in events if event["event"] == "record")
     assert not any(name.startswith("system/") for point in record.history for name in point["metrics"])
+
+
+def test_a_method_that_writes_to_the_base_fails_alone_and_falsifies_nobody(tmp_path, monkeypatch):
+    method = REGISTRY.method("mora")
+    made = method.adapter
+    (clean,) = run(tmp_path / "clean")
+
+    def while_built(self, linear, generator):
+        linear.weight.data.mul_(0.5)
+        return made(self, linear, generator)
+
+    def while_trained(self, linear, generator):
+        adapter = made(self, linear, generator)
+        forward = type(adapter).forward
+
+        class Writing(type(adapter)):
+            def forward(self, x, base_output):
+                linear.weight.data.add_(1e-3)
+                return forward(self, x, base_output)
+
+        adapter.__class__ = Writing
+        return adapter
+
+    for how in (while_built, while_trained):
+        monkeypatch.setattr(method, "adapter", how)
+        events = run_events(tmp_path / how.__name__, methods=["lora", "mora"])
+        lora, mora = (Record.from_json(event["record"]) for event in events if event["event"] == "record")
+        if lora.trial.method == "mora":  # the first to fail is written down first
+            lora, mora = mora, lora
+        assert (lora.state, lora.trial_id, lora.metrics) == (State.COMPLETE, clean.trial_id, clean.metrics)
+        assert (mora.state, mora.error["type"]) == (State.FAILED, "ChangedBaseError")
+        assert "was changed (by method mora)" in mora.error["message"]
+
+
+def test_a_method_whose_parameters_take_no_part_in_the_loss_fails_beside_others_too(tmp_path, monkeypatch):
+    method = REGISTRY.method("mora")
+    made = method.adapter
+
+    def unused(self, linear, generator):
+        adapter = made(self, linear, generator)
+        adapter.__class__ = type("Unused", (type(adapter),), {"forward": lambda self, x, base_output: base_output})
+        return adapter
+
+    monkeypatch.setattr(method, "adapter", unused)
+    events = run_events(tmp_path, methods=["lora", "mora"])
+    records = {
+        each.trial.method: each for event in events if event["event"] == "record"
+        for each in [Record.from_json(event["record"])]
+    }  # fmt: skip
+    assert records["lora"].state is State.COMPLETE
+    assert records["mora"].state is State.FAILED
+    assert "method mora: no adapter's parameters take part in the loss" in records["mora"].error["message"]

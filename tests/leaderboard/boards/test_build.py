@@ -510,3 +510,15 @@ def test_the_effort_of_a_search_is_every_setting_that_was_tried(make_record):
     )
     assert {label: row.tune_trials for label, row in rows(board).items()} == {"melora": 2, "lora": 0}
     assert [each.is_chosen for each in board.tuning].count(True) == 1
+
+
+@pytest.mark.parametrize(("memory", "is_said"), [(9e8, False), (7e8, True)])
+def test_a_method_that_would_take_less_memory_than_the_bare_model_is_said(make_record, memory, is_said):
+    bare = {"adapter_parameters": 0, "budget": "", "budget_parameters": None}
+    records = [
+        make_record("frozen", trial=bare, cost={"peak_memory_bytes": 1e9}),
+        make_record("lora", cost={"peak_memory_bytes": memory}),
+        make_record("mora", cost={"peak_memory_bytes": 2e9}),
+    ]
+    said = [note for note in only(records).notes if note.startswith("Peak memory was not measured alike: lora would")]
+    assert bool(said) == is_said

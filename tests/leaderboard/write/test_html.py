@@ -1,4 +1,5 @@
 import csv
+import html
 import io
 import json
 import random
@@ -749,3 +750,19 @@ def test_boards_that_differ_in_the_main_metric_have_headings_of_their_own(make_r
     assert len(heads) == len(set(heads)) == 2
     assert any("budget lora:r=8 · by loss, lower is better</span>" in head for head in heads)
     assert len(set(re.findall(r"^## .*", found["leaderboard.md"], flags=re.MULTILINE))) == 2
+
+
+def test_a_share_of_a_pack_s_time_is_called_one_wherever_it_is_shown(make_record, make_files, make_terminal, tmp_path):
+    def records(lanes):
+        cost = {"train_seconds": 75.0, "pack_lanes": lanes}
+        return [make_record(method, seed, 0.5, cost=cost) for method in ("lora", "mora") for seed in (0, 1)]
+
+    said, alone = "Training is each trial's share of the time of those that trained together, 4 at once", records(1)
+    files = make_files(records(4), tmp_path / "together")
+    pages = [name for name in files if name in ("leaderboard.md", "leaderboard.tex") or name.startswith("boards/")]
+    shown = [" ".join(html.unescape(files[name]).split()) for name in pages if not name.endswith((".csv", ".json"))]
+    assert len(shown) == 5  # a page, and all boards and one as Markdown and LaTeX
+    for text in (*shown, make_terminal(records(4))):
+        assert said in text
+    assert said[:30] not in make_terminal(alone)
+    assert said[:30] not in make_files(alone, tmp_path / "alone")["leaderboard.md"]
