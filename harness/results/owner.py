@@ -12,7 +12,7 @@ from pathlib import Path
 def this_machine() -> str:
     """Return what processes share that can see each other: one boot of one machine, one namespace of processes.
 
-    Empty where that cannot be told.
+    Where that cannot be told, a name that nobody else has.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

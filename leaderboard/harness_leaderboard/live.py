@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import psutil
 
 from harness.errors import HarnessError
 from harness.results.index import listing
@@ -22,7 +25,7 @@ from harness_leaderboard.write.csv import finite
 LOOPBACK = "127.0.0.1"
 HOSTS = ("localhost", LOOPBACK)  # a page elsewhere that points its own name here gets nothing
 EVERY_SECONDS = 2.0  # the result roots are looked at; a site is made anew when records came
-OLD_SECONDS = 120.0  # after which a file of running trials is one that a killed command left
+OLD_SECONDS = 120.0  # after which a file of running trials is one that a killed command left, unless that can be seen
 SHOWN_FAILURES = 20
 
 log = logging.getLogger(__name__)
@@ -78,9 +81,15 @@ def _running(store: Store) -> list[Any]:
             at, running = float(content["at"]), list(content["running"])
         except (OSError, ValueError, KeyError, TypeError):  # replaced just now, or somebody else's
             continue
-        if time.time() - at < OLD_SECONDS:
+        if time.time() - at < OLD_SECONDS or _is_seen(name):
             found += running
     return found
+
+
+def _is_seen(name: str) -> bool:
+    """Return whether the command that wrote a file lives on this machine: its updates may be minutes apart."""
+    machine, _, process = PurePosixPath(name).stem.rpartition("-")
+    return machine == platform.node() and process.isdecimal() and psutil.pid_exists(int(process))
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import threading
 import time
@@ -186,6 +187,17 @@ def test_what_trains_right_now_is_shown_and_gone_when_the_sweep_ends(served, mak
     live.harness_sweep_finished()
     assert json.loads(ask("/live.json")[1])["running"] == []
     assert list((root / "live").iterdir()) == []
+
+
+def test_a_trial_whose_updates_take_minutes_is_shown_as_long_as_its_command_lives(served, make_record):
+    _, root, ask = served
+    live.harness_trial_started(make_record("dora", 3).trial, {"results_root": str(root)})
+    (file,) = (root / "live").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "at": time.time() - 3_000}))
+    assert len(json.loads(ask("/live.json")[1])["running"]) == 1
+    file.rename(file.with_name(f"elsewhere-{os.getpid()}.json"))
+    assert json.loads(ask("/live.json")[1])["running"] == [], "nobody knows whether that command lives"
+    live.harness_sweep_finished()
 
 
 def test_a_trial_whose_epochs_decide_how_long_it_trains_is_shown_too(served, make_record):
