@@ -328,6 +328,13 @@ def test_a_trial_says_what_it_was_and_how_to_make_it_again(visit):
     page.wait_for_url("**/methods/oft*")
 
 
+def test_a_trial_of_a_search_says_that_its_scores_are_no_results(visit, example_records):
+    tuned = next(record for record in example_records if record.trial.purpose == "tune")
+    text = visit(f"trial.html#{tuned.trial_id}").locator("main").inner_text()
+    assert "are not results" in text
+    assert "Final metrics, of validation data" in text
+
+
 def test_an_address_without_a_trial_is_said(visit, places):
     unknown = f"{places['trial'].partition('#')[2][:2]}{'0' * 14}"
     assert f"There is no trial {unknown}" in visit(f"trial.html#{unknown}").locator("#trial").inner_text()

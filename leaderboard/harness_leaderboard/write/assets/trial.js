@@ -36,7 +36,7 @@
     const score = trial.metrics[trial.metric];
     const parts = [
       element("p", { class: "verdict" }, `${trial.state.replaceAll("_", " ")}${score === null || score === undefined ? "" : `, ${trial.metric} ${score}`}`),
-      element("p", {}, `Trial ${id}, ${trial.spec.purpose === "report" ? "reported" : "of a learning-rate search"}, ${time(trial.started)} to ${time(trial.finished)}.`),
+      element("p", {}, `Trial ${id}, ${trial.spec.purpose === "report" ? "reported" : "of a search: its scores, of validation data, choose a setting and are not results"}, ${time(trial.started)} to ${time(trial.finished)}.`),
       element("p", {}, "See ", element("a", { href: `methods/${trial.method}.html` }, `the method ${trial.spec.method}`), ", ",
         element("a", { href: `tasks/${trial.task}.html` }, `the task ${trial.spec.task}`),
         ...(trial.board ? [", ", element("a", { href: trial.board }, "its board")] : []),
@@ -51,7 +51,7 @@
     parts.push(element("h2", {}, "The command that makes it again"), element("pre", { tabindex: "0" }, trial.command), copy(trial.command),
       element("p", { class: "quiet" }, "With the same versions, data and base model it has the same id. A finished trial is not trained twice: give a new --results."),
       element("h2", {}, "Results"),
-      ...(Object.keys(trial.metrics).length ? [table("Final metrics", ["Metric", "Value", "Why none"],
+      ...(Object.keys(trial.metrics).length ? [table(trial.spec.purpose === "report" ? "Final metrics" : "Final metrics, of validation data", ["Metric", "Value", "Why none"],
         Object.entries(trial.metrics).map(([key, value]) => [key, text(value), trial.reasons[key] ?? ""]))] : []),
       counts("Parameters", trial.counts), counts("Cost", trial.cost),
       element("h2", {}, "Specification"), pairs("Everything that decides the result", flat(trial.spec)),
