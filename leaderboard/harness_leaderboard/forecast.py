@@ -46,4 +46,4 @@ def _sentence(task: str, methods: int, seeds: int, seen: tuple[Noise, str] | Non
         if seen
         else "if the score is a share of right answers among 256 items and seeds vary by 2 points"
     )
-    return f"{of} will tell differences of about {size} apart (found 4 times in 5), {source}."
+    return f"{of} will tell differences of about {size} apart (found about 4 times in 5), {source}."
