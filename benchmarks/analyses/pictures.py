@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from page import section
@@ -93,8 +93,10 @@ def measure(results: Path, model: str, workers: int) -> None:
 
 
 def kept(results: Path, analysis: str) -> list[Findings]:
-    """Return the findings of an analysis."""
-    return [read(path.read_bytes()) for path in sorted((results / "analyses").glob(f"{analysis}-*.json"))]
+    """Return the findings of an analysis with its usual settings."""
+    usual = asdict(build_registry(()).analysis(analysis).Config())
+    found = (read(path.read_bytes()) for path in sorted((results / "analyses").glob(f"{analysis}-*.json")))
+    return [each for each in found if dict(each.settings) == usual]
 
 
 def of_picture(results: Path, picture: Picture) -> list[Findings]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,7 +61,7 @@ def analyse(
     several: list[Findings] = []
     for subject, layers in _subjects(registry, results, trial_ids, task, model, kind.of_updates):
         several.append(look(analysis, layers, subject))
-        where = room.write(several[-1], Store(results))
+        where = room.write(several[-1], Store(results), asdict(kind.Config()))
         click.echo(f"{several[-1].name} -> {where}", err=True)
     click.echo(json.dumps([each.to_json() for each in several]) if as_json else room.table(several))
     if not as_json and kind.claim:

@@ -11,6 +11,7 @@ What is not here: finding it (``analysis``), pictures (``figure``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -95,11 +96,19 @@ class Findings:
         }
 
 
-def write(findings: Findings, store: Store) -> str:
-    """Write findings beside the records, replacing older ones of the same subject, and return where."""
+def write(findings: Findings, store: Store, usual: Mapping[str, Any]) -> str:
+    """Write findings beside the records, replacing older ones of the same subject and settings, and return where.
+
+    Args:
+        findings: What was found.
+        store: Of the records.
+        usual: The analysis' settings where nobody sets any: findings with others have a name of their own.
+    """
     subject = findings.subject.get("trial_id") or findings.subject["model_revision"]
+    settings = json.dumps(dict(findings.settings), sort_keys=True)
+    mark = "" if dict(findings.settings) == dict(usual) else f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     content = json.dumps(findings.to_json(), indent=1).encode()
-    return store.write_artifact(f"{FOLDER}/{findings.analysis}-{subject}.json", content)
+    return store.write_artifact(f"{FOLDER}/{findings.analysis}-{subject}{mark}.json", content)
 
 
 def read(content: bytes) -> Findings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,11 @@ def keep(folder, pictures, *, without=""):
         for method in picture.methods or ("",):
             about = {"trial_id": method, "label": f"{pictures.TASK}/{method}/lr0.1/s0"} if method else {}
             if method != without or not method:
-                write(analyse(analysis, layers, {**about, "model": "m", "model_revision": "r"}), store)
+                write(
+                    analyse(analysis, layers, {**about, "model": "m", "model_revision": "r"}),
+                    store,
+                    asdict(analysis.config),
+                )
 
 
 PAGE = """# Analyses

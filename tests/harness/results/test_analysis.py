@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -47,7 +48,7 @@ def test_layers_of_one_name_are_averaged_and_a_missing_number_does_not_count():
 def test_findings_are_kept_beside_the_records_and_are_no_record(tmp_path):
     store = Store(str(tmp_path))
     store.prepare()
-    where = write(analyse(Size(), LAYERS, SUBJECT), store)
+    where = write(analyse(Size(), LAYERS, SUBJECT), store, {})
     kept = json.loads(store.read_artifact(where))
     assert kept["analysis"] == "size"
     assert kept["subject"] == SUBJECT
@@ -57,11 +58,21 @@ def test_findings_are_kept_beside_the_records_and_are_no_record(tmp_path):
     assert list(store.records()) == []
 
 
+def test_findings_with_other_settings_are_kept_beside_the_usual_ones(tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
+    found = analyse(Size(), LAYERS, SUBJECT)
+    names = [write(replace(found, settings=settings), store, {"r": 8}) for settings in ({"r": 8}, {"r": 4}, {"r": 4})]
+    assert names[0] == "analyses/size-abc.json"
+    assert names[1] == names[2] != names[0]
+    assert {read(store.read_artifact(name)).settings["r"] for name in names} == {8, 4}
+
+
 def test_kept_findings_are_read_back_and_those_of_another_format_are_refused(tmp_path):
     store = Store(str(tmp_path))
     store.prepare()
     found = analyse(Size(), LAYERS, SUBJECT)
-    content = store.read_artifact(write(found, store))
+    content = store.read_artifact(write(found, store, {}))
     assert read(content) == found
     with pytest.raises(HarnessError, match="findings of format 9 cannot be read; this harness writes 1"):
         read(json.dumps({**json.loads(content), "format": 9}).encode())
