@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from contenders import Timing, frozen, harness, peft_loop
+from contenders import Timing, frozen, harness, peft_loop, within
 from torch import nn
 from workloads import LLAMA_7B, LLAMA_58M, LLAMA_250M, SMOLLM2, Workload, build_model
 
@@ -35,9 +35,10 @@ def products(workload: Workload, device: torch.device, dtype: torch.dtype) -> Ca
 
 
 def tried(report: Any, section: str, name: str, build: Callable[[], Any], steps: int, **options: Any) -> Timing | None:
-    """Time a form of a peer that may not work on this machine; say why it does not, and go on."""
+    """Time a form of a peer that may not work on this machine, or not in time; say why it does not, and go on."""
     try:
-        timing: Timing = report.time(section, name, build, steps, **options)
+        with within(report.limit_seconds):
+            timing: Timing = report.time(section, name, build, steps, **options)
         return timing
     except Exception as error:  # noqa: BLE001 - whatever stops a peer here, the others are timed
         print(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -46,6 +48,26 @@ class Timing:
     def per_trial(self) -> float:
         """Return milliseconds per trial and step."""
         return self.milliseconds / self.lanes
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Stop what takes longer: a peer may compile for minutes, and those that come after it are to be timed too.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not at its end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def measure(

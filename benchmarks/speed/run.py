@@ -43,10 +43,15 @@ SWEEP_STEPS = 1_000
 
 
 class Report:
-    """Collects figures and prints them as they come."""
+    """Collects figures and prints them as they come.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: Where to run.
+        limit_seconds: For one form of a peer, compiling included.
+    """
+
+    def __init__(self, device: torch.device, limit_seconds: int) -> None:
+        self.device, self.limit_seconds = device, limit_seconds
         self.timings: dict[str, dict[str, Timing]] = {}
         self.claims: list[dict[str, Any]] = []
 
@@ -283,10 +288,11 @@ def main() -> None:
         "--sections", default="58m,250m,sweep,svd,memory" if on_gpu else "cpu", help=", ".join(SECTIONS)
     )
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--limit-seconds", type=int, default=300, help="for one form of a peer, compiling included")
     parser.add_argument("--plot", type=Path, help="where to draw how cost grows (sections cpu and grow)")
     options = parser.parse_args()
     device = torch.device("cuda" if on_gpu and options.sections != "cpu" else "cpu")
-    report = Report(device)
+    report = Report(device, options.limit_seconds)
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     )

@@ -1,6 +1,6 @@
 """Where a step's time goes on a GPU: its kernels, by kind and by name.
 
-    python benchmarks/speed/kernels.py --shape smollm2 --lanes 8 --compiled
+    python benchmarks/speed/profiled.py --shape smollm2 --lanes 8 --compiled
 
 Says what a pack's replayed step, data handling included, spends in matrix products, attention, compiled passes, plain
 elementwise passes, optimizers and copies, and which kernels are the largest. Random weights, synthetic texts.
