@@ -44,8 +44,6 @@ class Retry:
             return True  # to replace it would destroy what may be evidence
         tries = [*record.attempts, record.attempt]
         here = [each for each in tries if _conditions(each) == self.conditions and each.get("state") != "interrupted"]
-        if not here:
-            return False
         return len(here) >= CHANCE_TRIES or not all(_is_chance(each) for each in here)
 
     def _is_old(self, record: Record) -> bool:
