@@ -128,7 +128,8 @@ class Worker:
                 if fault := fault_of(self.shared.device):
                     raise DeviceLost(fault, is_recorded=not unfinished) from error
                 return [lane.trial for lane in unfinished]
-            unfinished[0].error = error
+            if unfinished[0].error is None or isinstance(error, ChangedBaseError):  # else what came first says why
+                unfinished[0].error = error
             events.ended(unfinished[0])
         return []
 

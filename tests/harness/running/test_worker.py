@@ -106,6 +106,20 @@ def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, mon
     assert "no two of these go together" in caplog.text
 
 
+def test_what_failed_first_is_the_reason_also_where_the_base_cannot_be_looked_at_after_it(tmp_path, monkeypatch):
+    def fail(message):
+        raise RuntimeError(message)
+
+    def evaluate(*_):
+        monkeypatch.setattr(Shared, "changed", lambda _: fail("CUDA error, at the next call"))
+        fail("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(TASK, "evaluate", evaluate)
+    (record,) = run(tmp_path, expected=State.FAILED, seeds=[0])
+    assert record.error["message"] == "CUDA error: an illegal memory access was encountered"
+    assert "in evaluate" in record.error["traceback"]
+
+
 def test_a_pack_that_loses_its_device_is_not_run_again_in_this_process(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error")
