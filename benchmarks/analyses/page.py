@@ -36,7 +36,7 @@ def section(found: Mapping[str, Sequence[Findings]], recipe: Mapping[str, int]) 
     """Return the section.
 
     Args:
-        found: By the analysis; the label of a trial's is its method.
+        found: By the analysis; the label of a trial's is its method. Of the error of quantising, other ranks may follow.
         recipe: Of the trials.
     """
     layers = len(found["spectrum"][0].layers)
@@ -123,14 +123,29 @@ def _amplification(several: Sequence[Findings]) -> str:
     )
 
 
+def _reductions(findings: Findings) -> list[float]:
+    """Return the share of the error that QPiSSA and LoftQ make up for, over all layers."""
+    return [_means([findings], f"{method}_reduction")[findings.name] for method in ("qpissa", "loftq")]
+
+
+def _at_other_ranks(several: Sequence[Findings]) -> str:
+    if not several:
+        return ""
+    found = {each.settings["r"]: _reductions(each) for each in several}
+    numbers = ", ".join(
+        f"{100 * mine:.1f} % and {100 * other:.1f} % at r = {r}" for r, (mine, other) in sorted(found.items())
+    )
+    return f" At other ranks, over all layers: {numbers}."
+
+
 def _quantisation(several: Sequence[Findings]) -> str:
-    (findings,) = several
+    findings, *others = several
     groups = {name: layers for name, layers in findings.by_projection().items() if name != "all"}
     shares = {
         name: [fmean(layer.values[f"{method}_reduction"] or 0.0 for layer in layers) for method in ("qpissa", "loftq")]
         for name, layers in groups.items()
     }
-    mine = [_means([findings], f"{method}_reduction")[findings.name] for method in ("qpissa", "loftq")]
+    mine = _reductions(findings)
     before, after = (_means([findings], f"{what}_kurtosis")[findings.name] for what in ("weight", "residual"))
 
     def listed(is_more: bool) -> str:
@@ -150,7 +165,7 @@ def _quantisation(several: Sequence[Findings]) -> str:
     return (
         "PiSSA's paper says that QPiSSA reduces the error of quantising more than LoftQ at every rank and projection (tables 3 and 6).\n"
         f"Here, at r = {findings.settings['r']}, QPiSSA makes up for {100 * mine[0]:.1f} % of it and LoftQ for {100 * mine[1]:.1f} %, {more}{less}: "
-        f"{verdict(claims)}.\nIt says that the residual is nearer to a normal distribution, for which NF4 is made; the excess kurtosis is {after:.2f}\n"
+        f"{verdict(claims)}.{_at_other_ranks(others)}\nIt says that the residual is nearer to a normal distribution, for which NF4 is made; the excess kurtosis is {after:.2f}\n"
         f"instead of {before:.2f}: {verdict([abs(after) < abs(before)])}. `quantisation-error:r=N` looks at another rank, `iterations=N` at more rounds."
     )
 

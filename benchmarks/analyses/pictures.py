@@ -120,6 +120,13 @@ def of_picture(results: Path, picture: Picture) -> list[Findings]:
     return several
 
 
+def other_ranks(results: Path) -> list[Findings]:
+    """Return the error of quantising at ranks that somebody looked at besides the usual one, in one iteration."""
+    found = (read(path.read_bytes()) for path in sorted((results / "analyses").glob("quantisation-error-*.json")))
+    usual = kept(results, "quantisation-error")[0].settings
+    return [each for each in found if {**each.settings, "r": 0} == {**usual, "r": 0} and each.settings != usual]
+
+
 def draw(results: Path, docs: Path) -> None:
     """Draw every picture, write the page's section, and print the means behind both."""
     registry, every = build_registry(()), {}
@@ -132,6 +139,7 @@ def draw(results: Path, docs: Path) -> None:
     page = docs / "analyses.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(FIRST)
     _, last, after = rest.partition(AFTER)
+    every["quantisation-error"] += other_ranks(results)
     recipe = tomllib.loads((HERE / "smollm2-finance.toml").read_text(encoding="utf-8"))["recipe"]
     page.write_text(f"{before}{section(every, recipe)}\n{last}{after}", encoding="utf-8", newline="\n")
 

@@ -118,6 +118,23 @@ def test_the_page_says_what_the_numbers_say(tmp_path, pictures):
     assert "**agrees in part**, not of LoRA" in text("subspace", *{**told, "lora": told["pissa"]}.items())
 
 
+def test_other_ranks_of_the_error_of_quantising_are_in_the_text_and_not_in_the_picture(tmp_path, pictures):
+    keep(tmp_path, pictures)
+    store, registry = Store(str(tmp_path)), build_registry(())
+    kind = registry.analysis("quantisation-error")
+    layer = LayerChange("0.q_proj", torch.randn(70, 66, generator=torch.Generator().manual_seed(0)))
+    for settings in ({"r": 4}, {"r": 4, "iterations": 2}):
+        found = analyse(kind(kind.Config(**settings)), [layer], {"model": "m", "model_revision": "r"})
+        write(found, store, asdict(kind.Config()))
+    assert [each.settings["r"] for each in pictures.kept(tmp_path, "quantisation-error")] == [16]
+    (other,) = pictures.other_ranks(tmp_path)
+    assert (other.settings["r"], other.settings["iterations"]) == (4, 1)
+    (tmp_path / "analyses.md").write_text(PAGE)
+    pictures.draw(tmp_path, tmp_path)
+    page = " ".join((tmp_path / "analyses.md").read_text().split())
+    assert page.count("at r = 4") == 1
+
+
 def test_a_missing_trial_is_named(tmp_path, pictures):
     keep(tmp_path, pictures, without="mora")
     with pytest.raises(SystemExit, match="no findings of spectrum on trials of mora: measure first"):
