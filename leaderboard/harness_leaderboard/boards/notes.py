@@ -17,6 +17,8 @@ TOLERANCE = 0.01  # deviation from the budget up to which methods count as equal
 
 # Environment keys that say how a run was asked for or scored, not what it ran on: they may differ without a warning ...
 NOT_CONDITIONS = ("sweep", "search", "scoring", KEY)
+# ... those that hardly matter where all steps are a GPU's ...
+OF_THE_HOST = ("cpu", "cpu_count", "threads")
 # ... and those that name places on somebody's machine, which are nobody else's business.
 NOT_SHOWN = ("command", "results_root")
 
@@ -72,7 +74,10 @@ def board_notes(
         if usual and odd:
             notes.append(f"The reference {', '.join(odd)} differs from the ranked methods in {name}.")
     flats = {id(each.environment): flatten(each.environment) for each in everything}
+    are_on_gpus = all(each.environment.get("device") == "cuda" for each in everything)
     for key, counts in distinct_values(everything).items():
+        if are_on_gpus and key in OF_THE_HOST:
+            continue
         if len(counts) > 1 and key.partition(".")[0] not in NOT_CONDITIONS:
             holders: dict[str, list[str]] = defaultdict(list)
             for each in everything:

@@ -400,6 +400,14 @@ def test_mixed_hardware_is_on_the_page_and_in_markdown(make_record, tmp_path, te
     assert "Mixed environment" in found["leaderboard.md"]
 
 
+@pytest.mark.parametrize(("device", "is_said"), [("cuda", False), ("cpu", True)])
+def test_the_hosts_of_gpus_are_no_mixed_hardware(make_record, tmp_path, texts, device, is_said):
+    hosts = [{"device": device, "threads": count, "cpu_count": 2 * count} for count in (8, 64)]
+    found = texts([make_record("a", environment=hosts[0]), make_record("b", environment=hosts[1])], tmp_path)
+    for key in ("threads", "cpu_count"):
+        assert (f"Mixed environment, {key}" in Elements(found["boards"]).text) is is_said
+
+
 def test_what_tasks_say_of_their_scoring_is_no_mixed_hardware(make_record, tmp_path, texts):
     said = [{"scoring": {"judge": f"{count} of 2 with a verdict"}} for count in (1, 2)]
     found = texts([make_record("a", environment=said[0]), make_record("b", environment=said[1])], tmp_path)
