@@ -41,9 +41,9 @@ def run(
         quiet: Show failures only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes; 0: one per GPU, two on a CPU.
+        mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         executor: Where they run, as ``--executor``.
         shard: Over how many GPUs a base model is divided.
-        mlflow: Whether to track with MLflow, which the command line does unless told otherwise.
         block: Plugins to leave out.
         **request: As the options of ``harness run``: ``model``, ``budgets``, ``seeds``, ``tune``, ``tune_seeds``,
             ``halving``, ``scale``, ``learning_rates``, ``targets``, ``precision``, ``quantize``, ``tolerance``,

@@ -15,7 +15,7 @@ import torch
 
 from harness.contract.executor import Executor
 from harness.contract.looks import KEY
-from harness.contract.record import Record
+from harness.contract.record import Record, State
 from harness.contract.trial import Trial
 from harness.errors import UsageError
 from harness.planning.plan import plan_cells
@@ -61,7 +61,7 @@ class How:
     trial_seconds: float = 0.0
     checkpoint_seconds: float = 60.0
     allow_code_execution: bool = False
-    retry: tuple[Any, ...] = ()
+    retry: tuple[State, ...] = ()
     shard: int = 1
 
 
