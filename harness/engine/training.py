@@ -237,6 +237,7 @@ def _end(base: Base, lane: Lane) -> None:
         _score(base, lane)
     except Exception as error:  # noqa: BLE001
         let_go(error)  # other lanes are scored next, and want the memory
+        base.forget()
         lane.error = error
 
 

@@ -121,6 +121,7 @@ class Worker:
             unfinished = [lane for lane in lanes if lane.trial.id not in events.done]
             self._has_left_the_base_changed()  # then what comes next has another
             lanes[0].base.clear()
+            lanes[0].base.forget()
             let_go(error)
             if len(unfinished) != 1:
                 logger.warning("a pack of %d trials failed, each is run again alone: %s", len(lanes), error)
