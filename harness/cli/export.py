@@ -70,11 +70,12 @@ def write(
     """Write a finished trial, and return what was written, what must be known of it, and code that loads it."""
     from transformers.utils.logging import disable_progress_bar
 
-    from harness.results.export import loading_code, read_trained, readable
+    from harness.results.export import loading_code, read_trained, readable, whole_or_nothing
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     trained = read_trained(registry, store, record)
-    form, notes = _write(trained, output, rank, form)
+    with whole_or_nothing(output):
+        form, notes = _write(trained, output, rank, form)
     readable(output)
     if form == "peft":
         from harness.results.vllm import vllm_verdict

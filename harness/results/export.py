@@ -16,11 +16,14 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
@@ -341,6 +344,26 @@ def expect_new(folder: Path) -> None:
         (folder / ".probe").unlink()
         if not is_there:
             folder.rmdir()
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Write into a new or empty folder; what is there when it cannot be written whole, is taken away again.
+
+    Raises:
+        UsageError: The folder holds something, or what is done within fails for the file system's reasons.
+    """
+    expect_new(folder)
+    try:
+        with writing(folder):
+            try:
+                yield
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+    except BaseException:
+        for each in folder.glob("*"):
+            shutil.rmtree(each, ignore_errors=True) if each.is_dir() else each.unlink(missing_ok=True)
+        raise
 
 
 def readable(folder: Path) -> None:

@@ -166,9 +166,9 @@ def _below_the_budget(found: Recommendation) -> str:
 
 def _signed(difference: Difference) -> str:
     interval, items = difference.interval, scope_text(difference.new_items is not None)
-    if interval.high - interval.low < NOTHING:
-        return f"{difference.difference:+.3g} on every seed"
     value = difference.difference + 0.0  # never "-0"
+    if interval.high - interval.low < NOTHING:
+        return f"{value:+.3g} on every seed"
     return f"{value:+.3g} (95 % interval for {items} {interval.low:+.3g} to {interval.high:+.3g})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +27,7 @@ from harness.engine.training import evaluating, train
 from harness.errors import DataError, RecordError, UsageError
 from harness.planning.budget import budget_parameters, solve
 from harness.planning.registry import build_registry
-from harness.results.export import export_merged, export_peft, factorise, read_trained
+from harness.results.export import export_merged, export_peft, factorise, read_trained, whole_or_nothing
 from harness.results.store import Store
 from harness.results.vllm import vllm_verdict
 from harness_plugins.methods.dora import DoRAAdapter
@@ -287,3 +289,30 @@ def test_a_head_that_trained_apart_from_the_embedding_it_was_tied_to_is_exported
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write .*new.*No space left on device; name another"),
+        (SafetensorError("I/O error: No space left on device"), "cannot write .*new.*No space left on device; name"),
+    ],
+)
+def test_a_full_disk_is_said_and_leaves_a_folder_that_may_be_used_again(tmp_path, error, said):
+    folder = tmp_path / "new"
+
+    def write():
+        with whole_or_nothing(folder):
+            (folder / "deep").mkdir(parents=True)
+            (folder / "deep" / "model.safetensors").write_text("the first half")
+            (folder / "config.json").write_text("{}")
+            raise error
+
+    for _ in range(2):
+        with pytest.raises(UsageError, match=said):
+            write()
+        assert list(folder.iterdir()) == []
+    (folder / "kept.txt").write_text("somebody's")
+    with pytest.raises(UsageError, match="not empty"):
+        write()
+    assert (folder / "kept.txt").read_text() == "somebody's"
