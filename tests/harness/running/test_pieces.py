@@ -61,6 +61,14 @@ def test_a_slow_worker_s_group_is_shared_by_those_who_are_done(make_trial, piece
     assert by_the_other == ["fast"] * 2 + ["slow"] * 9
 
 
+def test_a_worker_that_has_left_a_group_is_not_counted_there(make_trial, pieces):
+    waiting = pieces(workers=2)
+    waiting.add([*trials(make_trial, "a", 2), *trials(make_trial, "b"), *trials(make_trial, "c")])
+    assert [waiting.next(worker)[0][0].task for worker in (0, 1, 1)] == ["a", "b", "c"]
+    waiting.add(trials(make_trial, "b"))
+    assert waiting.next(1)[0][0].task == "b", "nobody is on it, and somebody on the other"
+
+
 def test_a_worker_prefers_the_model_that_it_has(make_trial, pieces):
     waiting = pieces()
     waiting.add([make_trial(seed=0), make_trial(task="b"), make_trial(seed=1, targets=("k",))])
