@@ -16,6 +16,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.contract.record import Record
     from harness.contract.task import Task
+    from harness.planning.registry import Registry
 
 NOT_VERIFIED = 1
 
@@ -75,6 +76,7 @@ def verify(
     if retrain and not bad:
         record = store.read(ids[0])
         assert record is not None
+        _expect_the_same(registry, record, data_dir)
         same, said = compare(record, train_again(record, block, device, data_dir, allow_code_execution))
         told["retrained"] = {"is_reproduced": same, "notes": said}
         if not as_json:
@@ -83,6 +85,33 @@ def verify(
     if as_json:
         click.echo(json.dumps(told, indent=1))
     return NOT_VERIFIED if bad else 0
+
+
+def _expect_the_same(registry: Registry, record: Record, data_dir: Path | None) -> None:
+    """Refuse to train again what is not the record's trial here: another score would say nothing about the record.
+
+    Raises:
+        UsageError: Data, model, method or task are not there, or not those that the record's trial had.
+    """
+    from harness.data.tables import identify_tables
+    from harness.engine.model import choose_model
+
+    trial = record.trial
+    task = registry.task(trial.task)()
+    recipe = trial.build_recipe(task)
+    there = {
+        "data": (trial.data, identify_tables(task.tables(recipe), data_dir)),
+        "model": (trial.model_revision, choose_model(trial.model, trial.model_revision, task, recipe).revision),
+    }
+    for kind, name in (("method", registry.method(trial.method).name), ("task", trial.task)):
+        here = registry.origin(kind, name).identity
+        there[kind] = (trial.plugins.get(kind, here), here)
+    for what, (recorded, found) in there.items():
+        if recorded != found:
+            raise UsageError(
+                f"{record.trial_id}: its {what} is not here, so it cannot be trained again: the record has {recorded}, "
+                f"here is {found}"
+            )
 
 
 def train_again(

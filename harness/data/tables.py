@@ -60,7 +60,9 @@ def require(source: Source, splits: Sequence[str], data_dir: Path | None) -> Non
     for split in splits:
         if local_files(source, split, data_dir):
             continue
-        wanted = "/".join(filter(None, [str(data_dir or "<data dir>"), source.folder, f"{split}.jsonl(.gz)"]))
+        is_file = any(source.folder.endswith(each) for each in ENDINGS)  # a user's own, not a folder of splits
+        parts = [str(data_dir or "<data dir>"), source.folder, "" if is_file else f"{split}.jsonl(.gz)"]
+        wanted = "/".join(filter(None, parts))
         if data_dir is not None:
             hub = f", or leave --data-dir out to use {hub_name(source)}" if source.hub_id else ""
             raise DataError(f"data: there is no {wanted}; put the table there{hub}")

@@ -57,3 +57,21 @@ def test_mistakes_are_named(root, command, tmp_path):
     done = command("verify", str(tmp_path), "--retrain")
     assert done.code == 2
     assert "--retrain trains one trial" in done.err
+
+
+def test_what_is_not_the_record_s_here_is_no_trial_that_did_not_come_out_again(command, tmp_path):
+    data, other = tmp_path / "data", tmp_path / "other"
+    for folder, word in ((data, "text"), (other, "words")):
+        folder.mkdir()
+        rows = "".join(f"{word} {number},{'ab'[number % 2]}\n" for number in range(40))
+        (folder / "mine.csv").write_text("text,label\n" + rows)
+    results, small = tmp_path / "results", ["--steps", "1", "--set", "batch_size=1", "--seeds", "1", "--no-mlflow"]
+    own = ["--data", str(data / "mine.csv"), "--methods", "lora", "--device", "cpu"]
+    assert command("run", *own, *small, "--results", str(results)).code == 0
+    (record,) = Store(str(results)).records()
+    again = ["verify", str(results / f"{record.trial_id}.json"), "--retrain", "--device", "cpu"]
+    missing, changed = command(*again), command(*again, "--data-dir", str(other))
+    assert (missing.code, changed.code) == (2, 2)
+    assert "with <data dir>/mine.csv\n" in missing.err
+    assert "its data is not here, so it cannot be trained again: the record has mine.csv sha256:" in changed.err
+    assert "reproduced" not in missing.out + changed.out
