@@ -73,12 +73,18 @@ def plan_cells(suite: Suite, registry: Registry, data_dir: Path | None, precisio
         if shard > 1:
             said = suite.words("quantize", suite.quantize) if suite.quantize else ""
             check_divisible(choice, skeleton, layers, said)
+        of_count: dict[int, str] = {}
         for budget_number, budget in enumerate(suite.budgets):
             is_own = budget == OWN
             asked = None
             if not is_own:
                 whole = count_parameters(skeleton)
                 asked = budget_parameters(budget, layers, whole, registry, context, skeleton)
+                if (same := of_count.setdefault(asked, budget)) != budget:
+                    raise UsageError(
+                        f"{suite.words('budgets')}: {same!r} and {budget!r} are both {asked:,} parameters for task "
+                        f"{task.name!r}, and every trial would be trained twice; give one of them"
+                    )
             for picked in chosen[is_own]:
                 method = picked.method
                 if method.traits.reference and budget_number:

@@ -95,6 +95,12 @@ def test_the_same_suite_gives_the_same_ids():
     assert ids(recipe={"steps": 7}) != ids()
 
 
+@pytest.mark.parametrize("budgets", [["lora", "lora:r=8"], ["80k", "20k", "80000"]])
+def test_one_budget_that_is_written_in_two_ways_is_not_trained_twice(budgets):
+    with pytest.raises(UsageError, match=r"are both 8[01],[90][20]0 parameters for task 'uuid'.*give one of them"):
+        cells(budgets=budgets)
+
+
 def test_a_reference_stands_outside_every_budget_and_runs_once():
     (full,) = trials(methods=["full"], budgets=["lora:r=2", "lora:r=4"])
     assert (full.budget, full.budget_parameters) == ("", None)
