@@ -64,11 +64,10 @@ def train(base: Base, lanes: Sequence[Lane], watch: Watch, compiled: bool = Fals
     while waiting:
         group = waiting.pop()
         error = _try_together(base, group, watch, compiled, saver)
+        base.forget()
         if error is None:
-            base.forget()
             continue
         # Only here, where no frame of what failed is left, is its memory free.
-        base.forget()
         release(base.device)
         running = [lane for lane in group if lane.done < lane.steps and lane.error is None]
         for lane in running:

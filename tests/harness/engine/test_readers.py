@@ -114,9 +114,8 @@ def test_what_is_no_plain_value_is_like_nothing_but_itself():
 
 def test_decoders_live_as_long_as_what_they_were_made_with(kit):
     base = kit.make_base()
-    lanes = [kit.make_lane(base, name, seed=seed) for seed, name in enumerate(("lora", "lora", "mora"))]
     assert decoder.kept_decoders(base.model) is not decoder.kept_decoders(base.model), "nobody's, so the caller's own"
-    with evaluating(base, lanes[0]) as model:
+    with evaluating(base, kit.make_lane(base, "lora")) as model:
         kept = decoder.kept_decoders(model)
         assert decoder.kept_decoders(model) is kept
         before = len(decoder._kept)
@@ -124,13 +123,20 @@ def test_decoders_live_as_long_as_what_they_were_made_with(kit):
     assert len(decoder._kept) == before - 1
 
 
-TOKENS = {"pad_token_id": 0, "eos_token_id": 1}
+def test_whoever_trains_next_finds_no_memory_held(kit):
+    base = kit.make_base()
+    lane = kit.make_lane(base, "lora")
+    with evaluating(base, lane) as model:
+        decoder.kept_decoders(model)
+        before = len(decoder._kept)
+    kit.run(base, [lane])
+    assert len(decoder._kept) < before
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["lora", "dora", "mora", "melora", "relora", "remora", "pissa"])
 def test_a_gpu_decodes_lanes_one_after_another_with_one_captured_step(kit, name, gpu, monkeypatch, caplog):
-    tokenizer = type("Tokenizer", (), TOKENS)()
+    tokenizer = type("Tokenizer", (), {"pad_token_id": 0, "eos_token_id": 1})()
     prompts = [[5, 9, 30, 7], [8, 3], [21, 4, 11], [2, 17, 6, 3, 9]]
     base = kit.make_base(device=str(gpu), precision="bfloat16")
     lanes = [kit.make_lane(base, name, seed=seed) for seed in range(3)]
@@ -139,20 +145,17 @@ def test_a_gpu_decodes_lanes_one_after_another_with_one_captured_step(kit, name,
     captured = []
     monkeypatch.setattr(decoder, "capture", lambda *a, original=decoder.capture: captured.append(a) or original(*a))
 
-    def written(lane, fresh):
-        if fresh:
-            base.forget()
+    def written(lane):
         with evaluating(base, lane) as model:
             assert reading(model) is not None
-            return generate(model, tokenizer, prompts)
+            return decoding.generate(model, tokenizer, prompts, 12, 2, 12)
 
-    def generate(model, tokenizer, prompts):
-        return decoding.generate(model, tokenizer, prompts, 12, 2, 12)
-
-    alone = [written(lane, fresh=True) for lane in lanes]
-    base.forget()
+    alone = []
+    for lane in lanes:
+        alone.append(written(lane))
+        base.forget()
     captured.clear()
-    together = [written(lane, fresh=False) for lane in lanes for _ in range(2)]
+    together = [written(lane) for lane in lanes for _ in range(2)]
     assert together == [each for each in alone for _ in range(2)]
     assert len(captured) == 1
     assert len({str(each) for each in alone}) == 3, "they write different things"
