@@ -63,7 +63,7 @@ class Record:
         cost: ``prepare_seconds`` (model, data, initialisation), ``initialise_seconds`` (the method's part of it, the
             first time in the process: decompositions are kept), ``train_seconds`` (optimizer steps only; a pack's time
             is shared equally by its lanes), ``evaluate_seconds``, ``steps``, ``train_tokens``, ``padding_fraction`` (of
-            what batches held besides), ``batch_forms`` (foreseen, to which batches were padded), ``pack_lanes``,
+            what batches held besides), ``batch_forms`` (sizes to which batches were padded), ``pack_lanes``,
             ``compiled``, ``recomputes``, ``micro_batch_size`` (examples per forward pass); and from a few steps of the
             trial alone, without data preparation and evaluation: ``step_seconds_solo``, ``tokens_per_second_solo``,
             ``step_flops``, ``peak_memory_bytes``. ``None`` where not measured.

@@ -159,7 +159,7 @@ def collate(
     if forms.multiple > 1:  # one form for all of a step's, so that steps of few forms arise
         sizes = [forms.fit(together(sizes), len(groups[0][0]))] * len(groups)
     if forms.longest:
-        return [_flat(group, totals, pad_token, size, forms.longest) for group, size in zip(groups, sizes, strict=True)]
+        return [_flat(group, totals, size, forms.longest) for group, size in zip(groups, sizes, strict=True)]
     return [_collate(group, totals, pad_token, size, causal) for group, size in zip(groups, sizes, strict=True)]
 
 
@@ -198,12 +198,16 @@ def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: i
     )
 
 
-def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: int, size: Size, longest: int) -> Batch:
-    """Lay each lane's texts one after another in one row, and fill it up with texts that nobody asks about."""
+def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, longest: int) -> Batch:
+    """Lay each lane's texts one after another in one row, and fill it up with texts that nobody asks about.
+
+    These are of a token that the lane's texts have: the one for padding may be zero everywhere, and some models have no
+    gradient there.
+    """
     tokens, count = size
     longest = max(longest, *(len(row.ids) for rows in lanes for row in rows))
     fill = -(-tokens // longest)  # texts that the padding is split into: no text may be longer than the longest
-    ids = _padded([np.concatenate([row.ids for row in rows]) for rows in lanes], tokens, pad_token)
+    ids = np.stack([_padded([np.concatenate([row.ids for row in rows])], tokens, rows[0].ids[0])[0] for rows in lanes])
     starts = np.zeros((len(lanes), len(lanes[0]) + fill + 1), dtype=np.int64)  # of each text in its lane, and the end
     for lane, rows in enumerate(lanes):
         ends = np.cumsum([len(row.ids) for row in rows])

@@ -5,7 +5,8 @@ Found by running it: with its weights where it trains, and with made-up ones (``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -51,26 +52,26 @@ def check_behaviour(model: nn.Module, kind: ModelKind) -> None:
         )
 
 
-def check_gradients(model: nn.Module, layers: Sequence[str] = ()) -> None:
+def check_gradients(model: nn.Module, places: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
     """Refuse a model in which something would be counted that cannot train.
 
     Args:
         model: With weights, or a stand-in.
-        layers: Those that adapters may work in.
+        places: Of each layer that an adapter may work in, where it stands: one that is called is enough.
 
     Raises:
         ConfigError: No gradient comes through the model, or through one of the layers.
     """
-    name = type(model).__name__
+    kind = type(model).__name__
     try:
         reached = differentiable(model)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise ConfigError(f"{name}: no gradient comes through it ({_in_short(error)}); take another model") from error
-    if silent := [each for each in layers if each not in reached]:
+        raise ConfigError(f"{kind}: no gradient comes through it ({_in_short(error)}); take another model") from error
+    if silent := [name for name, where in places.items() if reached.isdisjoint(where)]:
         raise ConfigError(
-            f"{name}: no gradient comes through layer {silent[0]!r}, so its adapter would count and not train "
+            f"{kind}: no gradient comes through layer {silent[0]!r}, so its adapter would count and not train "
             f"({len(silent)} such layers); leave it out with --targets"
         )
 
@@ -87,13 +88,16 @@ def look_ahead(model: nn.Module) -> float:
 
 @torch.no_grad()
 def padding_change(model: nn.Module) -> float:
-    """Return how much padding behind a text changes its one output, as a fraction of its norm."""
+    """Return how much padding behind a text changes its one output, as a fraction of its norm.
+
+    The text's tokens are odd in number: some models see several at once, and the last ones together with padding.
+    """
     config = cast(Any, model).config
-    text = some_text(model)
-    padding = torch.full_like(text, getattr(config.get_text_config(), "pad_token_id", None) or 0)
-    mask = torch.cat([torch.ones_like(text), torch.zeros_like(text)], 1)
-    alone = _logits(model, text).float()
-    padded = _logits(model, torch.cat([text, padding], 1), mask).float()
+    text = some_text(model)[:, 1:]
+    padded = torch.full((1, 2 * TOKENS), getattr(config.get_text_config(), "pad_token_id", None) or 0).to(text)
+    padded[:, : TOKENS - 1] = text
+    mask = torch.arange(2 * TOKENS, device=text.device)[None].lt(TOKENS - 1).to(text)
+    alone, padded = _logits(model, text).float(), _logits(model, padded, mask).float()
     return float((padded - alone).norm() / alone.norm().clamp_min(1e-12))
 
 

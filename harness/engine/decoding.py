@@ -15,14 +15,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from harness.engine.behaviour import FIRST_TOKEN, writes_the_same
 from harness.engine.decoder import ROOM, Decoder, decoder_for, have_stopped, kept_decoders
+from harness.engine.memory import Portions
 from harness.engine.slots import pretrained
 
 logger = logging.getLogger(__name__)
 
 GPU_TOKENS = 2**16  # of a batch of prompts on a GPU, which decodes as many as these in the time of a few
+_portions = Portions()
 
 
 def generate(
@@ -158,6 +161,25 @@ def continuations(
         kept: Decoders of the model as it is now, to choose from and add to; by default ``kept_decoders``.
     """
     kept = kept_decoders(model) if kept is None else kept
+
+    def write(some: slice) -> Tensor:
+        sizes = max_new_tokens, min_new_tokens
+        try:
+            return _continuations(model, tokenizer, input_ids[some], attention_mask[some], *sizes, stop, room, kept)
+        except torch.OutOfMemoryError:
+            kept.clear()  # fewer texts at once want a smaller one
+            raise
+
+    parts = _portions(model, len(input_ids), write)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=tokenizer.pad_token_id) for part in parts])
+
+
+def _continuations(
+    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, min_new_tokens: int,
+    stop: Sequence[str], room: int, kept: list[Decoder],
+) -> Tensor:  # fmt: skip
+    """Do as ``continuations``, all at once."""
     decoder = decoder_for(kept, model, tokenizer, input_ids, max_new_tokens, room) if input_ids.is_cuda else None
     if decoder is not None:
         try:

@@ -8,6 +8,7 @@ What is not here: greedy decoding (``decoding``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ import torch
 from harness.contract.task import Example, ModelKind
 from harness.engine.batch import collate, encode
 from harness.engine.losses import lane_losses, token_losses
+from harness.engine.memory import Portions
 
 GPU_TOKENS = 2**15  # of a forward pass on a GPU, which fewer would not fill
+_portions = Portions()
 
 
 @torch.no_grad()
@@ -35,11 +38,15 @@ def negative_log_likelihoods(
     results = [0.0] * len(examples)
     least_tokens = GPU_TOKENS if device.type == "cuda" else 0
     for rows in by_length([len(e.input_ids) for e in examples], batch_size, least_tokens):
-        # One lane per example, so that loss positions come back grouped by example.
-        (batch,) = collate([[encode(examples[row], ModelKind.CAUSAL_LM)] for row in rows], pad_token)
-        batch = batch.to(device)
-        losses = token_losses(model, batch) * (batch.weights > 0)
-        for row, loss in zip(rows, losses.view(len(rows), -1).double().sum(1).tolist(), strict=True):
+
+        def sums(some: slice, rows: Sequence[int] = rows) -> list[float]:
+            # One lane per example, so that loss positions come back grouped by example.
+            (batch,) = collate([[encode(examples[row], ModelKind.CAUSAL_LM)] for row in rows[some]], pad_token)
+            batch = batch.to(device)
+            losses = token_losses(model, batch) * (batch.weights > 0)
+            return losses.view(batch.lanes, -1).double().sum(1).tolist()
+
+        for row, loss in zip(rows, chain(*_portions(model, len(rows), sums)), strict=True):
             results[row] = loss
     return results
 
@@ -61,11 +68,15 @@ def training_loss(
     least_tokens = GPU_TOKENS if device.type == "cuda" else 0
     total, count = 0.0, 0
     for rows in by_length([len(e.input_ids) for e in examples], batch_size, least_tokens):
-        (batch,) = collate([[encode(examples[row], kind)] for row in rows], pad_token)
-        batch = batch.to(device)
-        labelled = (batch.weights > 0).view(batch.lanes, -1).sum(1)
-        total += float((lane_losses(model, kind, batch).double() * labelled).sum())
-        count += int(labelled.sum())
+
+        def sum_and_count(some: slice, rows: Sequence[int] = rows) -> tuple[float, int]:
+            (batch,) = collate([[encode(examples[row], kind)] for row in rows[some]], pad_token)
+            batch = batch.to(device)
+            labelled = (batch.weights > 0).view(batch.lanes, -1).sum(1)
+            return float((lane_losses(model, kind, batch).double() * labelled).sum()), int(labelled.sum())
+
+        for loss, labels in _portions(model, len(rows), sum_and_count):
+            total, count = total + loss, count + labels
     return total / count
 
 

@@ -9,13 +9,14 @@ What is not here: making batches of these sizes (``batch``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 MULTIPLE = 16  # sizes on a GPU are multiples of this
 MOST_FORMS = 8
+UNKNOWN, BEYOND = 3, 1  # bits that are kept of a size that was not foreseen, of any and of one larger than all foreseen
 LITTLE = 0.05  # of all tokens: padding for the sake of fewer forms that is taken without looking for more forms
 
 
@@ -38,12 +39,14 @@ class Forms:
     Attributes:
         longest: Texts lie flat, one after another, and none has more tokens; 0: each has a row of its own.
         multiple: Sizes that were not foreseen are rounded up to a multiple of this; 1: no padding but to equal lengths.
+        limit: Of the tokens of a row that is one text: the model's positions; 0: none is known.
         sizes: Foreseen, ascending.
         examples: For each of these, the update of which a batch of this size was foreseen.
     """
 
     longest: int = 0
     multiple: int = 1
+    limit: int = 0
     sizes: Sequence[Size] = ()
     examples: Mapping[Size, int] = field(default_factory=dict)
 
@@ -54,21 +57,34 @@ class Forms:
             return fitting[0]
         if self.multiple == 1:
             return needed
-        if self.longest:  # coarsely, so that few forms arise however the texts' lengths add up
-            return Size(_coarse(needed.tokens, self.multiple), _coarse(needed.labels, self.multiple))
-        return Size(_up(needed.tokens, self.multiple), _up(needed.labels, self.multiple * examples))
+        if self.sizes:  # larger than thousands before it: the next such one shall find a form that fits
+            tokens, labels = (
+                most if each <= most else _coarse(each, self.multiple, BEYOND)
+                for each, most in zip(needed, self.sizes[-1], strict=True)
+            )
+        elif self.longest:  # coarsely, so that few forms arise however the texts' lengths add up
+            tokens, labels = (_coarse(each, self.multiple, UNKNOWN) for each in needed)
+        else:
+            tokens, labels = _up(needed.tokens, self.multiple), _up(needed.labels, self.multiple * examples)
+        return Size(self._within(tokens), labels)
+
+    def _within(self, tokens: int) -> int:
+        """Return the tokens of a row that the model has positions for: padding may not need more than the texts."""
+        return min(tokens, self.limit) if self.limit and not self.longest else tokens
 
 
-def plan(needs: Sequence[Size], longest: int = 0, most: int = MOST_FORMS) -> Forms:
+def plan(needs: Sequence[Size], longest: int = 0, most: int = MOST_FORMS, limit: int = 0) -> Forms:
     """Return the forms for batches that need these sizes: as few as waste little, and at most ``most``.
 
     Args:
         needs: What each batch needs, update by update.
         longest: See ``Forms``.
         most: Forms.
+        limit: See ``Forms``.
     """
+    empty = Forms(longest, MULTIPLE, limit)
     if not needs:
-        return Forms(longest, MULTIPLE)
+        return empty
     rounded = np.asarray([_up(each.tokens, MULTIPLE) for each in needs])
     tokens, places, counts = np.unique(rounded, return_inverse=True, return_counts=True)
     labels = np.zeros(len(tokens), dtype=np.int64)
@@ -81,12 +97,12 @@ def plan(needs: Sequence[Size], longest: int = 0, most: int = MOST_FORMS) -> For
     for start, end in zip([0, *ends], ends, strict=False):
         # Ascending in both, so that the first size that fits is the smallest.
         most_labels = max([int(labels[start:end].max()), *(size.labels for size in sizes)])
-        sizes.append(Size(int(tokens[end - 1]), _up(most_labels, MULTIPLE)))
-    forms = Forms(longest, MULTIPLE, tuple(sizes))
+        sizes.append(Size(empty._within(int(tokens[end - 1])), _up(most_labels, MULTIPLE)))
+    forms = replace(empty, sizes=tuple(sizes))
     examples: dict[Size, int] = {}
     for update, needed in enumerate(needs):
         examples.setdefault(forms.fit(needed, 1), update)
-    return Forms(longest, MULTIPLE, tuple(size for size in sizes if size in examples), examples)
+    return replace(empty, sizes=tuple(size for size in sizes if size in examples), examples=examples)
 
 
 def _partition(sizes: np.ndarray, counts: np.ndarray, number: int) -> tuple[list[int], float]:
@@ -121,6 +137,6 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _coarse(number: int, multiple: int) -> int:
-    """Return a number rounded up by an eighth at most."""
-    return _up(number, max(multiple, 1 << max(0, number.bit_length() - 4)))
+def _coarse(number: int, multiple: int, bits: int) -> int:
+    """Return a number rounded up by a part of ``2 ** bits`` at most, or to the multiple."""
+    return _up(number, max(multiple, 1 << max(0, number.bit_length() - 1 - bits)))

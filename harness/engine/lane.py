@@ -64,7 +64,7 @@ class Lane:
         prepare_seconds: What making it took; likewise its training and its evaluations.
         train_tokens: Trained on so far.
         padded_tokens: The same, with what batches were filled up with.
-        forms: Most forms of batch that a step was prepared for.
+        forms: How many forms its batches had, at most in one pack; 0: each has its own.
         pack_lanes: Most lanes that trained with it at once, itself included.
         compiled: Whether it trained in a compiled model.
         rows_at_once: Examples per forward pass: the recipe's, or fewer where memory ran out.

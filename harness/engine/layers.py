@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -233,11 +233,22 @@ def select_layers(
     return chosen
 
 
+def stacked_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of which a model is a stack, of one class or several; none where it is not."""
+    return _largest(_stacks(model))
+
+
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of which a model is a stack; none where it is not."""
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
-    alike = [list(each) for each in lists if len({type(block) for block in each}) == 1]
-    return max(alike, key=lambda blocks: sum(p.numel() for block in blocks for p in block.parameters()), default=[])
+    """Return the blocks of one class of which a model is a stack; none where it is not."""
+    return _largest(blocks for blocks in _stacks(model) if len({type(block) for block in blocks}) == 1)
+
+
+def _stacks(model: nn.Module) -> Iterator[list[nn.Module]]:
+    yield from (list(each) for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1)
+
+
+def _largest(stacks: Iterable[list[nn.Module]]) -> list[nn.Module]:
+    return max(stacks, key=lambda blocks: sum(p.numel() for block in blocks for p in block.parameters()), default=[])
 
 
 def trained_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:

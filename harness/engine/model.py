@@ -21,6 +21,7 @@ from harness.bases import resolve
 from harness.contract.task import ModelKind, Task
 from harness.data.hub import is_offline
 from harness.engine.layers import trained_modules
+from harness.engine.probe import use_cache
 from harness.errors import ConfigError, DataError, HarnessError, UsageError
 
 # Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
@@ -108,12 +109,15 @@ def _load_config(choice: ModelChoice, task: Task, recipe: Any) -> Any:
     from transformers import AutoConfig
 
     if task.model_kind is ModelKind.FROM_SCRATCH:
-        return task.model_config(recipe)
-    arguments = dict(task.model_arguments(recipe))
-    with _explaining(f"the configuration of model {choice.name!r} cannot be read"):
-        return AutoConfig.from_pretrained(
-            resolve(choice.name), **arguments, **NO_CODE, **_revision(choice, choice.name)
-        )
+        config = task.model_config(recipe)
+    else:
+        arguments = dict(task.model_arguments(recipe))
+        with _explaining(f"the configuration of model {choice.name!r} cannot be read"):
+            config = AutoConfig.from_pretrained(
+                resolve(choice.name), **arguments, **NO_CODE, **_revision(choice, choice.name)
+            )
+    use_cache(config, False)
+    return config
 
 
 def _auto_class(task: Task) -> Any:
@@ -138,7 +142,6 @@ def build_on_meta(choice: ModelChoice, task: Task, recipe: Any) -> nn.Module:
             "language model of one text; take a causal language model"
         )
     with _explaining(f"task {task.name!r}: no {wanted.__name__} can be made of model {choice.name!r}", ConfigError):
-        config.use_cache = False
         with torch.device("meta"):
             model: nn.Module = wanted.from_config(config, **NO_CODE)
     return model
@@ -172,7 +175,7 @@ def load_model(
     torch.manual_seed(0)
     try:
         if task.model_kind is ModelKind.FROM_SCRATCH:
-            model = _auto_class(task).from_config(task.model_config(recipe), **NO_CODE).to(dtype)
+            model = _auto_class(task).from_config(_load_config(choice, task, recipe), **NO_CODE).to(dtype)
             fresh = [name for name, _ in model.named_parameters()]
         else:
             with _report_held():
@@ -197,7 +200,6 @@ def load_model(
                 f"{', '.join(trained) or 'adapters'}: they would stay random; add their modules to the task's `trains`"
             )
     model = model.to(device).requires_grad_(False)
-    model.config.use_cache = False
     return model.eval(), fresh
 
 

@@ -20,7 +20,7 @@ from harness.engine.compiling import compiling
 from harness.engine.forms import Forms, plan, together
 from harness.engine.lane import Lane
 from harness.engine.losses import lane_losses
-from harness.engine.replay import Replay, form_of
+from harness.engine.replay import Form, Replay, form_of
 from harness.engine.resident import Base, recompute
 from harness.engine.slots import Leaves, Stack, is_alike
 from harness.errors import HarnessError
@@ -66,6 +66,7 @@ class Pack:
                     dropout.step.fill_(lane.done * micro_batches)
         self._rates = self._bind_rates()
         self._forms: Forms | None = None
+        self._met: set[Form] = set()
         self._replay: Replay | None = None
         self._is_midway = False  # some lanes have done an update, and others perhaps not
         self._is_reached = False  # every lane's adapters have a gradient
@@ -117,7 +118,9 @@ class Pack:
                 losses = self._uncaptured(batches) if self._replay is None else self._replay(batches)
             self._is_midway = True
             padded = sum(batch.input_ids.numel() for batch in batches) // len(self.lanes)
+            self._met |= {form_of(batches)} if self._forms.multiple > 1 else set()
             for each in self.lanes:
+                each.forms = max(each.forms, len(self._met))
                 each.train_tokens += sum(len(row.ids) for row in each.rows())
                 each.padded_tokens += padded
                 each.advance()
@@ -144,8 +147,6 @@ class Pack:
     def _prepare(self) -> None:
         """Choose the forms of batches; on a GPU capture a step of each."""
         updates, self._forms = foresee(self.base, self.lanes)
-        for lane in self.lanes:
-            lane.forms = max(lane.forms, len(self._forms.sizes))
         if self.base.device.type == "cuda" and self.base.ranks.count == 1:  # what ranks exchange cannot be captured
             self._capture(updates)
 
@@ -315,7 +316,7 @@ def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], F
         return [], Forms()
     size = lanes[0].rows_at_once
     needs = [together(size_of(group, flat) for group in micro_batches(rows, size)) for rows in updates]
-    return updates, plan(needs, longest if flat else 0)
+    return updates, plan(needs, longest if flat else 0, limit=base.most_tokens or 0)
 
 
 def _upcoming(lanes: Sequence[Lane]) -> list[list[list[Row]]]:

@@ -127,9 +127,20 @@ def on_meta(model: nn.Module) -> nn.Module:
     return _build(type(model), cast(Any, model).config)
 
 
+def use_cache(config: Any, on: bool) -> None:
+    """Let each part of a model keep the keys and values of its texts, or not. Some copy this when they are made.
+
+    Training has no use for them: a text is read once, and a block that is computed again would add them twice.
+    """
+    config.use_cache = on
+    for name in getattr(config, "sub_configs", {}):
+        if hasattr(part := getattr(config, name, None), "use_cache"):
+            use_cache(part, on)
+
+
 def _build(kind: type, config: Any) -> nn.Module:
     config = copy.deepcopy(config)
-    config.use_cache = False
+    use_cache(config, False)
     with torch.device("meta"):
         return cast(nn.Module, kind(config)).eval()
 

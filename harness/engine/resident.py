@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import cast
@@ -14,7 +15,7 @@ from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
-from harness.engine.layers import find_layers, repeated_blocks, set_submodule, trained_modules
+from harness.engine.layers import find_layers, repeated_blocks, set_submodule, stacked_blocks, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
 from harness.engine.quantised import quantise_layers
@@ -23,6 +24,8 @@ from harness.engine.readers import Readers
 from harness.engine.sharding import DividedLinear
 from harness.engine.slots import LinearSlot, ModuleSlot, Slot, pretrained
 from harness.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class Base:
@@ -56,7 +59,7 @@ class Base:
         self.parameters = count_parameters(model)
         self.is_causal = is_causal(model)
         check_behaviour(model, task.model_kind)
-        check_gradients(model, list(self.layers))
+        check_gradients(model, found.places)
         self.most_tokens = position_limit(model)
         whole = trained_modules(model, task.trains)
         if quantize:
@@ -68,7 +71,12 @@ class Base:
             for place in found.places.get(name, (name,)):
                 set_submodule(model, place, slot)
         model.to(self.device)
-        self.recomputes = recomputes
+        self.can_recompute = bool(stacked_blocks(model))
+        self.recomputes = recomputes and self.can_recompute
+        if recomputes and not self.can_recompute:
+            logger.warning(
+                "%s is no stack of blocks, so its activations are kept, not computed again", type(model).__name__
+            )
         has_kernel = self.device.type == "cuda" and self.dtype is not torch.float32
         self._lays_flat = has_kernel if lays_flat is None else lays_flat
         if has_kernel:
@@ -169,7 +177,7 @@ class Base:
 
 def recompute(model: nn.Module, on: bool) -> None:
     """Let a model's blocks compute their activations again in the backward pass, or keep them."""
-    for block in repeated_blocks(model):
+    for block in stacked_blocks(model):
         if on and "forward" not in vars(block):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         elif not on and "forward" in vars(block):

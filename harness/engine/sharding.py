@@ -45,7 +45,6 @@ def load_divided(
 
     told = ranks.told(loaded)
     model = whole.pop() if whole else empty().requires_grad_(False).eval()
-    cast(Any, model).config.use_cache = False
 
     def give(place: Place) -> Tensor:
         """Return the first rank's tensor."""

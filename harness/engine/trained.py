@@ -24,6 +24,7 @@ from harness.engine.model import (
     load_model,
     load_tokenizer,
 )
+from harness.engine.probe import use_cache
 from harness.engine.quantised import round_weights
 from harness.errors import DataError, RecordError, UsageError
 
@@ -54,7 +55,7 @@ class TrainedTrial:
         self.model = cast(Any, model.float())
         self.tokenizer = load_tokenizer(choice, task, recipe)
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model.config.use_cache = True  # training switched it off
+        use_cache(self.model.config, True)  # training switched it off
         self.is_private = attaches(method)
         self._method, self._layer_methods = trial.build_methods(method)
         self.whole = [] if self.is_private else trained_modules(self.model, task.trains)

@@ -106,7 +106,7 @@ def _less(base: Base, lanes: Sequence[Lane]) -> list[list[Lane]]:
         return [list(lanes[middle:]), list(lanes[:middle])]
     for lane in lanes:
         size = lane.rows_at_once
-        if not (lane.recomputes or base.recomputes) and base.blocks:
+        if not (lane.recomputes or base.recomputes) and base.can_recompute:
             lane.recomputes = True
             logger.warning("%s: out of memory; goes on with activations computed again", lane.trial.label)
         elif size > 1:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from harness.contract.method import Method
 from harness.contract.record import Record
 from harness.contract.task import Task
@@ -83,6 +85,7 @@ class Worker:
     def _run_together(self, trials: Sequence[Trial]) -> None:
         events = _Events(self, now())
         lanes: list[Lane] = []
+        later: list[Trial] = []
         for trial in trials:
             self.emit({"event": "started", "trial": trial.id})
             begin = time.perf_counter()
@@ -92,6 +95,13 @@ class Worker:
                 lane = self.shared.lane(trial, *self._code(trial))
                 self.check_base([trial])
             except Exception as error:  # noqa: BLE001 - a trial that cannot start is a result, the others go on
+                if lanes and isinstance(error, torch.OutOfMemoryError):  # which it may have when they are done
+                    logger.warning(
+                        "%s: no memory for it beside %d others; it trains after them", trial.label, len(lanes)
+                    )
+                    let_go(error)
+                    later.append(trial)
+                    continue
                 events.failed(trial, error)
                 if isinstance(error, ChangedBaseError) or self._has_left_the_base_changed():
                     del lanes[:]  # they were made over it
@@ -105,8 +115,9 @@ class Worker:
             lanes.append(lane)
         if not lanes:
             return
-        for trial in self._again_alone(lanes, events):
-            del lanes[:]  # what failed is gone before the next one starts
+        del lane
+        for trial in [*self._again_alone(lanes, events), *later]:
+            del lanes[:]  # these are gone before the next one starts
             release(self.shared.device)
             self._run_together([trial])
 

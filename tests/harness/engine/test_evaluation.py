@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from harness.bases import resolve
-from harness.contract.task import IGNORE, Example
-from harness.engine.evaluation import negative_log_likelihoods
+from harness.contract.task import IGNORE, Example, ModelKind
+from harness.engine.decoding import generate
+from harness.engine.evaluation import negative_log_likelihoods, training_loss
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
@@ -49,3 +52,43 @@ def test_nothing_is_left_behind_in_the_model(model):
     assert not head._forward_pre_hooks
     (score,) = negative_log_likelihoods(model, [Example([5, 6], [IGNORE, 6])], 0)
     assert score > 0
+
+
+def score(model, what):
+    examples = [Example(ids, [IGNORE, *ids[1:]]) for ids in draw([*LENGTHS, *LENGTHS])]
+    if what == "likelihoods":
+        return negative_log_likelihoods(model, examples, TOKENIZER.pad_token_id)
+    if what == "loss":
+        return [training_loss(model, ModelKind.CAUSAL_LM, examples, TOKENIZER.pad_token_id)]
+    return generate(model, TOKENIZER, [each.input_ids for each in examples], 6)
+
+
+@pytest.mark.parametrize("what", ["likelihoods", "loss", "texts"])
+@pytest.mark.parametrize("fits", [1, 4])
+def test_short_of_memory_a_model_is_scored_in_smaller_batches_with_the_same_result(model, what, fits, caplog):
+    model, sizes = copy.deepcopy(model), []  # what fits is remembered
+    expected = score(model, what)
+
+    def small_device(module, args, kwargs):
+        rows = len(kwargs["input_ids"])
+        if rows > fits:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        sizes.append(rows)
+
+    with model.register_forward_pre_hook(small_device, with_kwargs=True):
+        found = score(model, what)
+    assert found == (expected if what == "texts" else pytest.approx(expected, rel=1e-5))
+    assert fits / 2 < max(sizes) <= fits
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == {1: 4, 4: 2}[fits], "what fits is found once"
+    assert all("out of memory while scoring; goes on with" in each for each in said)
+
+
+def test_what_does_not_fit_for_one_text_is_out_of_memory(model):
+    model = copy.deepcopy(model)
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("out of memory, for this test")
+
+    with model.register_forward_pre_hook(no_memory), pytest.raises(torch.OutOfMemoryError):
+        score(model, "likelihoods")

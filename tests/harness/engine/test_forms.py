@@ -68,5 +68,59 @@ def test_what_was_not_foreseen_is_rounded_to_few_sizes_when_texts_lie_flat(numbe
     assert number <= size.tokens <= max(number * 9 / 8 + 1, number + MULTIPLE)
 
 
+def clipped(lengths):
+    return np.clip(lengths, 3, 4096).astype(int)
+
+
+LENGTHS = {
+    "alike": lambda generator, count: np.full(count, 74),
+    "two clusters": lambda generator, count: generator.choice([20, 400], count),
+    "a heavy tail": lambda generator, count: clipped(generator.lognormal(4, 1, count)),
+    "a giant": lambda generator, count: np.where(
+        np.arange(count) == count // 3, 4096, generator.integers(20, 61, count)
+    ),
+    "1 to 4096": lambda generator, count: generator.integers(1, 4097, count),
+}
+
+
+def flat(lengths):
+    return [Size(int(each.sum()), int(each.sum())) for each in lengths]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("updates", [5, 300])
+def test_whatever_the_lengths_a_trials_texts_have_eight_forms_and_a_tenth_of_padding(lengths, updates):
+    """Of all tokens that a step computes, when texts lie flat and nobody trains beside it."""
+    texts = LENGTHS[lengths](np.random.default_rng(3), updates * 16).reshape(updates, 16)
+    forms = plan(needs := flat(texts), longest=int(texts.max()))
+    given = [forms.fit(each, 16) for each in needs]
+    assert len(set(given)) <= MOST_FORMS
+    assert 1 - texts.sum() / sum(each.tokens for each in given) <= 0.1
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_rare_batch_that_is_larger_than_all_foreseen_brings_few_forms(lengths, rows):
+    total = 8_192 * 8
+    texts = LENGTHS[lengths](np.random.default_rng(4), total).reshape(-1, rows)
+    texts[-1] = 4096
+    needs = flat(texts)
+    forms = plan(needs[: 8_192 // rows], longest=4096)
+    given = [forms.fit(each, rows) for each in needs]
+    assert all(
+        size.tokens >= need.tokens and size.labels >= need.labels for size, need in zip(given, needs, strict=True)
+    )
+    assert len(set(given)) <= 2 * MOST_FORMS
+
+
+@pytest.mark.parametrize("beyond", [10, 40])
+def test_padding_needs_no_more_positions_than_the_model_has(beyond):
+    """Of 100: rounded up to a multiple of 16, a text of 99 tokens would have 112, and reading that ends the process."""
+    forms = plan([Size(10, 4), Size(99 if beyond == 10 else 60, 4)], limit=100)
+    assert forms.fit(Size(99, 4), 2).tokens == 100
+    assert Forms(multiple=MULTIPLE, limit=100).fit(Size(98, 4), 2).tokens == 100
+    assert plan([Size(990, 4)], longest=99, limit=100).fit(Size(990, 4), 2).tokens == 992, "flat texts have their own"
+
+
 def test_lanes_together_need_what_the_largest_needs():
     assert together([Size(3, 9), Size(5, 2)]) == Size(5, 9)

@@ -74,6 +74,17 @@ def test_the_repeated_blocks_are_found(kit):
     assert base.blocks == list(base.model.roberta.encoder.layer)
 
 
+def test_a_model_that_is_no_stack_of_blocks_does_not_claim_to_compute_them_again(kit, caplog):
+    albert = transformers.AlbertConfig(
+        vocab_size=40, embedding_size=16, hidden_size=24, num_attention_heads=2, intermediate_size=36, pad_token_id=0
+    )
+    model = transformers.AlbertForSequenceClassification(albert).requires_grad_(False)
+    base = Base(model, kit.make_classifier("encoder").task, "float32", recomputes=True)
+    assert not base.recomputes
+    said = "AlbertForSequenceClassification is no stack of blocks, so its activations are kept, not computed again"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
 def test_recomputing_activations_changes_no_result(kit, method):
     kept = kit.run(base := kit.make_base(), [kit.make_lane(base, method)])
     base = kit.make_base(recomputes=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,30 @@ def test_a_pack_that_fails_is_run_again_trial_by_trial_and_says_so(tmp_path, mon
     records = run(tmp_path, seeds=[0, 1])
     assert len(records) == 2
     assert "no two of these go together" in caplog.text
+
+
+def test_a_trial_without_memory_beside_others_trains_after_them(tmp_path, monkeypatch, caplog):
+    made, alive = Shared.lane, []
+
+    def small_device(self, trial, *code):
+        if any(each() is not None and each().trial.id != trial.id for each in alive):
+            raise torch.OutOfMemoryError("out of memory, for this test")
+        lane = made(self, trial, *code)
+        alive.append(weakref.ref(lane))
+        return lane
+
+    monkeypatch.setattr(Shared, "solo_cost", lambda *_: SoloCost())  # it makes lanes, too
+    monkeypatch.setattr(Shared, "lane", small_device)
+    records = run(tmp_path, seeds=[0, 1, 2])
+    assert [record.trial.seed for record in records] == [0, 1, 2]
+    assert [record.cost["pack_lanes"] for record in records] == [1, 1, 1]
+    assert caplog.text.count("no memory for it beside 1 others; it trains after them") == 2
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("out of memory, for this test")
+
+    monkeypatch.setattr(Shared, "lane", no_memory)
+    assert len(run(tmp_path / "none", expected=State.OUT_OF_MEMORY, seeds=[0, 1])) == 2
 
 
 def test_what_failed_first_is_the_reason_also_where_the_base_cannot_be_looked_at_after_it(tmp_path, monkeypatch):
