@@ -105,7 +105,8 @@ def padding_change(model: nn.Module) -> float:
 def position_limit(model: nn.Module) -> int | None:
     """Return the most tokens that a text may have; ``None`` where nothing limits it.
 
-    A table of positions is what is read at higher and higher rows, the longer a text of one and the same token is.
+    A table of positions is what is read at higher and higher rows, the longer a text of one and the same token is, and
+    at last at one that it does not have. A table of distances is read so, too, but has a row for all larger ones.
     """
     few, many = (_reads(model, count) for count in (TOKENS, 2 * TOKENS))
     if len(few) != len(many):
@@ -116,15 +117,32 @@ def position_limit(model: nn.Module) -> int | None:
         if size == same and highest - lower == TOKENS
     ]
     # Some models take a slice of a table for every block of a text. Those can take a text of several blocks.
-    certain = {limit for limit, is_sliced in limits if not is_sliced}
+    certain = {limit for limit, is_sliced in limits if not is_sliced and not _finds_rows(model, limit + 1)}
     sliced = {limit for limit, is_sliced in limits if is_sliced} - certain
-    return min(certain | {limit for limit in sliced if not runs(model, limit + 1)}, default=None)
+    return min(certain | {limit for limit in sliced if not _passes(model, limit + 1)}, default=None)
+
+
+def _passes(model: nn.Module, count: int) -> bool:
+    """Return whether a text of this many tokens passes, as far as can be told without computing anything."""
+    return runs(model, count) if runs(model, TOKENS) else _finds_rows(model, count)
+
+
+def _finds_rows(model: nn.Module, count: int) -> bool:
+    """Return whether every table has the rows that are read for a text of this many tokens."""
+    try:
+        _reads(model, count)
+    except ConfigError:
+        return False
+    return True
 
 
 def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
     """Return how many rows each table has that is read for a text of this many tokens, and the highest row that is.
 
     The third says that rows are read as a slice; from the end, they are counted from there.
+
+    Raises:
+        ConfigError: A table does not have the row, or the text is too long for something else.
     """
     found: list[tuple[int, int, bool]] = []
     # Matrices that are divided over ranks (``sharding``) have no storage to point to, and are no tables of positions.
@@ -134,6 +152,8 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
     def note(table: Tensor, dimension: int, index: Tensor | None) -> None:
         if index is not None and index.dtype is not torch.bool and index.numel():
             found.append((table.shape[dimension], int(index.max()), False))
+            if found[-1][1] >= found[-1][0]:  # on a GPU, reading it would end the process
+                raise IndexError(f"row {found[-1][1]} of {found[-1][0]}")
 
     class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(

@@ -229,7 +229,9 @@ def select_layers(
             raise UsageError(f"--targets {pattern!r} matches no linear layer of the model; layers end in: {known}")
     chosen = {name: shape for name, shape in layers.items() if not targets or any(matches(name, p) for p in targets)}
     if not chosen:
-        raise UsageError(f"no linear layer matches targets {', '.join(targets)}; layers end in: {known}")
+        raise UsageError(
+            f"no linear layer matches targets {', '.join(targets)}; layers end in: {known}; name some with --targets"
+        )
     return chosen
 
 

@@ -27,6 +27,7 @@ from harness.errors import ConfigError, DataError, HarnessError, UsageError
 # Endings of files that decide what a model folder computes: weights, configuration, words of the tokenizer.
 IDENTIFYING = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 # float64 is for comparisons in which rounding must not decide; users choose among the others.
+logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}  # said outright: otherwise transformers asks, and takes a yes from anywhere
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -184,11 +185,13 @@ def load_model(
                     config=_load_config(choice, task, recipe),
                     dtype=dtype,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # judged here: a head of other classes is drawn anew
                     use_safetensors=True,  # other weights are pickles, and loading a pickle runs what it says
                     **NO_CODE,
                     **_revision(choice, choice.name),
                 )
-            fresh = sorted(report["missing_keys"])
+            others = {name: (found, wanted) for name, found, wanted in report["mismatched_keys"]}
+            fresh = sorted({*report["missing_keys"], *others})
     finally:
         torch.random.set_rng_state(state)
     if task.model_kind is not ModelKind.FROM_SCRATCH:
@@ -199,6 +202,11 @@ def load_model(
                 f"model {choice.name!r} has no weights for {', '.join(left)}, and task {task.name!r} trains only "
                 f"{', '.join(trained) or 'adapters'}: they would stay random; add their modules to the task's `trains`"
             )
+        for name, (found, wanted) in others.items():
+            logger.warning(
+                "model %s: %s has the shape %s in the checkpoint, and %s for task %r: each trial draws its own",
+                choice.name, name, tuple(found), tuple(wanted), task.name,
+            )  # fmt: skip
     model = model.to(device).requires_grad_(False)
     return model.eval(), fresh
 

@@ -138,8 +138,10 @@ class Pack:
         """Put the lanes' modules in their places, to train."""
         self.base.forget()  # training wants the memory
         for each in self.lanes:
-            for module in each.trained().values():
-                module.train()
+            for adapter in each.adapters.values():
+                adapter.train()
+            for module in each.modules.values():
+                module.eval()  # dropout in it would draw from no trial's own generator
         for name, parts in self.parts.items():
             self.base.slots[name].parts = parts
         recompute(self.model, self.base.recomputes or any(each.recomputes for each in self.lanes))

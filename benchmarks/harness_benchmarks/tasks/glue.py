@@ -85,9 +85,9 @@ class GlueTask(Task):
     lowest: ClassVar[float] = 0.0  # score of a regression
     highest: ClassVar[float] = 5.0
     splits: ClassVar[tuple[str, ...]] = ("validation",)
-    # Names in RoBERTa, BERT and DeBERTa, and in decoders; a model has some of them.
-    targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj")
-    trains = ("classifier", "pre_classifier", "score", "pooler")
+    # Names in RoBERTa, BERT and DeBERTa, in decoders and BART, in DistilBERT and XLM, in T5; a model has some of them.
+    targets = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+    trains = ("classifier", "pre_classifier", "score", "pooler", "classification_head", "sequence_summary")
 
     def tables(self, recipe: Any) -> Sequence[Table]:
         """Return the training table and those that are scored."""

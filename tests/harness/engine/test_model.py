@@ -68,6 +68,31 @@ def test_weights_that_nobody_has_and_nobody_trains_are_refused(trains, left):
         load_model(choice, Sorting(), None, "float32", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("trains", [("score",), ()])
+def test_a_checkpoint_s_head_of_other_classes_is_drawn_anew_and_that_is_said(tmp_path, trains, caplog):
+    """As of a model that was trained on MNLI's three, and is to learn RTE's two."""
+
+    class Sorting(Task):
+        name, model_kind = "sorting", ModelKind.CLASSIFICATION
+
+    Sorting.trains = trains
+    config = transformers.LlamaConfig(**SMALL, pad_token_id=0, num_labels=3)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    choice = ModelChoice(str(tmp_path), "0")
+    Sorting.model_arguments = lambda self, recipe: {"num_labels": 2}
+    if not trains:
+        with pytest.raises(DataError, match=r"no weights for score.weight, and task 'sorting' trains only adapters"):
+            load_model(choice, Sorting(), None, "float32", torch.device("cpu"))
+        return
+    model, fresh = load_model(choice, Sorting(), None, "float32", torch.device("cpu"))
+    assert fresh == ["score.weight"]
+    assert model.score.weight.shape == (2, 32)
+    said = (
+        "score.weight has the shape (3, 32) in the checkpoint, and (2, 32) for task 'sorting': each trial draws its own"
+    )
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from harness.engine.behaviour import position_limit
 from harness.engine.resident import Base
 from harness.errors import ConfigError
 
@@ -93,6 +94,56 @@ def test_recomputing_activations_changes_no_result(kit, method):
     assert again.losses.keys() == kept.losses.keys()
     for trial, expected in kept.losses.items():
         assert again.losses[trial] == pytest.approx(expected, rel=1e-6)
+
+
+def test_dropout_of_a_head_is_off_since_no_trial_has_its_seed(kit):
+    losses = []
+    for dropout in (0.5, 0.5, 0.0):
+        torch.manual_seed(0)
+        config = transformers.RobertaConfig(**SMALL, max_position_embeddings=40, classifier_dropout=dropout)
+        model = transformers.RobertaForSequenceClassification(config).double().requires_grad_(False)
+        base = Base(model, kit.ToyClassification(), "float64")
+        losses += kit.run(base, [kit.make_lane(base, "lora")]).losses.values()
+    assert losses[0] == losses[1] == losses[2]
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "pad_token_id": 0}  # fmt: skip
+TINY_T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
+           "decoder_start_token_id": 0, "eos_token_id": 2}  # fmt: skip
+TINY_GPT2 = {"vocab_size": 40, "n_embd": 24, "n_layer": 2, "n_head": 2, "pad_token_id": 0, "eos_token_id": 2}
+NEAR = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (transformers.DebertaV2Config(**SMALL, **NEAR, position_buckets=32, max_position_embeddings=64), None),
+        (transformers.DebertaConfig(**SMALL, **NEAR, max_position_embeddings=64), None),
+        (transformers.T5Config(**TINY_T5, relative_attention_num_buckets=32), None),
+        (transformers.RobertaConfig(**SMALL, max_position_embeddings=43), 42),
+        (transformers.BertConfig(**SMALL, max_position_embeddings=43), 43),
+        (transformers.GPT2Config(**TINY_GPT2, n_positions=29), 29),
+    ],
+    ids=lambda each: getattr(each, "model_type", ""),
+)
+def test_how_long_a_text_may_be_is_what_the_model_has_positions_for(config, limit):
+    """Tables of distances, which RoBERTa's and GPT-2's tables of positions are not, have a row for any distance."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).requires_grad_(False).eval()
+    assert position_limit(model) == limit
+    text = torch.full((1, limit or 200), 5)
+    text[0, -1] = getattr(config, "eos_token_id", None) or 5
+    with torch.no_grad():
+        model(input_ids=text)  # it can take as many
+        if limit is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.cat([text[:, :1], text], 1))
 
 
 @pytest.mark.parametrize(
