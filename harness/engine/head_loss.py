@@ -4,7 +4,9 @@ With a vocabulary of 262,144 tokens a batch's logits take more memory than the m
 into each token's loss and at once into the gradient of the head's input, and forgotten. Where the head is frozen,
 the backward pass needs no more than that; where it trains, its pieces are made once more there.
 
-    loss_i = logsumexp(z_i) - z_i[y_i],    z = h W' + b,    d loss_i / d h_i = (softmax(z_i) - onehot(y_i)) W
+    loss_i = logsumexp(z_i) - z_i[y_i],    z = f(h W' + b),    d loss_i / d h_i = ((softmax(z_i) - onehot(y_i)) f') W
+
+f is what the model does to its head's output, mostly nothing (``head_form``).
 
 The idea of giving the gradient in the forward pass is Liger Kernel's (Hsu et al., arXiv:2410.10989, section 3.2).
 """
@@ -18,10 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from harness.engine.head_form import PLAIN, HeadForm
+
 MOST_LOGITS = 2**26  # at once
 
 
-def head_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def head_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: HeadForm = PLAIN
+) -> Tensor:  # fmt: skip
     """Return each token's cross-entropy, (N,), in at least float32.
 
     Args:
@@ -29,44 +35,58 @@ def head_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
         weight: The head's, (V, I).
         bias: (V,).
         targets: What must be predicted, (N,) token ids.
+        form: What becomes of the head's output.
     """
-    return cast(Tensor, _HeadLosses.apply(hidden, weight, bias, targets))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _HeadLosses.apply(hidden, weight, bias, targets, form))  # type: ignore[no-untyped-call]
 
 
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: HeadForm
+    ) -> Tensor:
         losses = torch.empty(len(targets), dtype=_high(hidden.dtype), device=hidden.device)
         wants = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants else None
         for piece in _pieces(len(targets), len(weight)):
-            logits = linear(hidden[piece], weight, bias)
-            losses[piece] = to_errors(logits, targets[piece])
+            losses[piece], errors = _errors(hidden[piece], weight, bias, targets[piece], form)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[piece])
+                torch.mm(errors, weight, out=gradient[piece])
         trains = ctx.needs_input_grad[1] or (bias is not None and ctx.needs_input_grad[2])
         ctx.save_for_backward(gradient, *((hidden, weight, bias, targets) if trains else ()))
+        ctx.form = form
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (per_token,) = upstream
         gradient, *rest = ctx.saved_tensors
         share = per_token.to(gradient.dtype if gradient is not None else per_token.dtype)[:, None]
         of_hidden = None if gradient is None else gradient * share
         if not rest:
-            return of_hidden, None, None, None
+            return of_hidden, None, None, None, None
         hidden, weight, bias, targets = rest
         of_weight = torch.zeros(weight.shape, dtype=_high(weight.dtype), device=weight.device)
         of_bias = None if bias is None else torch.zeros(bias.shape, dtype=_high(bias.dtype), device=bias.device)
         for piece in _pieces(len(targets), len(weight)):
-            errors = linear(hidden[piece], weight, bias)
-            to_errors(errors, targets[piece])
+            _, errors = _errors(hidden[piece], weight, bias, targets[piece], ctx.form)
             errors *= share[piece]
             of_weight += errors.T @ hidden[piece]
             if of_bias is not None:
                 of_bias += errors.sum(0, dtype=of_bias.dtype)
-        return of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(bias.dtype), None
+        return of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(bias.dtype), None, None
+
+
+def _errors(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: HeadForm
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return each row's cross-entropy, (N,), and its derivative by the head's output, (N, V)."""
+    logits = linear(hidden, weight, bias)
+    slope = form.apply_(logits)
+    losses = to_errors(logits, targets)
+    if form != PLAIN:
+        logits *= slope
+    return losses, logits
 
 
 def _high(dtype: torch.dtype) -> torch.dtype:

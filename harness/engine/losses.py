@@ -18,6 +18,7 @@ from harness.contract.task import ModelKind
 from harness.engine import head_loss
 from harness.engine.attention import flat_arguments, unmasked
 from harness.engine.batch import Batch
+from harness.engine.head_form import HeadForm, head_form
 from harness.engine.head_loss import head_losses
 
 
@@ -60,7 +61,8 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     """Return the cross-entropy at each position whose logits are wanted, (K N,), in at least float32."""
     head, index = model.get_output_embeddings(), batch.index
     assert index is not None
-    if _changes_logits(model):
+    form = head_form(model)
+    if form is None:
         with head_sees(head, lambda hidden: hidden.flatten(0, -2)[index]):
             logits = run(model, batch, use_cache=False).logits
         return cross_entropy(_high(logits), batch.targets, reduction="none")
@@ -73,26 +75,20 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     with head_sees(head, catch):
         run(model, batch, use_cache=False)
     if type(head) is nn.Linear:
-        return head_losses(caught[0], head.weight, head.bias, batch.targets)
-    return _by_pieces(head, caught[0], batch.targets, batch.lanes)
+        return head_losses(caught[0], head.weight, head.bias, batch.targets, form)
+    return _by_pieces(head, caught[0], batch.targets, batch.lanes, form)
 
 
 def _high(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _changes_logits(model: Any) -> bool:
-    """Return whether the model does something to its head's output, e.g. cap or scale it."""
-    names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap", "lm_head_multiplier")
-    return any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in names)
-
-
-def _by_pieces(head: nn.Module, hidden: Tensor, targets: Tensor, lanes: int) -> Tensor:
+def _by_pieces(head: nn.Module, hidden: Tensor, targets: Tensor, lanes: int, form: HeadForm) -> Tensor:
     """Return each token's loss through a head of any kind, e.g. one that each lane trains itself, (N,)."""
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         # Lanes stay in order within a piece.
-        logits = _high(head(hidden.flatten(0, 1)))
+        logits = _high(form(head(hidden.flatten(0, 1))))
         return cross_entropy(logits, targets.flatten(), reduction="none").view(lanes, -1)
 
     width = int(getattr(head, "out_features", 0)) or 1

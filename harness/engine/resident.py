@@ -15,6 +15,7 @@ from harness.contract.task import ModelKind, Task
 from harness.engine.attention import longest_flat, use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
+from harness.engine.head_form import head_form
 from harness.engine.layers import find_layers, repeated_blocks, set_submodule, stacked_blocks, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
@@ -61,6 +62,8 @@ class Base:
         check_behaviour(model, task.model_kind)
         check_gradients(model, found.places)
         self.most_tokens = position_limit(model)
+        if self._speaks:
+            head_form(model)  # found here, where all ranks are; losses ask for it
         whole = trained_modules(model, task.trains)
         if quantize:
             quantise_layers(model, found.places, quantize, self.device)
@@ -103,11 +106,14 @@ class Base:
                 "positions; give a shorter --set max_length=N where the task has it, or take another model"
             )
 
+    @property
+    def _speaks(self) -> bool:
+        return self.task.model_kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH)
+
     @cached_property
     def longest_flat(self) -> int:
         """The most tokens that a text may have to lie in one row with others; 0: each has a row of its own."""
-        speaks = self.task.model_kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH)
-        if not (self._lays_flat and self.is_causal and speaks):
+        if not (self._lays_flat and self.is_causal and self._speaks):
             return 0
         with pretrained(self.model):
             return longest_flat(self.model)

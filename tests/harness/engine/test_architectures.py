@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -28,6 +29,7 @@ from harness.contract.task import IGNORE, Evaluation, Example, ModelKind, TaskDa
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
 from harness.engine.decoder import Decoder, is_capturable, pads_behind
 from harness.engine.decoding import Company, company, generate
+from harness.engine.evaluation import negative_log_likelihoods
 from harness.engine.layers import find_layers, present_as_linear
 from harness.engine.memory import keep
 from harness.engine.model import choose_model
@@ -98,7 +100,9 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "falcon": {"head_dim": None},
     "funnel": {"num_hidden_layers": None, "block_sizes": [1, 1]},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4": {"text_config": {"final_logit_softcapping": 30.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granite": {"logits_scaling": 8.0},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "hunyuan_v1_dense": {"head_dim": 8},
     # With one expert for a token, the family's own default and no published model's, routers have no effect to train.
@@ -313,6 +317,10 @@ def examine(kit, kind, family, tmp_path):
     assert distance(logits(load(tmp_path / "merged")), tuned) < 1e-4, "transformers computes the same"
 
     if kind is ModelKind.CAUSAL_LM:
+        row = IDS[0].tolist()
+        (found,) = negative_log_likelihoods(plain, [Example(row, row)], TOKENIZER.pad_token_id)
+        (wanted,) = cross_entropy(logits(plain)[:1, :-1].transpose(1, 2).double(), IDS[:1, 1:], reduction="none").sum(1)
+        assert found == pytest.approx(float(wanted), rel=rounding), "its loss is that of its own logits"
         prompts = [list(range(3, 3 + length)) for length in (9, 4, 7, 4)]
         one_by_one = [generate(plain, TOKENIZER, [prompt], 5, min_new_tokens=5)[0] for prompt in prompts]
         assert generate(plain, TOKENIZER, prompts, 5, min_new_tokens=5) == one_by_one

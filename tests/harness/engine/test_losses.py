@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -9,11 +10,19 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma4TextConfig,
+    GraniteConfig,
+)
 
 from harness.contract.task import Example, ModelKind
 from harness.engine import head_loss
 from harness.engine.batch import Row, collate, encode
+from harness.engine.head_form import PLAIN, head_form
 from harness.engine.losses import lane_losses
 from harness.engine.training import evaluating
 
@@ -87,6 +96,61 @@ def test_a_head_of_a_private_model_trains_in_half_precision_where_logits_come_in
     whole = losses()
     monkeypatch.setattr("harness.engine.head_loss.MOST_LOGITS", 200)
     assert losses() == pytest.approx(whole, rel=2e-3)
+
+
+TINY = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+CAPPED = {**TINY, "head_dim": 12, "final_logit_softcapping": 0.5}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**TINY, logits_scaling=7.0),
+        CohereConfig(**TINY, logit_scale=0.3),
+        Gemma2Config(**CAPPED),
+        Gemma4TextConfig(**CAPPED, hidden_size_per_layer_input=0, global_head_dim=12),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("trains", [(), ("lm_head",)])
+def test_losses_are_of_the_logits_that_the_model_makes_of_its_heads_output(kit, config, trains, monkeypatch):
+    """And so are their gradients, whatever the configuration calls it, and though logits never exist whole."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().requires_grad_(False).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    monkeypatch.setattr("harness.engine.head_loss.MOST_LOGITS", 200)
+    wanted = head_form(model)
+    base = kit.make_base(trains, model=model)
+    assert wanted not in (None, PLAIN)
+    lane = kit.make_lane(base, "lora", steps=3)
+    (found,) = kit.run(base, [lane]).losses.values()
+    monkeypatch.setattr("harness.engine.losses.head_form", lambda model: None)  # then it takes the model's own logits
+    (expected,) = kit.run(base, [again := kit.make_lane(base, "lora", steps=3)]).losses.values()
+    assert found == pytest.approx(expected, rel=1e-9)
+    for name, value in lane.state().items():
+        torch.testing.assert_close(value, again.state()[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_head_whose_output_becomes_something_else_is_left_to_its_model(kit):
+    class Sorted(type(kit.language_model())):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits.sort(-1).values
+            return output
+
+    model = kit.language_model()
+    assert head_form(model) == PLAIN
+    model.__class__ = Sorted
+    other = copy.deepcopy(model)
+    assert head_form(other) is None
+    ids = list(range(3, 13))
+    (batch,) = collate([[encode(Example(ids, ids), ModelKind.CAUSAL_LM)]], pad_token=0, causal=True)
+    expected = cross_entropy(other(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]))
+    torch.testing.assert_close(
+        lane_losses(other, ModelKind.CAUSAL_LM, batch)[0], expected.detach(), rtol=1e-6, atol=0.0
+    )
 
 
 def test_logits_that_the_model_caps_are_capped_however_many_there_are(kit, monkeypatch):
