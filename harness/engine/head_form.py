@@ -70,9 +70,10 @@ def _find(model: Any) -> HeadForm | None:
     given: list[Tensor] = []  # numbers of all sizes, in other order than the vocabulary's
 
     def replace(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        on = {"dtype": torch.promote_types(output.dtype, torch.float32), "device": output.device}
-        steps = torch.linspace(-1, 1, output.shape[-1], **on).roll(1)
-        sizes = torch.logspace(-7, 6, output[..., 0].numel(), **on).view(*output.shape[:-1], 1)
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        steps = torch.linspace(-1, 1, output.shape[-1], dtype=dtype, device=output.device).roll(1)
+        sizes = torch.logspace(-7, 6, output[..., 0].numel(), dtype=dtype, device=output.device)
+        sizes = sizes.view(*output.shape[:-1], 1)
         given.append(sizes * steps)
         return given[0]
 
