@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.contract.looks import Looks as Looks
     from harness.contract.method import Adapter as Adapter
     from harness.contract.method import Calibration as Calibration
+    from harness.contract.method import LowRankAdapter as LowRankAdapter
     from harness.contract.method import Method as Method
     from harness.contract.method import MethodTraits as MethodTraits
     from harness.contract.method import PeftForm as PeftForm
@@ -112,6 +113,7 @@ _HOMES = {
     "OwnTables": "harness.data.own.splits",
     "read_own": "harness.data.own.splits",
     "HarnessError": "harness.errors",
+    "LowRankAdapter": "harness.contract.method",
     "Method": "harness.contract.method",
     "MethodConfig": "harness.contract.setting",
     "MethodTraits": "harness.contract.method",

@@ -50,16 +50,19 @@ def tried(report: Any, section: str, name: str, build: Callable[[], Any], steps:
         torch.cuda.empty_cache()
 
 
-def against(report: Any, section: str, workload: Workload, dtype: torch.dtype, ours: dict[str, float]) -> None:
+def against(
+    report: Any, section: str, workload: Workload, dtype: torch.dtype, mode: str, ours: dict[str, float]
+) -> None:
     """Time PEFT's forms, ours, the compiled frozen pass and the limit; claim the ratio with the fastest form."""
     device = report.device
     limit = report.time(section, "frozen products alone", lambda: products(workload, device, dtype), 20)
     floor = tried(report, section, "frozen pass, compiled", lambda: frozen(workload, device, dtype, compiled=True), 15)
-    forms = {"": "not compiled", "default": "compiled", "reduce-overhead": "compiled, graphs"}
+    label = {"default": "compiled", "reduce-overhead": "compiled, graphs"}[mode]
+    forms = {"not compiled": ("", False), label: (mode, False), f"{label}, autocast": (mode, True)}
     peers = [
-        tried(report, section, f"PEFT LoRA, {label}", lambda m=mode: peft_loop(workload, device, dtype, m), 15, warm=8)  # type: ignore[misc]
-        for mode, label in forms.items()
-    ]
+        tried(report, section, f"PEFT LoRA, {name}", lambda m=each, a=cast: peft_loop(workload, device, dtype, m, autocast=a), 15, warm=8)  # type: ignore[misc]
+        for name, (each, cast) in forms.items()
+    ]  # fmt: skip
     best = min((peer for peer in peers if peer is not None), key=lambda peer: peer.milliseconds)
     for name, target in ours.items():
         timing = report.time(section, f"harness {name}", lambda n=name: harness(workload, device, dtype, [n], True), 15)  # type: ignore[misc]
@@ -82,17 +85,17 @@ def against(report: Any, section: str, workload: Workload, dtype: torch.dtype, o
 
 def small(report: Any, dtype: torch.dtype) -> None:
     """LLaMA-58M shapes."""
-    against(report, "best 58M", LLAMA_58M, dtype, {"lora": 3.0, "mora": 3.0})
+    against(report, "best 58M", LLAMA_58M, dtype, "reduce-overhead", {"lora": 3.0, "mora": 3.0})
 
 
 def middle(report: Any, dtype: torch.dtype) -> None:
     """LLaMA-250M shapes."""
-    against(report, "best 250M", LLAMA_250M, dtype, {"lora": 2.2, "mora": 2.2, "dora": 1.0})
+    against(report, "best 250M", LLAMA_250M, dtype, "reduce-overhead", {"lora": 2.2, "mora": 2.2, "dora": 1.0})
 
 
 def large(report: Any, dtype: torch.dtype) -> None:
     """LLaMA-7B shapes; and with activations computed again, four times the texts on one card."""
-    against(report, "best 7B", LLAMA_7B, dtype, {"lora": 1.6, "mora": 1.6})
+    against(report, "best 7B", LLAMA_7B, dtype, "default", {"lora": 1.6, "mora": 1.6})
     longer = replace(LLAMA_7B, batch_size=16)
     report.time("best 7B", "harness lora, 16 x 512, recompute", lambda: harness(longer, report.device, dtype, ["lora"], recomputes=True), 5)  # fmt: skip
 
@@ -102,9 +105,9 @@ def lengths(report: Any, dtype: torch.dtype) -> None:
     device, w = report.device, SMOLLM2
     peers = [
         tried(report, "texts", "PEFT LoRA, not compiled", lambda: peft_loop(w, device, dtype), 20),
-        tried(report, "texts", "PEFT LoRA, compiled", lambda: peft_loop(w, device, dtype, "default"), 40, warm=16),
+        tried(report, "texts", "PEFT LoRA, blocks compiled", lambda: peft_loop(w, device, dtype, "blocks"), 40, warm=16),
         tried(report, "texts", "PEFT LoRA, Liger", lambda: peft_loop(w, device, dtype, liger=True), 20),
-        tried(report, "texts", "PEFT LoRA, Liger, compiled", lambda: peft_loop(w, device, dtype, "default", liger=True), 40, warm=16),
+        tried(report, "texts", "PEFT LoRA, blocks compiled, autocast", lambda: peft_loop(w, device, dtype, "blocks", autocast=True), 40, warm=16),
     ]  # fmt: skip
     best = min((peer for peer in peers if peer is not None), key=lambda peer: peer.milliseconds)
     for lanes in (1, 8):

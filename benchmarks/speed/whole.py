@@ -4,8 +4,8 @@
     python benchmarks/speed/whole.py compare peers.json results --seconds 900 --steps 600 --validation-items 800
 
 ``peers`` times the parts of one PEFT LoRA trial on the suite's own model, texts and prompts, from a folder that holds both:
-loading, some answers, some steps; under the Hugging Face Trainer, and in a compiled loop with fused optimizer and texts
-sorted for answering. ``compare`` extrapolates them to the trials of a sweep that ``harness run`` made, and divides by the
+loading, some answers, some steps; under the Hugging Face Trainer, and in a loop with fused optimizer, plain and with each
+block compiled, and texts sorted for answering. ``compare`` extrapolates them to the trials of a sweep that ``harness run`` made, and divides by the
 sweep's wall-clock on one GPU. Left out of the peers' time, in their favour: WikiText, the search's bookkeeping, start-up
 of Python, and that methods other than LoRA are slower in PEFT.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import within
+from contenders import compile_blocks, within
 
 from harness import TaskContext, read_results
 from harness.planning.registry import build_registry
@@ -103,7 +103,8 @@ class Peer:
 
     def loop(self, model: Any, compiled: bool) -> Callable[[int], None]:
         """Return a plain training loop."""
-        call = torch.compile(model, dynamic=True) if compiled else model
+        if compiled:
+            compile_blocks(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
         place = 0
 
@@ -112,7 +113,7 @@ class Peer:
             for _ in range(steps):
                 batch = self.collate([self.rows[(place + n) % len(self.rows)] for n in range(self.recipe.batch_size)])
                 place += self.recipe.batch_size
-                call(**{key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}).loss.backward()
+                model(**{key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
@@ -153,11 +154,10 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
             seconds_of(lambda size=batch_size: peer.answer(model, options.items, size)) / options.items  # type: ignore[misc]
         )
     print(json.dumps(found), flush=True)
-    model = peer.load()
     for name, compiled in (("loop", False), ("compiled loop", True)):
         try:
             with within(options.limit_seconds):
-                found["forms"][name] = looped(peer, model, compiled, options.steps)
+                found["forms"][name] = looped(peer, peer.load(), compiled, options.steps)
         except Exception as error:  # noqa: BLE001 - the other forms are timed
             print(f"{name} does not run: {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
         print(json.dumps(found), flush=True)

@@ -21,7 +21,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as matmul
 
+from harness.contract.dropout import Dropout
 from harness.contract.setting import MethodConfig
 from harness.errors import HarnessError
 
@@ -160,6 +162,43 @@ class Adapter(nn.Module):
                 f"base_output, {tuple(base_output.shape)}"
             )
         return output.to(base_output.dtype)
+
+
+class LowRankAdapter(Adapter):
+    """An adapter that adds a low-rank update, ``y = W x + s up down x``, and does nothing else.
+
+    Subclasses define ``factors``; ``forward`` and ``delta_weight`` follow from it. The harness runs the updates of many
+    trials in few products, added where the frozen layer's output stands. A subclass that overrides ``forward`` or
+    ``update`` runs as it is written there.
+
+    Args:
+        linear: The frozen layer.
+        scale: s, a plain number.
+        dropout: Of the update's input.
+    """
+
+    def __init__(self, linear: nn.Linear, scale: float = 1.0, dropout: Dropout | None = None) -> None:
+        super().__init__(linear)
+        self.scale, self.dropout = scale, dropout
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``down`` (R, I) and ``up`` (O, R), made of parameters and buffers."""
+        raise NotImplementedError
+
+    def update(self, x: Tensor) -> Tensor:
+        """Return ``s up down x``, shape (..., O)."""
+        down, up = (each.to(x.dtype) for each in self.factors())
+        # The scale multiplies R values per token here, O after ``up``.
+        return matmul(self.scale * matmul(x, down), up)
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Return ``W x + s up down x``; dropout acts on ``x`` of the update only."""
+        return base_output + self.update(x if self.dropout is None else self.dropout(x))
+
+    def delta_weight(self) -> Tensor:
+        """Return ``s up down``, shape (O, I)."""
+        down, up = self.factors()
+        return self.scale * up @ down
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 CAPTURABLE = "sdpa_without_a_look"
 LEAK_TEXTS = ((4, 6, 3), 8)  # lengths of the texts of the check below, and the first token's number
+CUDNN = True
+LEAST_FOR_CUDNN = 256  # tokens; shorter texts are no faster with it
 CLOSE = 0.02  # of what a model computes, relative: another kernel's rounding to bfloat16 changes less
 # Names by which a config says how far an attention looks back.
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
@@ -91,6 +93,13 @@ def attention(
     if boundaries is None:
         if _unmasked.get() == "beginnings":
             key, value = (each[:, :, : query.shape[2]] for each in (key, value))
+        if attention_mask is None and not rest.get("dropout") and _suits_cudnn(query, key, value):
+            causal = rest.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            output = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, 0.0, bool(causal), False, scale=rest.get("scaling")
+            )[0]
+            return output.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     lanes, heads, tokens, _ = query.shape
     # (L N, heads, D): the tokens of all texts in one row.
@@ -104,6 +113,24 @@ def attention(
     else:
         output = _text_by_text(q, k, v, boundaries, scale)
     return output.view(lanes, tokens, heads, v.shape[-1]), None
+
+
+def _suits_cudnn(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Return whether cuDNN's kernel is the faster one: in training, on Hopper, with as many keys as queries.
+
+    It prepares itself for every new form, so it is not for scoring, whose forms are many.
+    """
+    return (
+        CUDNN
+        and query.is_cuda
+        and query.requires_grad
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape == key.shape == value.shape
+        and query.shape[2] >= LEAST_FOR_CUDNN
+        and query.shape[3] % 8 == 0
+        and query.shape[3] <= 128
+        and torch.cuda.get_device_capability(query.device) == (9, 0)
+    )
 
 
 def _text_by_text(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, scale: float | None) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract.dropout import Dropout
-from harness.contract.method import Adapter
+from harness.contract.method import Adapter, LowRankAdapter
+from harness.engine.low_rank import Thin, is_thin
 
 
 class Reader:
@@ -30,10 +31,19 @@ class Reader:
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         self.modules = [module]
         self._twin = _with(module, tensors)
+        self._is_thin = is_thin(module)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the module."""
         return cast(Tensor, self._twin(*inputs))
+
+    def thin(self, first: int) -> Thin | None:
+        """Return the update where the module does nothing but add one of low rank, of the lane of this number."""
+        if not self._is_thin:
+            return None
+        twin = cast(LowRankAdapter, self._twin)
+        down, up = twin.factors()
+        return Thin(first, down[None], up[None], twin.scale)
 
 
 class Readers(Mapping[str, Reader]):

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
-from harness.contract.method import Adapter
+from harness.contract.method import Adapter, LowRankAdapter
 from harness.engine.layers import present_as_linear
+from harness.engine.low_rank import Factors, Thin, adapted, is_thin
 from harness.engine.quantised import QuantisedLinear
 from harness.engine.readers import Reader, kept_float32
 from harness.errors import HarnessError
@@ -153,6 +154,7 @@ class Stack:
             self.buffers[name] = leaves.constant(buffers, self._point(name), name in exact)
         half = leaves.compute_dtype not in (torch.float32, torch.float64)
         self._direct = len(modules) == 1 and not half
+        self._factors = Factors(cast(LowRankAdapter, modules[0])) if is_thin(modules[0]) else None
 
     def _point(self, name: str) -> Callable[[int, Tensor], None]:
         """Return a function that replaces lane k's buffer (or frozen parameter) of this name by a view."""
@@ -179,6 +181,21 @@ class Stack:
         output = vmap(lambda state, *xs: functional_call(first, state, xs))(tensors, *rows)
         return cast(Tensor, output).flatten(0, 1)
 
+    def thin(self, first: int) -> Thin | None:
+        """Return the lanes' updates where they do nothing but add one of low rank; the first lane's number is given."""
+        if self._factors is None:
+            return None
+        adapter = self._factors.adapter
+        if self._direct:
+            down, up = adapter.factors()
+            return Thin(first, down[None], up[None], adapter.scale)
+        tensors = {f"adapter.{name}": each for name, each in (*self.parameters.items(), *self.buffers.items())}
+        if len(self.modules) == 1:
+            down, up = functional_call(self._factors, tensors, ())
+            return Thin(first, down[None], up[None], adapter.scale)
+        down, up = vmap(lambda state: functional_call(cast(nn.Module, self._factors), state, ()))(tensors)
+        return Thin(first, down, up, adapter.scale)
+
 
 def by_lane(rows: Tensor, lanes: int) -> Tensor:
     """Return rows (K B, ...) as (K, B, ...)."""
@@ -204,16 +221,17 @@ class Slot(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("frozen"), name)
 
-    def over_lanes(self, *inputs: Tensor) -> Tensor:
-        """Give each part its rows and join the outputs."""
+    def over_lanes(self, *inputs: Tensor, done: frozenset[int] = frozenset()) -> Tensor:
+        """Give each part its rows and join the outputs; of the parts that are done the last input is the output."""
         if len(self.parts) == 1:
             return self.parts[0][0](*inputs)
-        lanes = sum(count for _, count in self.parts)
         counts = [count for _, count in self.parts]
-        pieces = zip(*(torch.split(by_lane(each, lanes), counts) for each in inputs), strict=True)
-        return torch.cat(
-            [stack(*(p.flatten(0, 1) for p in piece)) for (stack, _), piece in zip(self.parts, pieces, strict=True)]
-        )
+        pieces = zip(*(torch.split(by_lane(each, sum(counts)), counts) for each in inputs), strict=True)
+        outputs = []
+        for number, ((stack, _), piece) in enumerate(zip(self.parts, pieces, strict=True)):
+            flat = [each.flatten(0, 1) for each in piece]
+            outputs.append(flat[-1] if number in done else stack(*flat))
+        return torch.cat(outputs)
 
 
 class LinearSlot(Slot):
@@ -227,14 +245,28 @@ class LinearSlot(Slot):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``adapter(x, W x) + bias``; the bias last, so that no adapter scales it."""
         layer = self.linear[0]
+        if not self.parts and not isinstance(layer, QuantisedLinear):
+            return linear(x, layer.weight, layer.bias)
+        thin: dict[int, Thin] = {}
         if isinstance(layer, QuantisedLinear):
             output = layer.multiply(x)
-        elif not self.parts:
-            return linear(x, layer.weight, layer.bias)
         else:
-            output = linear(x, layer.weight)
-        output = self.over_lanes(x, output) if self.parts else output
+            thin = self._thin()
+            output = adapted(x, layer.weight, sum(count for _, count in self.parts), list(thin.values()))
+        if len(thin) < len(self.parts):
+            output = self.over_lanes(x, output, done=frozenset(thin))
         return output if layer.bias is None else output + layer.bias
+
+    def _thin(self) -> dict[int, Thin]:
+        """Return the low-rank updates among the parts, by the part's number."""
+        found: dict[int, Thin] = {}
+        first = 0
+        for number, (part, count) in enumerate(self.parts):
+            thin = part.thin(first) if isinstance(part, Stack | Reader) else None
+            if thin is not None:
+                found[number] = thin
+            first += count
+        return found
 
 
 class ModuleSlot(Slot):

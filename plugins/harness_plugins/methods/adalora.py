@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear as matmul
 
 from harness import (
-    Adapter,
     ConfigError,
     Dropout,
+    LowRankAdapter,
     Method,
     MethodConfig,
     MethodTraits,
@@ -39,7 +38,7 @@ from harness import (
 DEVIATION = 0.02  # of the entries of P and Q at the start, in the released code
 
 
-class AdaLoRAAdapter(Adapter):
+class AdaLoRAAdapter(LowRankAdapter):
     """P (O, R), lambda (R,) and Q (R, I), each with two running averages of its entries' importance."""
 
     keep_float32 = ("values",)
@@ -53,8 +52,8 @@ class AdaLoRAAdapter(Adapter):
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(layer)
-        self.r, self.target_r, self.scale = r, target_r, scale
+        super().__init__(layer, scale)
+        self.r, self.target_r = r, target_r
         p = torch.empty(self.out_features, r, dtype=torch.float64).normal_(0, DEVIATION, generator=generator)
         q = torch.empty(r, self.in_features, dtype=torch.float64).normal_(0, DEVIATION, generator=generator)
         self.p = nn.Parameter(p.to(self.device, self.dtype))
@@ -66,14 +65,9 @@ class AdaLoRAAdapter(Adapter):
             self.register_buffer(f"{name}_uncertainty", torch.zeros_like(parameter), persistent=False)
         self.dropout = Dropout(dropout, generator, self.device)
 
-    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``W x + s P diag(lambda) Q x``; dropout acts on ``x`` of the update only."""
-        inner = self.scale * self.values * matmul(self.dropout(x), self.q)
-        return base_output + matmul(inner.to(self.p.dtype), self.p)
-
-    def delta_weight(self) -> Tensor:
-        """Return ``s P diag(lambda) Q``, shape (O, I)."""
-        return self.scale * self.values * self.p @ self.q
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``diag(lambda) Q`` and P."""
+        return self.values.unsqueeze(1) * self.q, self.p
 
     def deviations_from_orthogonal(self) -> tuple[Tensor, Tensor]:
         """Return ``P^T P - 1`` and ``Q Q^T - 1``, each (R, R)."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from harness import Adapter, Dropout, Method, MethodConfig, hookimpl, setting
+from harness import Dropout, LowRankAdapter, Method, MethodConfig, hookimpl, setting
 
 
 def kaiming_uniform(rows: int, fan_in: int, generator: torch.Generator) -> Tensor:
@@ -40,8 +39,10 @@ def gaussian(rows: int, fan_in: int, generator: torch.Generator) -> Tensor:
 LAWS = {"uniform": kaiming_uniform, "gaussian": gaussian}
 
 
-class LoRAAdapter(Adapter):
+class LoRAAdapter(LowRankAdapter):
     """A (R, I), B (O, R) and a fixed scale."""
+
+    dropout: Dropout
 
     def __init__(
         self,
@@ -52,24 +53,14 @@ class LoRAAdapter(Adapter):
         generator: torch.Generator,
         init: str = "uniform",
     ) -> None:
-        super().__init__(layer)
-        self.scale = scale
+        super().__init__(layer, scale)
         self.a = nn.Parameter(LAWS[init](r, self.in_features, generator).to(self.device, self.dtype))
         self.b = nn.Parameter(torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype))
         self.dropout = Dropout(dropout, generator, self.device)
 
-    def update(self, x: Tensor) -> Tensor:
-        """Return ``s B A x``, shape (..., O)."""
-        # The scale multiplies R values per token here, O after B.
-        return linear(self.scale * linear(x, self.a), self.b)
-
-    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``W x + s B A x``; dropout acts on ``x`` of the update only."""
-        return base_output + self.update(self.dropout(x))
-
-    def delta_weight(self) -> Tensor:
-        """Return ``s B A``, shape (O, I)."""
-        return self.scale * self.b @ self.a
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A and B."""
+        return self.a, self.b
 
 
 @dataclass(frozen=True)

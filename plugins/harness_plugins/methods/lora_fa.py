@@ -18,15 +18,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from harness import Adapter, Dropout, Method, MethodConfig, MethodTraits, hookimpl, setting
+from harness import Dropout, LowRankAdapter, Method, MethodConfig, MethodTraits, hookimpl, setting
 from harness_plugins.methods.lora import LAWS
 
 GRADIENTS = ("plain", "projected")
 
 
-class FrozenAAdapter(Adapter):
+class FrozenAAdapter(LowRankAdapter):
     """A (R, I), frozen, B (O, R), trained, and a fixed scale.
 
     Args:
@@ -44,8 +43,8 @@ class FrozenAAdapter(Adapter):
     def __init__(
         self, layer: nn.Linear, a: Tensor, scale: float, dropout: float, is_projected: bool, generator: torch.Generator
     ) -> None:
-        super().__init__(layer)
-        self.scale, self.is_projected = scale, is_projected
+        super().__init__(layer, scale)
+        self.is_projected = is_projected
         self.register_buffer("a", a.to(self.device, self.dtype))
         self.b = nn.Parameter(torch.zeros(self.out_features, a.shape[0], device=self.device, dtype=self.dtype))
         if is_projected:
@@ -54,17 +53,13 @@ class FrozenAAdapter(Adapter):
             self.register_buffer("projection", projection.to(self.device, self.dtype))
         self.dropout = Dropout(dropout, generator, self.device)
 
-    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``W x + s B A x``; dropout acts on ``x`` of the update only."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A and B."""
         b: Tensor = self.b
         if self.is_projected:  # the same value, another gradient: that of b times the symmetric projection
             constant = b.detach()
             b = constant + (b - constant) @ self.projection
-        return base_output + linear(self.scale * linear(self.dropout(x), self.a), b)
-
-    def delta_weight(self) -> Tensor:
-        """Return ``s B A``, shape (O, I)."""
-        return self.scale * self.b @ self.a
+        return self.a, b
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from harness import Calibration, HarnessError, Method, MethodConfig, MethodTraits, hookimpl, setting, svd
-from harness_plugins.methods.pissa import SplitAdapter, check_rank, subspace_iteration
+from harness_plugins.methods.pissa import SplitAdapter, check_rank, split_adapter, subspace_iteration
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LoRAGA(Method):
         c = self.config
         check_rank(self.name, c.r, min(linear.weight.shape) // 2, linear.in_features, linear.out_features)
         scale = c.alpha / (c.r if c.scale == "alpha/r" else math.sqrt(c.r))
-        return SplitAdapter(linear, c.r, scale, c.dropout, generator)
+        return split_adapter(linear, c.r, scale, c.dropout, generator)
 
     def calibrate(self, adapters: Mapping[str, Any], calibration: Calibration) -> None:
         """Start each pair from disjoint blocks of singular vectors of its layer's mean gradient.

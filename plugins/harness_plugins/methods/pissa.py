@@ -25,6 +25,7 @@ from harness import (
     Adapter,
     ConfigError,
     Dropout,
+    LowRankAdapter,
     Method,
     MethodConfig,
     MethodTraits,
@@ -35,16 +36,16 @@ from harness import (
 )
 
 
-class SplitAdapter(Adapter):
+class SplitAdapter(LowRankAdapter):
     """A (R, I) and B (O, R), trained, and the values A0, B0 that were taken out of the weight."""
 
     a0: Tensor
     b0: Tensor
+    dropout: Dropout
     keep_float32 = ("a", "b", "a0", "b0")
 
     def __init__(self, layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator) -> None:
-        super().__init__(layer)
-        self.scale = scale
+        super().__init__(layer, scale)
         a = torch.zeros(r, self.in_features, device=self.device, dtype=self.dtype)
         b = torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
@@ -61,22 +62,33 @@ class SplitAdapter(Adapter):
         for target in (self.b, self.b0):
             target.copy_(b)
 
-    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
-        """Return ``W x - s B0 A0 x + s B A dropout(x)``."""
-        kept = self.dropout(x)
-        # Subtract first and round after: a difference of rounded values would lose small steps of A and B.
-        down = torch.cat((self.a - self.a0, self.a0)).to(x.dtype)
-        up = torch.cat((self.b, self.b - self.b0), dim=1).to(x.dtype)
-        change = matmul(self.scale * matmul(kept, down), up)
-        if kept is not x:
-            # Dropout also drops the part of the pretrained weight that the pair carries.
-            dropped = matmul(self.scale * matmul(kept - x, self.a0.to(x.dtype)), self.b0.to(x.dtype))
-            change = change + dropped
-        return base_output + change
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``B A - B0 A0`` as a product: down (2 R, I), up (O, 2 R)."""
+        # Subtracted first and rounded after: a difference of rounded values would lose small steps of A and B.
+        return torch.cat((self.a - self.a0, self.a0)), torch.cat((self.b, self.b - self.b0), dim=1)
 
     def delta_weight(self) -> Tensor:
         """Return ``s (B A - B0 A0)``, shape (O, I)."""
         return self.scale * (self.b @ (self.a - self.a0) + (self.b - self.b0) @ self.a0)
+
+
+class DroppingSplitAdapter(SplitAdapter):
+    """The same with dropout, which also drops the part of the pretrained weight that the pair carries."""
+
+    def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
+        """Return ``W x - s B0 A0 x + s B A dropout(x)``."""
+        kept = self.dropout(x)
+        change = self.update(kept)
+        if kept is not x:
+            dropped = matmul(self.scale * matmul(kept - x, self.a0.to(x.dtype)), self.b0.to(x.dtype))
+            change = change + dropped
+        return base_output + change
+
+
+def split_adapter(layer: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator) -> SplitAdapter:
+    """Return the adapter, with dropout or without."""
+    kind = DroppingSplitAdapter if dropout else SplitAdapter
+    return kind(layer, r, scale, dropout, generator)
 
 
 def split_factors(u: Tensor, s: Tensor, vh: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -168,7 +180,7 @@ class Split(Method):
         """
         c = self.config
         check_rank(self.name, c.r, min(linear.weight.shape), linear.in_features, linear.out_features)
-        adapter = SplitAdapter(linear, c.r, c.scale, self.dropout(), generator)
+        adapter = split_adapter(linear, c.r, c.scale, self.dropout(), generator)
         adapter.start_from(*split_factors(*self.triplets(adapter.pretrained_weight, generator), c.scale))
         return adapter
 

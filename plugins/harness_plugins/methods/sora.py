@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from harness import Method, MethodTraits, StepInfo, hookimpl, setting
 from harness_plugins.methods.lora import LoRA, LoRAAdapter, LoRAConfig
@@ -43,13 +42,9 @@ class SoRAAdapter(LoRAAdapter):
         gate = torch.randn(r, generator=generator, dtype=torch.float64)
         self.gate = nn.Parameter(gate.to(self.device, self.dtype))
 
-    def update(self, x: Tensor) -> Tensor:
-        """Return ``s B (g * A x)``, shape (..., O)."""
-        return linear(linear(x, self.a) * (self.scale * self.gate).to(x.dtype), self.b)
-
-    def delta_weight(self) -> Tensor:
-        """Return ``s B diag(g) A``, shape (O, I)."""
-        return self.scale * (self.b * self.gate) @ self.a
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``diag(g) A`` and B."""
+        return self.gate.unsqueeze(1) * self.a, self.b
 
     @torch.no_grad()
     def shrink(self, threshold: float, shrinking: str) -> None:

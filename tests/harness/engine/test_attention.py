@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from harness.contract.task import TaskData
+from harness.engine.attention import attention
 from harness.engine.pack import Pack
 from harness.engine.resident import Base
 
@@ -128,3 +129,26 @@ def test_flat_texts_are_hardly_padded(kit):
     assert lanes[0].forms <= 8
     padding = [1 - lane.train_tokens / lane.padded_tokens for lane in lanes]
     assert max(padding) < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("heads", "size"), [(4, 48), (2, 64), (3, 128)])
+def test_long_texts_without_a_mask_train_as_with_plain_attention(heads, size, causal, gpu):
+    """Where cuDNN's kernel takes over, on Hopper; elsewhere PyTorch's own."""
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.is_causal = causal
+    low = [torch.randn(2, 320, heads, size, device=gpu, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    high = [each.detach().double().requires_grad_() for each in low]
+    found, _ = attention(module, *(each.transpose(1, 2) for each in low), None, scaling=0.2)
+    q, k, v = (each.transpose(1, 2) for each in high)
+    scores = 0.2 * q @ k.mT
+    if causal:
+        scores = scores.masked_fill(torch.ones(320, 320, device=gpu).triu(1).bool(), -torch.inf)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+    upstream = torch.randn_like(found)
+    mine = [found, *torch.autograd.grad(found, low, upstream)]
+    theirs = [expected, *torch.autograd.grad(expected, high, upstream.double())]
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one.double() - other).norm() < 0.02 * other.norm()

@@ -168,8 +168,6 @@ def test_arithmetic_is_what_the_closed_formula_says(kit, flat, most_logits, wind
     # Forward scores and values; backward the scores again, then the gradients of both factors of both.
     attention = 2 * 2 * 4 * 6 * sum(n * n for n in texts) * (2 + 5)
     again = 2 * tokens * (frozen + adapters) + 2 * 2 * 4 * 6 * sum(n * n for n in texts) * 2
-    if window is None:  # nobody needs the result of a block's last product; in Gemma a norm comes after it
-        again -= 2 * 2 * tokens * rank * 24
     assert cost.step_flops == linears + head + attention + (again if recomputes else 0)
 
 
