@@ -124,8 +124,10 @@ def peft_model(workload: Workload, device: torch.device, dtype: torch.dtype, **s
     kind = TaskType.SEQ_CLS if workload.classifies else TaskType.CAUSAL_LM
     targets = list(workload.targets) or "all-linear"
     config = LoraConfig(task_type=kind, r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, **settings)
-    model: nn.Module = get_peft_model(build_model(workload, device, dtype), config)
-    return model
+    model: Any = get_peft_model(build_model(workload, device, dtype), config)
+    model.config.use_cache = False  # in training a cache is of no use, and a compiler would compile anew for each layer
+    adapted: nn.Module = model
+    return adapted
 
 
 def peft_loop(

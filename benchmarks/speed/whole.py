@@ -5,9 +5,9 @@
 
 ``peers`` times the parts of one PEFT LoRA trial on the suite's own model, texts and prompts, from a folder that holds both:
 loading, some answers, some steps; under the Hugging Face Trainer, and in a loop with fused optimizer, plain and with each
-block compiled, and texts sorted for answering. ``compare`` extrapolates them to the trials of a sweep that ``harness run`` made, and divides by the
-sweep's wall-clock on one GPU. Left out of the peers' time, in their favour: WikiText, the search's bookkeeping, start-up
-of Python, and that methods other than LoRA are slower in PEFT.
+block compiled, and texts sorted for answering. ``compare`` extrapolates them to the trials of a sweep that
+``harness run`` made, and divides by the sweep's wall-clock on one GPU. Left out of the peers' time, in their favour:
+WikiText, the search's bookkeeping, start-up of Python, and that methods other than LoRA are slower in PEFT.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Peer:
             for _ in range(steps):
                 batch = self.collate([self.rows[(place + n) % len(self.rows)] for n in range(self.recipe.batch_size)])
                 place += self.recipe.batch_size
-                model(**{key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}).loss.backward()
+                inputs = {key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}
+                model(**inputs, use_cache=False).loss.backward()  # a cache would have each layer compiled anew
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 

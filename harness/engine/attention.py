@@ -21,8 +21,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 CAPTURABLE = "sdpa_without_a_look"
 LEAK_TEXTS = ((4, 6, 3), 8)  # lengths of the texts of the check below, and the first token's number
-CUDNN = True
-LEAST_FOR_CUDNN = 256  # tokens; shorter texts are no faster with it
 CLOSE = 0.02  # of what a model computes, relative: another kernel's rounding to bfloat16 changes less
 # Names by which a config says how far an attention looks back.
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
@@ -93,13 +91,9 @@ def attention(
     if boundaries is None:
         if _unmasked.get() == "beginnings":
             key, value = (each[:, :, : query.shape[2]] for each in (key, value))
-        if attention_mask is None and not rest.get("dropout") and _suits_cudnn(query, key, value):
-            causal = rest.get("is_causal")
-            causal = getattr(module, "is_causal", True) if causal is None else causal
-            output = torch.ops.aten._scaled_dot_product_cudnn_attention(
-                query, key, value, None, True, 0.0, bool(causal), False, scale=rest.get("scaling")
-            )[0]
-            return output.transpose(1, 2).contiguous(), None
+        grouped = query.shape[1] // key.shape[1]
+        if query.shape[2] == 1 and grouped > 1 and _is_of_all_heads(attention_mask):
+            return _one_token(query, key, value, attention_mask, rest.get("scaling"), grouped), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     lanes, heads, tokens, _ = query.shape
     # (L N, heads, D): the tokens of all texts in one row.
@@ -115,22 +109,24 @@ def attention(
     return output.view(lanes, tokens, heads, v.shape[-1]), None
 
 
-def _suits_cudnn(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Return whether cuDNN's kernel is the faster one: in training, on Hopper, with as many keys as queries.
+def _is_of_all_heads(mask: Tensor | None) -> bool:
+    return mask is None or (mask.ndim == 4 and mask.shape[1] == 1)
 
-    It prepares itself for every new form, so it is not for scoring, whose forms are many.
+
+def _one_token(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, grouped: int
+) -> Tensor:
+    """Return the attention of one new token, (L, 1, heads, D).
+
+    Query heads that share their keys stand as several queries of one head. transformers copies keys and values for each
+    of them instead, and with a cache of many tokens that is most of what a step of decoding does.
     """
-    return (
-        CUDNN
-        and query.is_cuda
-        and query.requires_grad
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape == key.shape == value.shape
-        and query.shape[2] >= LEAST_FOR_CUDNN
-        and query.shape[3] % 8 == 0
-        and query.shape[3] <= 128
-        and torch.cuda.get_device_capability(query.device) == (9, 0)
-    )
+    rows, heads, _, size = query.shape
+    queries = query.view(rows, heads // grouped, grouped, size)
+    if mask is not None:
+        mask = mask.expand(-1, -1, grouped, -1)
+    output = scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
+    return output.reshape(rows, 1, heads, value.shape[-1])
 
 
 def _text_by_text(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, scale: float | None) -> Tensor:
