@@ -15,7 +15,7 @@ evaluation with ``with_forgetting``; validation splits ask for no windows. It is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,11 @@ def measure_forgetting(model: Any, context: TaskContext, windows: int = 64, leng
 def with_forgetting(found: Evaluation, model: Any, context: TaskContext, windows: int, length: int = 512) -> Evaluation:
     """Return an evaluation with what ``measure_forgetting`` finds besides."""
     side = measure_forgetting(model, context, windows, length)
-    return Evaluation(
-        {**found.metrics, **side.metrics},
-        {**found.reasons, **side.reasons},
-        {**found.items, **side.items},
-        {**found.notes, **side.notes},
-        {**found.item_groups, **side.item_groups},
+    return replace(
+        found,
+        metrics={**found.metrics, **side.metrics},
+        reasons={**found.reasons, **side.reasons},
+        items={**found.items, **side.items},
     )
 
 

@@ -154,6 +154,15 @@ class QuestionSet:
         worth = [float(text == question.answer) for text, question in zip(given, questions, strict=True)]
         return self.measure.score(questions, given), worth
 
+    def chance(self, questions: Sequence[Question]) -> float | None:
+        """Return what guessing scores: the commonest answer each time, or any; ``None`` where answers are written."""
+        if len(questions[0].options) == 1:
+            return None
+        commonest = Counter(question.answer for question in questions).most_common(1)[0][0]
+        always = self.measure.score(questions, [commonest] * len(questions))
+        at_random = sum(1 / len(each.options) for each in questions) / len(questions)
+        return max(always, at_random) if self.measure is ACCURACY else always
+
     def _questions(self, row: Row) -> Iterator[Question]:
         if "gold_index" in row:
             yield Question(row["input"], tuple(row["options"]), int(row["gold_index"]), str(row.get("class_id", "")))

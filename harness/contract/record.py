@@ -56,7 +56,8 @@ class Record:
         item_groups: Which items belong together, ``{metric: [number, ...]}``; no entry: every item is its own.
         main_metric: Name of the metric that ranks.
         higher_is_better: Direction of the main metric.
-        metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``.
+        metric_details: ``{name: {"title": str, "unit": str, "higher_is_better": bool, "help": str}}``, and ``chance``,
+            what guessing scores, where the task says so.
         counts: ``adapter_parameters``, ``task_parameters`` (trained besides adapters), ``base_parameters``,
             ``final_parameters`` (adapter parameters left when training ends, where those are fewer),
             ``budget_deviation_fraction``; ``checkpoint_step``, where the best of several was chosen on validation.

@@ -8,6 +8,7 @@ What is not here: the training loop (``engine.training``), collating examples in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -215,6 +216,8 @@ class Evaluation:
         notes: What else a reader of the record must know of how it was scored; kept as ``scoring`` in its environment.
         item_groups: By metric, for each item a number: items with the same one belong together (windows of one
             document, questions about one passage), and count as one draw. Left out where every item is its own.
+        chance: By metric, what a model that does not look at its input scores on these items: by always giving the
+            commonest answer, or one of k at random (1 / k). Left out where that means nothing, as of a loss.
     """
 
     metrics: Mapping[str, float | None]
@@ -222,6 +225,7 @@ class Evaluation:
     items: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     item_groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    chance: Mapping[str, float] = field(default_factory=dict)
 
     def metrics_present(self) -> dict[str, float]:
         """Return the metrics that have a value."""
@@ -233,7 +237,7 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
 
     Raises:
         HarnessError: It is no ``Evaluation``, a declared metric is missing or another one is there, a value is no
-            number, there is none and no reason, or groups are not those of its items.
+            number, there is none and no reason, groups are not those of its items, or chance is not a metric's.
     """
     where = f"task {task.name!r}: evaluate()"
     if not isinstance(found, Evaluation):
@@ -252,6 +256,12 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
         except (TypeError, ValueError) as error:
             raise HarnessError(f"{where}: {name} has {value!r}, which is not a number") from error
 
+    for name, told in found.chance.items():
+        if name not in task.metrics:
+            raise HarnessError(f"{where} gives chance of {name!r}; the task declares {', '.join(task.metrics)}")
+        level = number(told, f"chance[{name!r}]")
+        if level is None or not math.isfinite(level):
+            raise HarnessError(f"{where}: chance[{name!r}] is {told!r}; give a finite number, or leave the metric out")
     for name, groups in found.item_groups.items():
         if len(groups) != len(found.items.get(name, ())):
             raise HarnessError(
@@ -264,6 +274,7 @@ def check_evaluation(task: Task, found: Any) -> Evaluation:
         {name: [number(each, f"items[{name!r}]") for each in values] for name, values in found.items.items()},
         {str(name): str(note) for name, note in found.notes.items()},
         {name: [int(each) for each in groups] for name, groups in found.item_groups.items()},
+        {name: float(level) for name, level in found.chance.items()},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ class Recording:
             environment={**self.environment, **_layers_without_adapter(lane), **_scoring(evaluation)},
             items={name: _finite(values) for name, values in evaluation.items.items()} if evaluation else {},
             item_groups=dict(evaluation.item_groups) if evaluation else {},
+            metric_details=_describe_metrics(task.metrics, evaluation.chance if evaluation else {}),
             history=[{**each, "metrics": only_finite(each["metrics"])} for each in lane.history],
             counts={
                 "adapter_parameters": lane.adapter_parameters(),
@@ -100,11 +101,10 @@ class Recording:
             state=state,
             main_metric=task.main_metric,
             higher_is_better=task.metrics[task.main_metric].higher_is_better,
-            metric_details=_describe_metrics(task.metrics),
             error=None if error is None else _describe_error(error, step),
             started_at=started,
             finished_at=now(),
-            **{"environment": self.environment, **fields},
+            **{"environment": self.environment, "metric_details": _describe_metrics(task.metrics, {}), **fields},
         )
 
 
@@ -211,11 +211,12 @@ def _final_parameters(trial: Trial) -> dict[str, int]:
     return {} if trial.final_parameters is None else {"final_parameters": trial.final_parameters}
 
 
-def _describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"title": m.title, "unit": m.unit, "higher_is_better": m.higher_is_better, "help": m.help}
-        for name, m in metrics.items()
-    }
+def _describe_metrics(metrics: Mapping[str, Metric], chance: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return how to read each metric, and what guessing scores, where that is known."""
+    described: dict[str, dict[str, Any]] = {name: asdict(metric) for name, metric in metrics.items()}
+    for name, level in chance.items():
+        described[name]["chance"] = level
+    return described
 
 
 def _state_of(error: BaseException | None) -> State:

@@ -278,6 +278,27 @@ def test_what_lies_far_off_stands_at_the_edge_of_a_figure_with_its_value(
     assert 40 not in ticks
 
 
+def test_guessing_is_a_line_in_the_figures_of_scores_and_no_tick_lies_where_the_metric_has_no_values(
+    visit, make_record, make_reference, make_files, site
+):
+    details = {"accuracy": {"title": "Accuracy", "unit": "fraction", "higher_is_better": True, "chance": 0.1}}
+    scores = {"a": 0.02, "b": 0.1, "c": 0.2, "d": 0.9}
+    records = [
+        make_record(name, seed, score + seed / 100, metric_details=details)
+        for name, score in scores.items()
+        for seed in range(3)
+    ]
+    (board,) = [name for name in make_files(records, site / "guess") if re.fullmatch("boards/.*html", name)]
+    page = visit(f"guess/{board}")
+    for kind in ("pareto", "metrics"):
+        texts = page.locator(f"[data-figure={kind}] svg").first.locator("text").all_text_contents()
+        assert "guessing" in texts
+        ticks = [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"[−0-9.]+", text)]
+        assert min(ticks) >= 0
+    assert page.locator("#scores .bar .chance").count() == 4
+    assert "guessing, 0.1" in page.locator("#scores-legend").inner_text()
+
+
 def test_a_board_of_very_many_methods_has_a_page_of_bounded_size_and_still_compares_any_two(
     visit, make_record, make_files, site
 ):

@@ -9,6 +9,7 @@ words.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,7 +293,12 @@ class CommonsenseTask(Task):
             for name, value in metrics.items()
             if value is None
         }
-        found = Evaluation(metrics, reasons, items)
+        chance = {
+            name: max(Counter(each.answer for each in questions).values()) / len(questions)
+            for name, questions in split.questions.items()
+        }
+        chance["average"] = sum(chance.values()) / len(chance)
+        found = Evaluation(metrics, reasons, items, chance=chance)
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
 
 

@@ -153,6 +153,7 @@ class ContinualTask(Task):
         items = {"loss": losses, "perplexity": pseudo_values(perplexity, losses)}
         documents = documents_of(split.windows, tokenizer.eos_token_id)
         present: dict[str, float] = {}
+        chance: dict[str, float] = {}
         for name, questions in split.questions.items():
             if isinstance(questions, str):
                 metrics[name], reasons[name] = None, questions
@@ -160,6 +161,8 @@ class ContinualTask(Task):
                 given = answer(model, tokenizer, questions, recipe.max_length, size)
                 score, items[name] = self.sets[name].score(questions, given)
                 metrics[name] = score
+                if (level := self.sets[name].chance(questions)) is not None:
+                    chance[name] = level
                 if self.sets[name].in_mean:
                     present[name] = score
         metrics["questions"] = sum(present.values()) / len(present) if present else None
@@ -169,7 +172,9 @@ class ContinualTask(Task):
         notes = (
             {"sets in the mean of questions": ", ".join(self.sets[name].title for name in present)} if present else {}
         )
-        found = Evaluation(metrics, reasons, items, notes, groups)
+        if present and present.keys() <= chance.keys():
+            chance["questions"] = sum(chance[name] for name in present) / len(present)
+        found = Evaluation(metrics, reasons, items, notes, groups, chance)
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows, recipe.max_length)
 
 

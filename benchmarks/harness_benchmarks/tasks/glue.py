@@ -165,6 +165,7 @@ class GlueTask(Task):
         (main, *others) = split
         metrics: dict[str, float | None] = {}
         items: dict[str, list[float]] = {}
+        chance: dict[str, float] = {}
         for part in (main, *others):
             outputs = predict(model, split[part], context.tokenizer.pad_token_id, context.recipe.batch_size)
             right = np.asarray([example.labels for example in split[part]])
@@ -178,7 +179,10 @@ class GlueTask(Task):
                 items["squared_error"] = ((given - right) ** 2).tolist()
                 items |= {"given_score": given.astype(float).tolist(), "right_score": right.astype(float).tolist()}
                 metrics["squared_error"] = float(((given - right) ** 2).mean())
+                chance = dict.fromkeys(scores, 0.0)  # one score for all rows correlates with nothing
             else:
+                constant = [score(predictions=np.full_like(right, each), references=right) for each in set(right)]
+                chance |= {f"{name}{suffix}": max(float(each[name]) for each in constant) for name in scores}
                 items[f"accuracy{suffix}"] = (given == right).astype(float).tolist()
                 others_than_means = scores.keys() - {"accuracy"}
                 if others_than_means:
@@ -193,6 +197,7 @@ class GlueTask(Task):
             metrics=metrics | dict.fromkeys(absent),
             reasons=dict.fromkeys(absent, "choices are made on held-out training rows, all of the matched genres"),
             items=items,
+            chance=chance,
         )
 
     def _encode(self, rows: Sequence[Mapping[str, Any]], context: TaskContext) -> Sequence[Example]:

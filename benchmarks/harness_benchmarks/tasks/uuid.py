@@ -165,6 +165,7 @@ class UuidTask(Task):
             },
             reasons={} if context.adapter_parameters else {"bits_per_parameter": "no parameter of an adapter trains"},
             items={"character_accuracy": accuracy, "exact_match": exact, "answer_nll": losses},
+            chance={"character_accuracy": 1 / 16},
         )
         return forgetting.with_forgetting(found, model, context, split.forgetting_windows)
 

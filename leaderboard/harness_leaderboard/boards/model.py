@@ -274,6 +274,8 @@ class Board:
         tuning: The learning-rate search.
         notes: What a reader must know before believing the numbers.
         differing: In what the rows differ that must be equal; nothing is ranked then.
+        chance: What guessing scores, in the main metric; ``None``: not known, or the rows are no one comparison.
+        bounds: Between which the main metric is, whatever is trained.
         has_twin: Whether another board differs in nothing but the main metric.
         versions: Distinct values of each environment key among the board's records.
     """
@@ -294,7 +296,22 @@ class Board:
     notes: tuple[str, ...]
     differing: tuple[str, ...]
     versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    chance: float | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     has_twin: bool = False
+
+    @property
+    def no_better_than_chance(self) -> list[Row]:
+        """Return the rows that may be guessing: they are not proven better, at the board's level for all together."""
+        if self.chance is None:
+            return []
+        return [row for row in self.rows if row.estimate is not None and row.estimate.beats_chance is False]
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether rows are held against guessing, and none is proven better."""
+        may_guess = self.no_better_than_chance
+        return bool(may_guess) and not any(row.estimate and row.estimate.beats_chance for row in self.rows)
 
     @property
     def all_rows(self) -> tuple[Row, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from harness_leaderboard.statistics.error import Array, Places
 from harness_leaderboard.statistics.scores import Scores, Search, Stages
 
 ANYTHING = (-math.inf, math.inf)
-BOUNDS = {"fraction": (0.0, 1.0), "nats": (0.0, math.inf), "perplexity": (1.0, math.inf)}  # by a metric's unit
+BOUNDS = {  # by a metric's unit
+    "fraction": (0.0, 1.0), "correlation": (-1.0, 1.0), "nats": (0.0, math.inf), "perplexity": (1.0, math.inf),
+}  # fmt: skip
 
 
 def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
@@ -44,17 +47,35 @@ def scores_of(rows: Sequence[Row], everything: Sequence[Record]) -> Scores:
         diverged=tuple(row.states.get(State.DIVERGED, 0) for row in rows),
         searches=tuple(_search(searched.get(row.first.trial.cell, ()), row) for row in rows),
         stages=_stages(rows),
-        bounds=_bounds(rows[0].first, totals),
+        bounds=bounds_of(rows),
+        chance=chance_of(rows),
     )
 
 
-def _bounds(record: Record, totals: Array) -> tuple[float, float]:
-    """Return the values between which a metric of its unit is, if all scores are."""
-    unit = record.metric_details.get(record.main_metric, {}).get("unit")
-    low, high = BOUNDS.get(str(unit), ANYTHING)
-    return (
-        (low, high) if np.nanmin(totals, initial=high) >= low and np.nanmax(totals, initial=low) <= high else ANYTHING
-    )
+def bounds_of(rows: Sequence[Row]) -> tuple[float, float]:
+    """Return the values between which the main metric is by its unit, if all scores are."""
+    if not rows:
+        return ANYTHING
+    first = rows[0].first
+    low, high = BOUNDS.get(str(first.metric_details.get(first.main_metric, {}).get("unit")), ANYTHING)
+    is_kept = all(low <= score <= high for row in rows for score in row.seed_scores.values())
+    return (low, high) if is_kept else ANYTHING
+
+
+def chance_of(rows: Sequence[Row], metric: str = "") -> float | None:
+    """Return what guessing scores, by those records that say so; ``None``: none does.
+
+    Args:
+        rows: Scored on the same items.
+        metric: The main one, if none is given.
+    """
+    found = [
+        float(level)
+        for row in rows
+        for record in row.records
+        if isinstance(level := record.metric_details.get(metric or record.main_metric, {}).get("chance"), int | float)
+    ]
+    return fmean(found) if found else None
 
 
 def _stages(rows: Sequence[Row]) -> Stages | None:

@@ -10,6 +10,7 @@ Source: Owen 2007, arXiv:0712.1111 (the variance of a mean over crossed seeds an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -53,6 +54,8 @@ class Estimate:
         worst_rank: At worst: the number of methods, less those that are proven worse. Both ``None``: not comparable.
         letters: Methods that share a letter cannot be told apart; those that share none can. Empty: not comparable.
         selection: How sure the search for its learning rate is; ``None``: it was not searched.
+        beats_chance: Whether it is proven better than guessing, at the board's level for all methods together;
+            ``None``: what guessing scores is not known, or there are fewer than two seeds.
     """
 
     method: str
@@ -66,6 +69,7 @@ class Estimate:
     worst_rank: int | None = None
     letters: str = ""
     selection: Selection | None = None
+    beats_chance: bool | None = None
 
     @property
     def interval(self) -> Interval | None:
@@ -167,9 +171,10 @@ def analyse(scores: Scores, level: float = LEVEL) -> Analysis:
     """
     contributions = units(scores)
     decision = decide(scores, contributions, level)
-    estimates = [
+    found_each = [
         _estimate(scores, contributions, place, selected) for place, selected in enumerate(decision.selections)
     ]
+    estimates = _against_chance([each for each, _ in found_each], [p for _, p in found_each], level, scores.stages)
     scope = "new items" if contributions is not None else "these items"
     noisier = tuple(decision.variances.noisier.tolist())
     found = decision.pairs
@@ -232,8 +237,30 @@ def _exact(diverged: int, of: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: Selection | None) -> Estimate:
-    """Return one method's mean and what it may be off by: its seeds by Student's t, its items beside them."""
+def _against_chance(
+    estimates: Sequence[Estimate], p_values: Sequence[float | None], level: float, stages: Stages | None
+) -> list[Estimate]:
+    """Return the estimates with which of them are proven better than guessing, at the latest look's part of the level.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    level *= 1.0 if stages is None else stages.shares[max(stages.latest, 1) - 1]
+    known = {place: p for place, p in enumerate(p_values) if p is not None}
+    order = sorted(known, key=lambda place: known[place])
+    failed = (number for number, place in enumerate(order) if known[place] > level / (len(order) - number))
+    proven = set(order[: next(failed, len(order))])
+    return [
+        replace(each, beats_chance=place in proven) if place in known else each for place, each in enumerate(estimates)
+    ]
+
+
+def _estimate(
+    scores: Scores, contributions: Units | None, place: int, chosen: Selection | None
+) -> tuple[Estimate, float | None]:
+    """Return one method's mean and what it may be off by: its seeds by Student's t, its items beside them.
+
+    And how likely a method that guesses is to do as well, where it is known what guessing scores.
+    """
     present = ~np.isnan(scores.totals[place])
     totals = scores.totals[place][present]
     count = len(totals)
@@ -241,7 +268,7 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
     if scores.diverged:
         of = count + scores.diverged[place]
         diverged = Share(count=scores.diverged[place], of=of, interval=_exact(scores.diverged[place], of))
-    these = new = None
+    these = new = by_chance = None
     if count > 1:
         added = 0.0 if chosen is None else chosen.variance
         mean, floor, between, unit_degrees, has_units = float(totals.mean()), 0.0, 0.0, 1.0, False
@@ -257,12 +284,18 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
         variance = float(np.var(totals, ddof=1))
         seeds, degrees, left_over, number, items = np.array([[variance], [count - 1.0], [floor], [count], [between]])
         parts = Parts(seeds, degrees, left_over, number, items, unit_degrees)
-        half = float(parts.these_items().plus(added).distance(LEVEL)[0])
+        errors = [parts.these_items().plus(added)]
+        half = float(errors[0].distance(LEVEL)[0])
         these = Interval(mean - half, mean + half).within(*scores.bounds)
         if has_units:
-            half = max(half, float(parts.new_items().plus(added).distance(LEVEL)[0]))
+            errors.append(parts.new_items().plus(added))
+            half = max(half, float(errors[1].distance(LEVEL)[0]))
             new = Interval(mean - half, mean + half).within(*scores.bounds)
-    return Estimate(
+        if scores.chance is not None:
+            above = (mean - scores.chance) * (1 if scores.higher_is_better else -1)
+            either = max(float(each.p_value(np.array([above]))[0]) for each in errors)  # in either direction
+            by_chance = either / 2 if above > 0 else 1.0
+    estimate = Estimate(
         method=scores.methods[place],
         mean=float(totals.mean()) if count else None,
         seeds=count,
@@ -272,6 +305,7 @@ def _estimate(scores: Scores, contributions: Units | None, place: int, chosen: S
         diverged=diverged,
         selection=chosen,
     )
+    return estimate, by_chance
 
 
 def _ranked(estimates: list[Estimate], found: Pairs, separated: Flags, higher_is_better: bool) -> list[Estimate]:

@@ -77,6 +77,7 @@ class Scores:
         searches: Per method; ``None``: its rate was given, not searched. Empty: none was.
         stages: How often this board is looked at; ``None``: once.
         bounds: The lowest and highest value that the metric can have; intervals end there.
+        chance: What guessing scores; ``None``: unknown, or it means nothing.
     """
 
     methods: tuple[str, ...]
@@ -89,6 +90,7 @@ class Scores:
     searches: Sequence[Search | None] = field(default=())
     stages: Stages | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes fit."""

@@ -14,6 +14,8 @@ from harness_leaderboard.view.figures import figures, items, pairs
 from harness_leaderboard.view.model import BoardView
 from harness_leaderboard.view.scores import cost_notes, metric_title, scores_grid
 from harness_leaderboard.view.sentences import (
+    chance_notes,
+    chance_text,
     context_text,
     effort_text,
     failure_text,
@@ -22,6 +24,7 @@ from harness_leaderboard.view.sentences import (
     slug_of_board,
     summary_sentences,
 )
+from harness_leaderboard.view.text import rounded_text
 
 WIDER = 2.5  # as the rows alone: the longest axis that shows references, too
 
@@ -39,14 +42,14 @@ def board_view(board: Board) -> BoardView:
         facts=_facts(board),
         leaders=leaders_text(board),
         sentences=tuple(summary_sentences(board)),
-        notes=board.notes,
+        notes=(*chance_notes(board), *board.notes),
         badge=limit_text(board),
         scores=scores_grid(board),
         cost_notes=cost_notes(board),
         failures=tuple(failure_text(each) for each in board.failures),
         details=details(board, curves),
         bars=tuple(_bar(row, axis) for row in board.all_rows),
-        axis=None if axis is None else {"low": axis[0], "high": axis[1], "text": " … ".join(map(_end, axis))},
+        axis=None if axis is None else _axis_view(board, axis),
         values=tuple(_values(board, row) for row in board.all_rows),
         figures=figures(board, curves),
         pairs=pairs(board),
@@ -72,15 +75,28 @@ def _axis(board: Board) -> tuple[float, float] | None:
 
     A reference may lie so far off that the methods would be drawn on top of each other: then it is left beyond the end.
     """
-    near = _ends(board.rows)
+    near = _ends(board.rows) or _ends(board.references)
     if near is None:
-        return _ends(board.references)
+        return None
     low, high = near
-    for row in board.references:
-        found = _ends([row])
+    besides = [_ends([row]) for row in board.references] if board.rows else []
+    for found in (*besides, None if board.chance is None else (board.chance, board.chance)):
         if found is not None and max(high, found[1]) - min(low, found[0]) <= WIDER * (near[1] - near[0]):
             low, high = min(low, found[0]), max(high, found[1])
-    return low, high
+    return max(low, board.bounds[0]), min(high, board.bounds[1])
+
+
+def _axis_view(board: Board, axis: tuple[float, float]) -> dict[str, Any]:
+    """Return the axis in numbers and words, and where on it guessing lies, if it does."""
+    low, high = axis
+    chance = board.chance if board.chance is not None and low <= board.chance <= high else None
+    return {
+        "low": low,
+        "high": high,
+        "text": " … ".join(map(_end, axis)),
+        "chance": None if chance is None else round((chance - low) / (high - low), 4),
+        "chance_text": "" if board.chance is None else chance_text(board),
+    }
 
 
 def _ends(rows: Sequence[Row]) -> tuple[float, float] | None:
@@ -92,12 +108,11 @@ def _ends(rows: Sequence[Row]) -> tuple[float, float] | None:
     intervals = [row.interval for row in rows if row.interval is not None]
     low = max(low - room, min([low, *(each.low for each in intervals)]))
     high = min(high + room, max([high, *(each.high for each in intervals)]))
-    margin = 0.04 * (high - low) or room
-    return low - margin, high + margin
+    return (low, high) if low < high else (low - room, high + room)
 
 
 def _end(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    return rounded_text(value).replace("-", "−")
 
 
 def _bar(row: Row, axis: tuple[float, float] | None) -> Mapping[str, Any] | None:
@@ -164,6 +179,8 @@ def _values(board: Board, row: Row) -> dict[str, Any]:
         "budget_deviation_fraction": row.budget_deviation_fraction,
         "difference_from_highest_score": against.difference if against else None,
         "p_value_corrected": against.adjusted_p_value if against else None,
+        "chance": board.chance,
+        "beats_chance": estimate.beats_chance if estimate and board.chance is not None else None,
         "detectable_difference": board.analysis.detectable if board.analysis else None,
         **{name: summary.value for name, summary in row.costs.items()},
         **{f"trials_{state.value}": row.states.get(state, 0) for state in State},

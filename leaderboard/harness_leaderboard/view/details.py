@@ -10,6 +10,7 @@ from harness_leaderboard.boards.cost import first_pair
 from harness_leaderboard.boards.model import PAPER_SCALE, Board, Published, RecipeField, Row, TuningTrial
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.boards.published import recipe_fields
+from harness_leaderboard.boards.scores import chance_of
 from harness_leaderboard.statistics.search import Selection
 from harness_leaderboard.view.curves import EARLY, GRADIENT_NORM, TRAIN_LOSS, Curve
 from harness_leaderboard.view.model import MISSING, Cell, Column, Grid
@@ -158,7 +159,12 @@ def _final_metrics(board: Board) -> Grid:
         rows.append(line)
     heads = ("Method", *(metric_title(board, name) for name in names))
     helps = [str(board.metric_details.get(name, {}).get("help") or "") for name in names]
-    explained = [f"{head}: {text}" for head, text in zip(heads[1:], helps, strict=True) if text]
+    levels = [chance_of(board.all_rows, name) for name in names]
+    explained = [
+        f"{head}: {text}{'' if level is None else f' Guessing scores {value_text(level)}.'}"
+        for head, text, level in zip(heads[1:], helps, levels, strict=True)
+        if text or level is not None
+    ]
     found = table("Final metrics: mean over finished seeds", heads, rows)
     return replace(found, notes=(*explained, *found.notes))
 

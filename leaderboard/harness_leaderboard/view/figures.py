@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
     return {
         "metric": metric_title(board, board.main_metric),
         "higherIsBetter": board.higher_is_better,
+        "bounds": bounds(board),
+        "chance": short(board.chance),
         "interval": f"for {scope_text(has_items)}",
         "rows": [point(board, row) for row in board.all_rows],
         "metrics": {name: metric_title(board, name) for row in board.all_rows for name in row.metrics},
@@ -42,6 +45,11 @@ def figures(board: Board, curves: Sequence[Curve]) -> dict[str, Any]:
             if each.score is not None
         ],
     }
+
+
+def bounds(board: Board) -> list[float | None]:
+    """Return between which values the main metric is; ``None``: it has no end there."""
+    return [None if math.isinf(each) else each for each in board.bounds]
 
 
 def point(board: Board, row: Row) -> dict[str, Any]:

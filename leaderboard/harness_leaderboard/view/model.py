@@ -82,7 +82,8 @@ class BoardView:
         failures: One line per trial that did not finish.
         details: Further tables, by heading.
         bars: Per row of ``scores`` what its interval plot shows.
-        axis: Of these plots: ``low`` and ``high`` in the metric's unit, and both as text; ``None``: no row has a score.
+        axis: Of these plots: ``low`` and ``high`` in the metric's unit, both as text, and where between them guessing
+            lies, from 0 to 1, or ``None``; all ``None``: no row has a score.
         values: Unrounded numbers, one mapping per row: what CSV and JSON hold.
         figures: What the page's figures draw; JSON-able.
         pairs: What the comparison of two methods shows; JSON-able.

@@ -14,7 +14,7 @@ from harness_leaderboard.boards.model import Board
 from harness_leaderboard.boards.notes import setting_text
 from harness_leaderboard.view.across import across_grid
 from harness_leaderboard.view.details import table, text_cell
-from harness_leaderboard.view.figures import point
+from harness_leaderboard.view.figures import bounds, point, short
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
 from harness_leaderboard.view.text import rank_text, scope_text, slug_of
@@ -260,9 +260,13 @@ def _across_budgets(boards: Sequence[tuple[Board, BoardView]]) -> dict[str, Any]
                 "title": key,
                 "metric": metric_title(board, board.main_metric),
                 "higherIsBetter": board.higher_is_better,
+                "bounds": bounds(board),
+                "chance": None,
                 "rows": [],
             },
         )
+        if group["chance"] is None:
+            group["chance"] = short(board.chance)
         known = {(each["label"], each["reference"]) for each in group["rows"] if each["reference"]}
         group["rows"] += [
             point(board, row)

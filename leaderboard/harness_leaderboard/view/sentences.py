@@ -6,7 +6,8 @@ import math
 
 from harness_leaderboard.boards.model import Board, Failure
 from harness_leaderboard.statistics import NOTHING, Stages
-from harness_leaderboard.view.scores import MOST_NAMES, metric_title
+from harness_leaderboard.view.scores import listed as named
+from harness_leaderboard.view.scores import metric_title, score_decimals
 from harness_leaderboard.view.text import many, percent_text, slug_of
 
 
@@ -33,6 +34,8 @@ def summary_sentences(board: Board) -> list[str]:
         listed = f" ({', '.join(map(str, board.seeds))})" if len(board.seeds) <= 10 else ""
         over = f"{many(len(board.seeds), 'seed')}{listed}"
     sentences.append(f"Score: mean {metric_title(board, board.main_metric)} over {over}; {direction} is better.")
+    if chance := chance_sentence(board):
+        sentences.append(chance)
     if board.analysis is not None and board.is_ranked:
         items = "on new items of the same kind" if board.analysis.scope == "new items" else "on these items"
         level, pairs = f"{board.analysis.level:.0%}".replace("%", " %"), many(len(board.analysis.differences), "pair")
@@ -53,6 +56,35 @@ def summary_sentences(board: Board) -> list[str]:
     if board.analysis is not None and board.analysis.detectable is not None:
         sentences.append(_power_text(board, board.analysis.detectable))
     return sentences
+
+
+def chance_sentence(board: Board) -> str:
+    """Return what guessing scores and who is not told apart from it; nothing where it is not known."""
+    if board.chance is None:
+        return ""
+    guess = f"Guessing (always the commonest answer, or one of several at random) scores {chance_text(board)}"
+    held = [row for row in board.rows if row.estimate and row.estimate.beats_chance is not None]
+    rest = board.no_better_than_chance
+    if not held or board.is_near_chance:  # of which a note speaks
+        return f"{guess}."
+    if not rest:
+        return (
+            f"{guess}: {'all' if len(held) == len(board.rows) else named([row.label for row in held])} proven better."
+        )
+    return f"{guess}: not told apart from that {'are' if len(rest) > 1 else 'is'} {named([row.label for row in rest])}."
+
+
+def chance_notes(board: Board) -> list[str]:
+    """Return a warning where a whole board may be guessing."""
+    if not board.is_near_chance:
+        return []
+    guess = f"guessing, which scores {chance_text(board)}"
+    return [f"No method is told apart from {guess}: nothing here shows that any of them learned the task."]
+
+
+def chance_text(board: Board) -> str:
+    """Return what guessing scores, as scores are shown."""
+    return f"{board.chance:.{score_decimals(board)}f}".replace("-", "−")
 
 
 def _looks_text(stages: Stages, level: float) -> str:
@@ -102,7 +134,7 @@ def _effort_sentence(board: Board) -> str:
     what = "learning rate and settings" if any(row.first.trial.searched for row in board.rows) else "learning rate"
     untuned = [row.label for row in board.rows if not row.tune_trials]
     if untuned:
-        who = ", ".join(untuned) if len(untuned) <= MOST_NAMES else f"{len(untuned)} rows"
+        who = named(untuned)
         return f"unequal. {who}: at a rate that nobody searched for; the {what} of the others, on validation data."
     return f"{effort_text(board)} trials for each method, to choose its {what} on validation data."
 
@@ -115,6 +147,10 @@ def limit_text(board: Board) -> str:
 
 def leaders_text(board: Board) -> str:
     """Return who may be best, in words."""
+    return _leaders(board) + "; none is told apart from guessing" * board.is_near_chance
+
+
+def _leaders(board: Board) -> str:
     leaders = [row.label for row in board.rows if row.rank is not None and row.rank[0] == 1]
     if not leaders:
         return "not ranked"

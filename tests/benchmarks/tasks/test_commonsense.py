@@ -85,6 +85,7 @@ def test_right_answers_score_and_sets_count_the_same(nano, data_dir, made):
     assert found.metrics["boolq"] == 1.0
     assert found.metrics["piqa"] == 0.0
     assert found.metrics["average"] == 0.5  # not 1 of 4 questions
+    assert found.chance == pytest.approx({"boolq": 1.0, "piqa": 2 / 3, "average": 5 / 6})  # the commonest answer
     assert found.metrics["hellaswag"] is None
     assert "boolq, piqa" in found.reasons["hellaswag"]
     found = task.evaluate(made.Oracle(nano[1], "the correct answer is solution1"), where, split)

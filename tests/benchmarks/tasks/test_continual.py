@@ -254,6 +254,9 @@ def test_every_metric_is_there_or_has_a_reason(model, tokenizer, data_dir):
     assert test.metrics["fpb"] == pytest.approx(sklearn.metrics.f1_score(rights, given, average="weighted"))
     assert test.items["fpb"] == [float(a == b) for a, b in zip(rights, given, strict=True)]
     assert 0 < sum(test.items["fpb"]) < 5
+    always = sklearn.metrics.f1_score(rights, ["negative"] * 5, average="weighted")
+    assert test.chance == pytest.approx({"fpb": always, "questions": always})
+    assert not validation.chance
     assert "finance/eval/headline" in test.reasons["headline"]
     assert "test split only" in validation.reasons["fpb"]
     assert "test split only" in validation.reasons["forgetting"]

@@ -146,6 +146,7 @@ def test_evaluation_scores_each_item_in_the_datas_order(tokenizer):
     assert found.items["accuracy"] == [1.0, 0.0, 1.0, 1.0]
     assert sum(found.items["f1"]) / 4 == pytest.approx(0.8)  # what each item adds to a score of the whole set
     assert found.metrics == pytest.approx({"accuracy": 0.75, "f1": 0.8})  # 2 of 2 found right, 2 of 3 found
+    assert found.chance == pytest.approx({"accuracy": 0.75, "f1": 6 / 7})  # always class 1: 3 of 4, all of 3 found
 
 
 def test_sts_b_predicts_a_number(tokenizer):
@@ -154,6 +155,7 @@ def test_sts_b_predicts_a_number(tokenizer):
     assert found.items["squared_error"] == pytest.approx([0.0, 0.25, 0.25])
     assert found.metrics["pearson"] == pytest.approx(scipy.stats.pearsonr([1, 2, 0.5], [1, 2.5, 0]).statistic)
     assert set(found.metrics) == set(glue.Stsb.metrics)
+    assert found.chance == {"pearson": 0.0, "spearman": 0.0}
 
 
 @pytest.mark.parametrize("task", [glue.Cola, glue.Mrpc, glue.Qqp, glue.Stsb])
@@ -178,6 +180,7 @@ def test_mnli_scores_both_kinds_of_genres_apart(tokenizer):
     split = {"validation_matched": [right, wrong], "validation_mismatched": [right]}
     found = glue.Mnli().evaluate(FirstToken(), context(tokenizer, glue.Mnli, None), split)
     assert found.metrics == {"accuracy": 0.5, "accuracy_mismatched": 1.0}
+    assert found.chance == {"accuracy": 1.0, "accuracy_mismatched": 1.0}
     found = glue.Mnli().evaluate(FirstToken(), context(tokenizer, glue.Mnli, None), {"held_out": [right]})
     assert found.metrics == {"accuracy": 1.0, "accuracy_mismatched": None}
     assert "matched genres" in found.reasons["accuracy_mismatched"]

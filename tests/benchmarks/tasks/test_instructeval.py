@@ -142,6 +142,8 @@ def test_an_untrained_model_is_scored_item_by_item(nano, data_dir):
     assert "--allow-code-execution" in test.reasons["humaneval"]
     assert {name for name, value in validation.metrics.items() if value is not None} == {"mmlu", "response_nll"}
     assert len(validation.items["mmlu"]) == 6
+    letters = [row["answer"] for part in data.splits["test"].parts["mmlu"] for row in part.rows]
+    assert test.chance == {"mmlu": max(map(letters.count, letters)) / 8}
 
 
 def test_forgetting_is_measured_on_the_test_split_only(nano, data_dir):

@@ -77,6 +77,7 @@ def test_a_model_that_knows_every_pair(tokenizer, monkeypatch):
     found = scored(tokenizer, monkeypatch, 2.0, answers)
     assert found.metrics["character_accuracy"] == found.metrics["exact_match"] == 1
     assert found.metrics["answer_nll"] == 2
+    assert found.chance == {"character_accuracy": 1 / 16}
     assert found.metrics["bits_per_parameter"] == pytest.approx(3 * (128 - 2 / math.log(2)) / 1_000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -25,10 +26,12 @@ def test_numbers_of_any_library_become_plain_ones():
     given = Evaluation(
         {"accuracy": np.float32(0.5), "speed": torch.tensor(2.0)},
         items={"accuracy": np.array([1, 0]), "speed": [None, 2]},
+        chance={"accuracy": np.float32(0.25)},
     )
     found = check_evaluation(Riddles(), given)
     assert found.metrics == {"accuracy": 0.5, "speed": 2.0}
     assert found.items == {"accuracy": [1.0, 0.0], "speed": [None, 2.0]}
+    assert found.chance == {"accuracy": 0.25}
     assert {type(value) for value in [*found.metrics.values(), *found.items["accuracy"]]} == {float}
 
 
@@ -46,6 +49,10 @@ def test_a_missing_number_has_a_reason():
         (Evaluation({"accuracy": 1.0, "speed": None}), "metric 'speed' is None; say why"),
         (Evaluation({"accuracy": "high", "speed": 1}), r"metrics\['accuracy'\] has 'high', which is not a number"),
         (Evaluation({"accuracy": 1, "speed": 1}, items={"speed": ["x"]}), r"items\['speed'\] has 'x', which is not"),
+        (Evaluation({"accuracy": 1, "speed": 1}, chance={"luck": 0.5}), "chance of 'luck'; the task declares accuracy"),
+        (Evaluation({"accuracy": 1, "speed": 1}, chance={"speed": None}), r"chance\['speed'\] is None; give a finite"),
+        (Evaluation({"accuracy": 1, "speed": 1}, chance={"speed": math.nan}), r"chance\['speed'\] is nan; give a fin"),
+        (Evaluation({"accuracy": 1, "speed": 1}, chance={"speed": "x"}), r"chance\['speed'\] has 'x', which is not"),
     ],
 )
 def test_anything_else_is_named(found, message):

@@ -70,6 +70,16 @@ def test_what_a_task_says_of_its_scoring_is_kept_in_the_environment(trial, share
     assert record.environment == {**ENVIRONMENT, "scoring": {"judge": "one at home"}}
 
 
+def test_what_guessing_scores_stands_beside_what_the_metric_is(trial, shared, tmp_path):
+    lane = shared.lane(trial, METHOD, TASK())
+    lane.evaluation = Evaluation(dict.fromkeys(TASK.metrics, 0.5), chance={"exact_match": 0.25})
+    recording = Recording(Store(str(tmp_path)), ENVIRONMENT)
+    details = again(recording.ended(lane, TASK, shared.solo_cost(trial, METHOD, TASK()), STARTED)).metric_details
+    assert details["exact_match"]["chance"] == 0.25
+    assert details["exact_match"]["title"] == "Exact match"
+    assert "chance" not in details["answer_nll"]
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [

@@ -195,6 +195,23 @@ def test_no_interval_leaves_what_a_metric_can_be():
     assert -1 <= bounded.between(0, 1).new_items.low < bounded.between(0, 1).new_items.high <= 1
 
 
+def test_a_method_beats_guessing_where_its_mean_is_farther_above_than_its_error():
+    values = noisy([0.25, 0.5, 0.27])
+    found = [each.beats_chance for each in analyse(scores(values, chance=0.25)).estimates]
+    assert found == [False, True, False]
+    assert [each.beats_chance for each in analyse(scores(values)).estimates] == [None] * 3
+    below = analyse(scores(values, chance=0.5, higher_is_better=False)).estimates
+    assert [each.beats_chance for each in below] == [True, False, True]
+    one_seed = analyse(scores(values[:, :1], chance=0.25)).estimates
+    assert [each.beats_chance for each in one_seed] == [None] * 3
+
+
+def test_boards_that_guess_seldom_claim_that_any_method_does_better():
+    boards = (analyse(scores(noisy([0.25] * 6, items=60, seed=seed), chance=0.25)) for seed in range(150))
+    claims = sum(any(each.beats_chance for each in board.estimates) for board in boards)
+    assert claims / 150 < 0.09  # the level is 0.05
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="totals have shape"):
         Scores(methods=("a",), seeds=(0, 1), totals=np.zeros((2, 2)))

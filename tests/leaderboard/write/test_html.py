@@ -258,6 +258,75 @@ def test_a_reference_far_off_does_not_press_the_methods_onto_each_other(make_rec
     assert abs(far.bars[0]["score"] - far.bars[1]["score"]) > 0.1
 
 
+def guessing(level, unit="fraction"):
+    return {"accuracy": {"title": "Accuracy", "unit": unit, "higher_is_better": True, "help": "", "chance": level}}
+
+
+def test_what_guessing_scores_is_said_and_drawn_and_so_is_who_may_be_guessing(make_graded, make_view):
+    def board(level, *abilities):
+        records = [
+            each
+            for place, ability in enumerate(abilities)
+            for each in make_graded("ab"[place], ability, range(4), metric_details=guessing(level))
+        ]
+        (found,) = make_view(records).boards
+        (said,) = (each for each in found.sentences if each.startswith("Guessing"))
+        return found, said
+
+    near, said = board(0.5, 0.5, 0.5)
+    assert said.endswith("scores 0.500.")
+    assert near.notes[0].startswith("No method is told apart from guessing, which scores 0.500: nothing here shows")
+    assert near.leaders == "a, b, not told apart; none is told apart from guessing"
+    assert 0 < near.axis["chance"] < 1
+    far, said = board(0.02, 0.79, 0.8)
+    assert said.endswith("scores 0.020: all proven better.")
+    assert far.axis["chance"] is None, "a line far off would press the methods onto each other"
+    assert not any("guessing" in note for note in far.notes)
+    mixed, said = board(0.5, 0.5, 0.8)
+    assert said.endswith("not told apart from that is a.")
+    assert [values["beats_chance"] for values in mixed.values] == [True, False]
+    assert {values["chance"] for values in mixed.values} == {0.5}
+
+
+def test_records_that_do_not_say_what_guessing_scores_have_no_such_line(make_graded, make_view):
+    (board,) = make_view([each for name in "ab" for each in make_graded(name, 0.5, range(3))]).boards
+    assert "uessing" not in " ".join([*board.sentences, *board.notes, board.leaders])
+    assert board.axis["chance"] is None
+
+
+def test_other_metrics_say_what_guessing_scores_where_they_are_explained(make_record, make_view):
+    details = {**guessing(None), "other": {"title": "Other", "unit": "fraction", "help": "Of it.", "chance": 0.25}}
+    records = [
+        make_record(
+            name, seed, 0.5 + seed / 9, metrics={"accuracy": 0.5 + seed / 9, "other": 0.3}, metric_details=details
+        )
+        for name in "ab"
+        for seed in range(2)
+    ]
+    (board,) = make_view(records).boards
+    notes = [note for _, grids in board.details for each in grids for note in each.notes]
+    assert "Other: Of it. Guessing scores 0.25." in notes
+
+
+@pytest.mark.parametrize(
+    ("unit", "scores", "text"),
+    [
+        ("fraction", (0.0, 1.0), "0 … 1"),
+        ("fraction", (1.0, 1.0), "0.95 … 1"),
+        ("correlation", (-0.99, 0.2), "−1 … 1"),
+        ("points", (0.0, 1.0), "−1 … 2"),
+    ],
+)
+def test_an_axis_ends_where_the_metric_does(unit, scores, text, make_record, make_view):
+    records = [
+        make_record(name, seed, score, metric_details=guessing(None, unit))
+        for name in "ab"
+        for seed, score in enumerate(scores)
+    ]
+    (board,) = make_view(records).boards
+    assert board.axis["text"] == text
+
+
 def test_a_board_whose_methods_were_not_tuned_says_so_everywhere(make_record, texts, tmp_path):
     def said(records, folder):
         found = texts(records, tmp_path / folder)

@@ -10,6 +10,7 @@ arXiv:2311.10702 (Tulu v2).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,7 +264,9 @@ class InstructEvalTask(Task):
         else:
             reasons["response_nll"] = "the responses held out of training are validation data"
         notes = {"isolation of model-written code": isolation()} if "humaneval" in parts else {}
-        evaluation = Evaluation(metrics, reasons, items, notes, groups)
+        letters = Counter(row["answer"] for part in parts["mmlu"] for row in part.rows)
+        chance = {"mmlu": max(letters.values()) / letters.total()}
+        evaluation = Evaluation(metrics, reasons, items, notes, groups, chance)
         return forgetting.with_forgetting(evaluation, model, context, split.forgetting_windows)
 
 

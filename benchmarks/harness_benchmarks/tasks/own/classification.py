@@ -102,6 +102,9 @@ class OwnClassification(OwnTask):
         shifted = outputs - outputs.max(-1, keepdims=True)
         losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(right)), right]
         counts = scores.confusion(right, given, outputs.shape[1])
+        classes, rows_of = np.unique(right, return_counts=True)
+        guess = np.full_like(right, classes[rows_of.argmax()])
+        guessed = scores.confusion(right, guess, outputs.shape[1])
         return Evaluation(
             metrics={
                 "accuracy": float((given == right).mean()),
@@ -114,5 +117,10 @@ class OwnClassification(OwnTask):
                 "loss": losses.tolist(),
                 "chosen_class": given.astype(float).tolist(),
                 "right_class": right.astype(float).tolist(),
+            },
+            chance={
+                "accuracy": float((guess == right).mean()),
+                "macro_f1": scores.macro_f1(guessed),
+                "matthews": scores.matthews(guessed),
             },
         )

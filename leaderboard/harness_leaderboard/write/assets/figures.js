@@ -78,14 +78,16 @@
   }
 
   // How far from the best score a figure reaches: what is much worse than most would press all others onto one line, so it
-  // stands at the edge, with its value beside its name.
-  function reach(scores, higherIsBetter) {
+  // stands at the edge, with its value beside its name. No edge lies where the metric has no values.
+  function reach(scores, higherIsBetter, bounds) {
     const best = (higherIsBetter ? d3.max : d3.min)(scores);
     const usual = d3.median(scores, (each) => Math.abs(each - best));
-    const farthest = best + (higherIsBetter ? -1 : 1) * FAR * usual;
+    const edge = best + (higherIsBetter ? -1 : 1) * FAR * usual;
+    const farthest = Math.min(Math.max(edge, bounds[0] ?? -Infinity), bounds[1] ?? Infinity);
     const isBeyond = (score) => usual > 0 && (higherIsBetter ? score < farthest : score > farthest);
     const place = (score) => (isBeyond(score) ? farthest : score);
-    return { isBeyond, place, name: (label, score) => (isBeyond(score) ? `${label} ${higherIsBetter ? "↓" : "↑"} ${Number(score.toPrecision(3))}` : label) };
+    const isNear = (score) => usual === 0 || Math.abs(score - best) <= FAR * usual;
+    return { isBeyond, isNear, place, name: (label, score) => (isBeyond(score) ? `${label} ${higherIsBetter ? "↓" : "↑"} ${Number(score.toPrecision(3))}` : label) };
   }
 
   const COSTS = [["parameters", "Trained adapter parameters"], ["milliseconds", "Milliseconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
@@ -93,7 +95,9 @@
 
   function scatter(canvas, title, points, x, xTitle, page, look, extra = () => [], isSize = false) {
     const yTitle = page.metric;
-    const { isBeyond, place, name } = reach(points.map((each) => each.score), page.higherIsBetter);
+    const { isBeyond, isNear, place, name } = reach(points.map((each) => each.score), page.higherIsBetter, page.bounds);
+    const [low, high] = d3.extent(points.flatMap((each) => (each.interval && !isBeyond(each.score) ? each.interval : [])));
+    const guessing = page.chance !== null && (isNear(page.chance) || (low <= page.chance && page.chance <= high)) ? [page.chance] : [];
     points = points.map((each) => ({ ...each, y: place(each.score), name: name(each.label, each.score) }));
     const level = isSize ? points.filter((each) => each.reference && each[x] === 0) : []; // a line across, not a point far off
     const flat = level.length < points.length ? level : [];
@@ -108,6 +112,8 @@
       y: { label: yTitle, grid: true, inset: 12 },
       marks: [
         ...extra(points),
+        Plot.ruleY(guessing, { stroke: "currentColor", strokeOpacity: 0.6, strokeDasharray: "1 3" }),
+        Plot.text(guessing, { y: (each) => each, text: () => "guessing", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
         Plot.ruleY(flat, { y: "y", stroke: GREY, strokeDasharray: "2 3" }),
         Plot.text(flat, { y: "y", text: "name", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
         Plot.ruleX(points.filter((each) => each.interval && !isBeyond(each.score)), { x, y1: (each) => place(each.interval[0]), y2: (each) => place(each.interval[1]), stroke: color, strokeOpacity: 0.55 }),
@@ -143,7 +149,7 @@
       const groups = d3.rollups(page.search, (each) => ({ score: d3.mean(each, (one) => one.score), chosen: each.some((one) => one.chosen) }), (each) => each.label, (each) => each.rate);
       const points = groups.flatMap(([label, rates]) => rates.map(([rate, found]) => ({ label, rate, ...found }))).sort((a, b) => a.rate - b.rate);
       const look = looks(page.rows.map((row) => row.method).concat(points.map((each) => each.label)));
-      const { place, name } = reach(points.map((each) => each.score), page.higherIsBetter);
+      const { place, name } = reach(points.map((each) => each.score), page.higherIsBetter, page.bounds);
       for (const each of points) each.y = place(each.score);
       const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, text: name(label, each.at(-1).score), x: each.at(-1).rate, y: each.at(-1).y }));
       const [low, high] = d3.extent(points, (each) => each.y);

@@ -264,6 +264,8 @@ def test_labels_are_scored_by_what_the_model_chooses(load, monkeypatch):
     assert found.items["loss"][1] == pytest.approx(math.log(math.e + 2) - 1)
     again = task.recompute(found.items)
     assert again == pytest.approx({name: found.metrics[name] for name in ("macro_f1", "matthews")})
+    share = max(np.bincount(right)) / len(right)  # of one label for all rows, of which every other label's F1 is 0
+    assert found.chance == pytest.approx({"accuracy": share, "macro_f1": 2 * share / (1 + share) / 3, "matthews": 0.0})
 
 
 @pytest.mark.parametrize("classes", [2, 4])
