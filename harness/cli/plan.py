@@ -13,6 +13,7 @@ from harness.cli.options import build_suite_from_options, shard_option, suite_op
 
 if TYPE_CHECKING:
     from harness.contract.looks import Looks
+    from harness.contract.task import Metric
     from harness.contract.trial import Trial
     from harness.planning.registry import Registry
     from harness.planning.search import Cell
@@ -40,21 +41,23 @@ def plan(block: tuple[str, ...], /, device: str, as_json: bool, shard: int, **op
         click.echo(json.dumps([{"id": t.id, "state": states[t.id], **t.to_json()} for t in trials], indent=1))
         return
     click.echo(plan_table(cells, trials, states, registry))
+    tasks = {trial.task: registry.task(trial.task) for trial in trials}
+    metrics = {name: task.metrics[task.main_metric] for name, task in tasks.items()}
     reports = [cell.trial(rate, seed, "report") for cell in cells for rate in cell.rates for seed in cell.seeds]
     complete = [record for each in trials if states[each.id] == "complete" and (record := store.read(each.id))]
     if suite.looks is not None:
-        click.echo(looks_text(suite.looks, cells))
-    for text in registry.hook.harness_forecast(trials=reports, records=complete):
+        click.echo(looks_text(suite.looks, cells, metrics))
+    for text in registry.hook.harness_forecast(trials=reports, records=complete, metrics=metrics):
         click.echo(text)
 
 
-def looks_text(looks: Looks, cells: Sequence[Cell]) -> str:
+def looks_text(looks: Looks, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> str:
     """Return when a run looks whether its methods are told apart, and how many trials it has at most."""
     *earlier, last = map(str, looks.counts)
     parts = ", ".join(f"{100 * share:.0f} %" for share in looks.shares)
     return (
         f"Looks after {', '.join(earlier)} and {last} seeds, with {parts} of the level; seeds are added while two "
-        f"methods are not told apart and may differ by {looks.points:g} points. At most "
+        f"methods are not told apart and may differ by {looks.size_text(m.unit for m in metrics.values())}. At most "
         f"{sum(each.most_trials(len(looks.seeds)) for each in cells)} trials."
     )
 

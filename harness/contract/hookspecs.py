@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.contract.executor import Executor
     from harness.contract.method import Method
     from harness.contract.record import Record
-    from harness.contract.task import Task
+    from harness.contract.task import Metric, Task
     from harness.contract.trial import Trial
 
 PROJECT = "harness"
@@ -104,12 +104,15 @@ def harness_sweep_finished() -> None:
 
 
 @hookspec
-def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:  # type: ignore[empty-body]
+def harness_forecast(  # type: ignore[empty-body]
+    trials: Sequence[Trial], records: Sequence[Record], metrics: Mapping[str, Metric]
+) -> str:
     """Return text for the end of ``harness plan``: what the planned trials will be able to tell.
 
     Args:
         trials: Those that will report, finished or not; where rates are searched, at any rate.
         records: Of those of the plan's trials that are complete.
+        metrics: By task, the metric that ranks.
     """
 
 

@@ -12,7 +12,7 @@ is tested at what it adds, so the level holds however the looks hang together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,13 @@ class Looks:
         spent = [math.log(1 + (math.e - 1) * count / most) for count in counts]
         shares = [now - before for before, now in zip([0.0, *spent], spent, strict=False)]
         return cls(points=float(points), seeds=(*seeds, *further), counts=tuple(counts), shares=tuple(shares))
+
+    def size_text(self, units: Iterable[str]) -> str:
+        """Return how large a difference matters, in words, for metrics of these units."""
+        words = (
+            f"{self.points:g} " + ("points" if each == "fraction" else f"({each or 'as scored'})") for each in units
+        )
+        return " or ".join(dict.fromkeys(words))
 
     def seeds_at(self, look: int) -> tuple[int, ...]:
         """Return the seeds of a look, the first being 1."""

@@ -67,11 +67,12 @@ class Looking:
 
     def ending(self, cells: Sequence[Cell]) -> list[str]:
         """Return why the run is over, in lines for people."""
+        tasks = [self.registry.task(cell.template.task) for cell in cells]
+        size = self.looks.size_text(task.metrics[task.main_metric].unit for task in tasks)
         if left := self.undecided(cells):
-            verdict = f"not told apart, and maybe {self.looks.points:g} points or more apart: {names(left)}"
+            verdict = f"not told apart, and maybe {size} or more apart: {names(left)}"
         else:
-            verdict = f"no two methods are left that are compared, not told apart and maybe {self.looks.points:g} "
-            verdict += "points or more apart"
+            verdict = f"no two methods are left that are compared, not told apart and maybe {size} or more apart"
         most = max((len(cell.seeds) for cell in cells), default=0)
         answers = self.registry.hook.harness_uncompared(records=self._planned(cells))
         return [f"after {most} seeds {verdict}", *(line for found in answers for line in found)]

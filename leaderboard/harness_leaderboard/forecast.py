@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from harness import Record, Trial
+from harness import Metric, Record, Trial
 from harness_leaderboard.boards.build import build_boards
 from harness_leaderboard.boards.scores import scores_of
+from harness_leaderboard.statistics import NOTHING
 from harness_leaderboard.statistics.forecast import ASSUMED, Noise, detectable_difference, noise_of
 
 
-def forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
-    """Return a sentence for each board that a sweep will make, with the noise seen so far or else assumed."""
+def forecast(trials: Sequence[Trial], records: Sequence[Record], metrics: Mapping[str, Metric]) -> str:
+    """Return a sentence for each board that a sweep will make, with the noise seen so far or else assumed.
+
+    Args:
+        trials: Those that will report.
+        records: Of those that are complete.
+        metrics: By task, the metric that ranks.
+    """
     boards: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for trial in trials:
         if trial.purpose == "report" and trial.budget_parameters is not None and not trial.largest:
             boards[trial.task, trial.budget][trial.cell] += 1
     return "\n".join(
-        _sentence(task, len(cells), min(cells.values()), _seen(task, budget, records))
+        _sentence(task, metrics[task], len(cells), min(cells.values()), _seen(task, budget, records))
         for (task, budget), cells in boards.items()
     )
 
 
-def _seen(task: str, budget: str, records: Sequence[Record]) -> tuple[Noise, str] | None:
-    """Return the noise of finished trials and the metric's unit; ``None``: too few are finished."""
+def _seen(task: str, budget: str, records: Sequence[Record]) -> Noise | None:
+    """Return the noise of finished trials; ``None``: too few are finished."""
     for board in build_boards([each for each in records if each.trial.task == task]):
         rows = [row for row in board.rows if row.seed_scores]
         if board.budget == budget and rows and not board.differing:
             noise = noise_of(scores_of(rows, ()))
-            if noise is not None:
-                return noise, str(board.metric_details.get(board.main_metric, {}).get("unit") or "")
+            if noise is not None and noise.seeds + noise.items > NOTHING**2:  # scores that never vary show no noise
+                return noise
     return None
 
 
-def _sentence(task: str, methods: int, seeds: int, seen: tuple[Noise, str] | None) -> str:
-    noise, unit = seen or (ASSUMED, "fraction")
-    difference = detectable_difference(methods, seeds, noise)
+def _sentence(task: str, metric: Metric, methods: int, seeds: int, seen: Noise | None) -> str:
+    is_share = metric.unit == "fraction"
+    difference = detectable_difference(methods, seeds, seen or ASSUMED)
     of = f"{task}: {seeds} seed{'s'[: seeds != 1]} of {methods} method{'s'[: methods != 1]}"
     if difference is None:
         return f"{of} can tell nothing apart; run two methods or more, with two seeds or more."
-    size = f"{100 * difference:.2g} points" if unit == "fraction" else f"{difference:.2g} {unit}".rstrip()
+    if not is_share and seen is None:  # nothing is known beforehand of how a perplexity or a loss varies
+        return f"{of}: what they tell apart in {metric.title} can be said once two methods have two seeds each."
+    size = f"{100 * difference:.2g} points" if is_share else f"{difference:.2g} ({metric.unit or metric.title})"
     source = (
         "by the trials that are finished"
         if seen

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import Record, Trial, hookimpl
+from harness import Metric, Record, Trial, hookimpl
 
 
 @hookimpl
-def harness_forecast(trials: Sequence[Trial], records: Sequence[Record]) -> str:
+def harness_forecast(trials: Sequence[Trial], records: Sequence[Record], metrics: Mapping[str, Metric]) -> str:
     """Return how large a difference the planned trials will be able to tell."""
     from harness_leaderboard.forecast import forecast
 
-    return forecast(trials, records)
+    return forecast(trials, records, metrics)
 
 
 @hookimpl

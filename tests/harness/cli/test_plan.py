@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from statistics import fmean
 
 import pytest
 
@@ -39,6 +42,26 @@ def test_hook_harness_forecast(command, tmp_path):
     assert "uuid: 1 seed of 2 methods can tell nothing apart; run two methods or more, with two seeds or more." in alone
 
 
+def test_a_forecast_is_in_the_metrics_own_unit_or_says_nothing(command, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("".join(f'{{"text": "Some text, number {i}."}}\n' for i in range(60)))
+    asked = ["plan", "--data", tmp_path / "mine.jsonl", "--methods", "lora,mora", "--seeds", "3", "--scale", "smoke"]
+    asked += ["--results", tmp_path / "results", "--until-separated", "2"]
+    (tmp_path / "results").mkdir()
+    done = command(*asked)
+    assert done.code == 0
+    assert "points" not in done.out
+    assert "may differ by 2 (perplexity)." in done.out
+    assert "3 seeds of 2 methods: what they tell apart in Perplexity can be said once" in done.out
+    for trial in json.loads(command(*asked, "--json").out):
+        draw = random.Random(trial["id"])
+        losses = [3 + item / 10 + draw.gauss(0, 0.05) for item in range(20)]
+        answered(tmp_path / "results", trial, "perplexity", losses)
+    done = command(*asked)
+    assert re.search(
+        r"will tell differences of about [0-9.]+ \(perplexity\) apart .*by the trials that are fin", done.out
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "left"),
     [
@@ -58,16 +81,21 @@ def test_evaluations_that_nobody_asked_for_by_hand_give_way_to_fewer_steps(comma
     assert trial["recipe"]["evaluate_at"] == left
 
 
-def answered(folder, trial, right, **environment):
-    """Write the record of a planned trial that answered some of a hundred items right."""
+def answered(folder, trial, metric, items, **environment):
+    """Write the record of a planned trial with some items' scores."""
+    unit = {"character_accuracy": "fraction", "perplexity": "perplexity"}[metric]
     record = Record(
         trial=Trial.from_json({name: value for name, value in trial.items() if name not in ("id", "state")}),
-        state=State.COMPLETE, metrics={"character_accuracy": right / 100}, main_metric="character_accuracy",
-        items={"character_accuracy": [1.0] * right + [0.0] * (100 - right)}, higher_is_better=True,
-        metric_details={"character_accuracy": {"unit": "fraction"}}, started_at="", finished_at="",
+        state=State.COMPLETE, metrics={metric: fmean(items)}, main_metric=metric, items={metric: items},
+        higher_is_better=unit == "fraction", metric_details={metric: {"unit": unit}}, started_at="", finished_at="",
         environment=environment,
     )  # fmt: skip
     Store(str(folder)).write(record)
+
+
+def right(count):
+    """Return the metric and the items of a trial that answered so many of a hundred right."""
+    return "character_accuracy", [1.0] * count + [0.0] * (100 - count)
 
 
 def test_hook_harness_undecided(command, tmp_path):
@@ -79,7 +107,7 @@ def test_hook_harness_undecided(command, tmp_path):
     assert "At most 18 trials." in table
     first = json.loads(command(*asked, "--json").out)
     for trial in first:
-        answered(tmp_path, trial, {"lora": 5, "mora": 50, "dora": 52}[trial["method"]] + trial["seed"])
+        answered(tmp_path, trial, *right({"lora": 5, "mora": 50, "dora": 52}[trial["method"]] + trial["seed"]))
     second = json.loads(command(*asked, "--json").out)
     todo = {(each["method"], each["seed"]) for each in second if each["state"] == "to do"}
     assert {("mora", 2), ("dora", 2)} == todo or {("mora", 2), ("dora", 2), ("lora", 2)} == todo
@@ -89,7 +117,7 @@ def test_hook_harness_uncompared(command, tmp_path):
     looks = ["--until-separated", "5", "--max-seeds", "6"]
     asked = [*SMALL[:-1], "2", "--methods", "lora", "--results", tmp_path, *looks]
     for trial in json.loads(command("plan", *asked, "--json").out):
-        answered(tmp_path, trial, 50)
+        answered(tmp_path, trial, *right(50))
     done = command("run", *asked, "--no-mlflow", "--device", "cpu")
     assert done.code == 0
     assert "after 2 seeds no two methods are left that are compared" in done.err
@@ -99,7 +127,7 @@ def test_hook_harness_uncompared(command, tmp_path):
 def test_a_plan_of_looks_is_not_changed_on_the_way(command, tmp_path):
     asked = ["plan", *SMALL[:-1], "2", "--methods", "lora,mora", "--results", tmp_path, "--until-separated", "5"]
     (trial, *_) = json.loads(command(*asked, "--json").out)
-    answered(tmp_path, trial, 50, looks=Looks.plan(5, (0, 1), 10).to_json())
+    answered(tmp_path, trial, *right(50), looks=Looks.plan(5, (0, 1), 10).to_json())
     assert command(*asked).code == 0
     refused = command(*asked, "--max-seeds", "20")
     assert refused.code == 2
