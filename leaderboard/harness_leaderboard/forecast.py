@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from harness import Metric, Record, Trial
+from harness import Record, Trial
 from harness_leaderboard.boards.build import build_boards
 from harness_leaderboard.boards.scores import scores_of
 from harness_leaderboard.statistics import NOTHING
 from harness_leaderboard.statistics.forecast import ASSUMED, Noise, detectable_difference, noise_of
+
+if TYPE_CHECKING:
+    from harness import Metric  # which brings torch along
 
 
 def forecast(trials: Sequence[Trial], records: Sequence[Record], metrics: Mapping[str, Metric]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import Metric, Record, Trial, hookimpl
+from harness import Record, Trial, hookimpl
+
+if TYPE_CHECKING:
+    from harness import Metric  # which brings torch along
 
 
 @hookimpl

@@ -58,13 +58,15 @@ def board_view(board: Board) -> BoardView:
 
 
 def _facts(board: Board) -> dict[str, Any]:
+    methods = sorted({row.method for row in board.rows})
     return {
         "family": board.task.partition("/")[0],
         "scale": board.scale,
         "model": board.model,
         "budget": board.budget or "references only",
         "metric": metric_title(board, board.main_metric),
-        "methods": sorted({row.method for row in board.all_rows}),
+        "methods": methods,
+        "references": sorted({row.method for row in board.references} - {*methods}),
         "seeds": len(board.seeds),
         "tuning": effort_text(board),
     }

@@ -72,7 +72,7 @@ class BoardView:
         task: Name of the task.
         title: Task and context.
         context: Scale, model and budget, for people.
-        facts: What the overview filters by: family, scale, model, budget, methods, seeds, metric.
+        facts: What the overview filters by: family, scale, model, budget, methods, references, seeds, metric.
         leaders: Who leads, in words.
         sentences: What is compared, and what a rank means.
         notes: What a reader must know before believing the numbers.

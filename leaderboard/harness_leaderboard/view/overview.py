@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness_leaderboard.boards.family import Family
 from harness_leaderboard.boards.model import Board
@@ -10,6 +11,8 @@ from harness_leaderboard.view.board import standings_of
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Column, FamilyView, Grid
 from harness_leaderboard.view.scores import grouped_notes
 from harness_leaderboard.view.text import many, slug_of
+
+BESIDE = "beside: "  # by which the page's filter knows what is not compared, too
 
 
 def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
@@ -30,6 +33,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
     }
     numbers = ("seeds", "tuning", "detectable", "unfinished")
     helps = {
+        "methods": "How many are compared; references stand beside them and are not counted",
         "detectable": "If two methods truly differed by this much, about 4 of 5 such boards, or more, would see it",
         "best": "No method is proven better than these",
         "tuning": "How many trials each method's learning rate was chosen in",
@@ -46,7 +50,7 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
                 Cell(text=board.task, sort=board.task, link=f"boards/{view.slug}.html"),
                 Cell(text=view.leaders, sort=view.leaders),
                 *(Cell(text=facts[key], sort=facts[key]) for key in ("family", "scale", "model", "budget", "metric")),
-                Cell(text=f"{len(facts['methods'])}", sort=len(facts["methods"]), below=", ".join(facts["methods"])),
+                methods_cell(facts),
                 Cell(text=f"{facts['seeds']}", sort=facts["seeds"]),
                 Cell(text=facts["tuning"], sort=facts["tuning"]),
                 Cell(text=f"{detectable:.2g}", sort=detectable)
@@ -58,6 +62,13 @@ def overview(boards: Sequence[Board], views: Sequence[BoardView]) -> Grid:
     caption = "All boards. Select one to see its methods."
     names = [view.title for view in views]
     return Grid(caption=caption, columns=columns, rows=tuple(rows), notes=_notes(columns, rows, names))
+
+
+def methods_cell(facts: Mapping[str, Any]) -> Cell:
+    """Return how many methods a board compares, which, and which stand beside them."""
+    compared, beside = (", ".join(facts[key]) for key in ("methods", "references"))
+    below = " · ".join(filter(None, (compared, f"{BESIDE}{beside}" if beside else "")))
+    return Cell(text=f"{len(facts['methods'])}", sort=len(facts["methods"]), below=below)
 
 
 def standings(boards: Sequence[Board]) -> Grid | None:

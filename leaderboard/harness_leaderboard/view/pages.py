@@ -16,6 +16,7 @@ from harness_leaderboard.view.across import across_grid
 from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.figures import bounds, point, short
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
+from harness_leaderboard.view.overview import methods_cell
 from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
 from harness_leaderboard.view.text import rank_text, scope_text, slug_of
 
@@ -181,7 +182,7 @@ def _task_page(
         (
             Cell(text=view.context, sort=view.context, link=f"boards/{view.slug}.html"),
             text_cell(view.leaders),
-            Cell(text=f"{len(view.facts['methods'])}", sort=len(view.facts["methods"])),
+            methods_cell(view.facts),
             Cell(text=f"{view.facts['seeds']}", sort=view.facts["seeds"]),
         )
         for _, view in boards

@@ -98,7 +98,7 @@ class _Writer:
                 ("budget", "Budget"),
             )
         ]
-        methods = sorted({name for each in facts for name in each["methods"]})
+        methods = sorted({name for each in facts for key in ("methods", "references") for name in each[key]})
         return [*found, ("methods", "Method", methods)]
 
     def _board(self, board: BoardView) -> None:

@@ -327,6 +327,18 @@ def test_an_axis_ends_where_the_metric_does(unit, scores, text, make_record, mak
     assert board.axis["text"] == text
 
 
+def test_references_are_not_counted_among_the_methods_that_a_board_compares(make_record, make_reference, make_view):
+    records = [make_record(name, seed) for name in "ab" for seed in range(2)]
+    view = make_view([*records, *(make_reference(seed) for seed in range(2))])
+    (grid,) = (grid for page in view.tasks for title, grids in page.grids if title == "Boards" for grid in grids)
+    for table in (view.overview, grid):
+        place = next(number for number, column in enumerate(table.columns) if column.title == "Methods")
+        ((cell,),) = ([row[place]] for row in table.rows)
+        assert (cell.text, cell.below) == ("2", "a, b · beside: full")
+    alone = make_view([make_reference(seed) for seed in range(2)]).overview
+    assert [cell.text for cell in alone.rows[0] if cell.below == "beside: full"] == ["0"]
+
+
 def test_a_board_whose_methods_were_not_tuned_says_so_everywhere(make_record, texts, tmp_path):
     def said(records, folder):
         found = texts(records, tmp_path / folder)

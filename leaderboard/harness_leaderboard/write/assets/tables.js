@@ -54,7 +54,7 @@
       const cell = row.cells[keys.indexOf(key)];
       const text = (cell.querySelector(".below") ?? cell).textContent.trim();
       if (key === "seeds") return Number(text) >= Number(input.value);
-      return key === "methods" ? text.split(", ").includes(input.value) : text === input.value;
+      return key === "methods" ? text.split(/, | · |beside: /).includes(input.value) : text === input.value;
     };
     overview.search.fixed("filters", (text, data, index) => inputs.every((input) => fits(input, overview.row(index).node())));
     const apply = () => {
