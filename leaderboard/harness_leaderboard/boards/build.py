@@ -20,7 +20,7 @@ from harness_leaderboard.boards.model import (
     is_finished,
     is_reference,
 )
-from harness_leaderboard.boards.notes import board_notes, distinct_values, notes_on_published
+from harness_leaderboard.boards.notes import board_notes, distinct_values, notes_on_published, notes_on_spelling
 from harness_leaderboard.boards.rows import build_rows, by_score
 from harness_leaderboard.boards.scores import bounds_of, chance_of, scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Estimate, analyse
@@ -36,12 +36,12 @@ def build_boards(records: Iterable[Record]) -> list[Board]:
         trial = record.trial
         cell = (trial.task, trial.scale, trial.model, record.main_metric, record.higher_is_better)
         cells[cell]["" if has_no_budget(record) else trial.budget].append(record)
-    boards = []
+    boards: list[Board] = []
     for cell in sorted(cells):
         budgets = cells[cell]
         references = budgets.pop("", [])
-        for budget in sorted(budgets) or [""]:
-            boards.append(_build_board(budget, budgets.get(budget, []), references))
+        found = [_build_board(budget, budgets.get(budget, []), references) for budget in sorted(budgets) or [""]]
+        boards += [replace(each, notes=(*notes_on_spelling(each, found), *each.notes)) for each in found]
     places = Counter(_place(each) for each in boards)
     return [replace(each, has_twin=places[_place(each)] > 1) for each in boards]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.contract.looks import KEY
 from harness.contract.record import Record
-from harness_leaderboard.boards.model import Row, canonical, is_finished, is_reference
+from harness.contract.trial import OWN
+from harness_leaderboard.boards.model import Board, Row, canonical, is_finished, is_reference
 from harness_leaderboard.boards.published import recipe_fields
 
 LESS = 0.8  # of the memory of what trains no adapter: no rounding and no allocator makes so much of a difference
@@ -209,6 +210,25 @@ def _notes_on_search(row: Row, everything: Sequence[Record]) -> list[str]:
 
 def _rates(rates: Sequence[float]) -> str:
     return " or ".join(f"{each:g}" for each in sorted(rates))
+
+
+def notes_on_spelling(board: Board, boards: Iterable[Board]) -> list[str]:
+    """Return which other boards have the same budget in other words: what ran under one is not compared on the other.
+
+    A trial's identity holds its budget as it was written, so these are other trials, though they train the same.
+    """
+    size = board.budget_parameters
+    others = [
+        each.budget
+        for each in boards
+        if each.budget != board.budget and size is not None and each.budget_parameters == size and each.budget != OWN
+    ]
+    if not others or board.budget == OWN:
+        return []
+    return [
+        f"The budget {', '.join(others)} asks for the same {size:,} parameters in other words, and has a board of its "
+        "own: what ran with one of them is not compared with what ran with another. Write it in one way."
+    ]
 
 
 def notes_on_published(rows: Sequence[Row]) -> list[str]:

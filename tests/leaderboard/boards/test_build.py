@@ -30,6 +30,18 @@ def test_one_board_per_task_scale_model_and_budget(make_record):
     assert len({(each.task, each.scale, each.model, each.budget) for each in boards}) == len(boards) == 5
 
 
+def test_a_budget_that_is_written_in_two_ways_makes_two_boards_that_name_each_other(make_record):
+    def of(budget, parameters):
+        trial = {"budget": budget, "budget_parameters": parameters}
+        return [make_record(name, seed, trial=trial) for name in "ab" for seed in range(2)]
+
+    boards = build_boards([*of("lora", 98_304), *of("lora:r=8", 98_304), *of("lora:r=4", 49_152), *of("own", 98_304)])
+    said = {board.budget: [note for note in board.notes if "in other words" in note] for board in boards}
+    assert said["lora:r=4"] == said["own"] == []
+    assert said["lora"][0].startswith("The budget lora:r=8 asks for the same 98,304 parameters in other words")
+    assert said["lora:r=8"][0].startswith("The budget lora asks for the same 98,304 parameters in other words")
+
+
 def test_a_score_is_the_mean_over_report_seeds_with_an_interval(make_record):
     board = only([make_record(seed=seed, score=score) for seed, score in enumerate((0.4, 0.5, 0.6))])
     (row,) = board.rows
