@@ -164,6 +164,9 @@ class Adapter(nn.Module):
         return output.to(base_output.dtype)
 
 
+_FACTORS = "return down (R, I) and up (O, R)"
+
+
 class LowRankAdapter(Adapter):
     """An adapter that adds a low-rank update, ``y = W x + s up down x``, and does nothing else.
 
@@ -173,23 +176,41 @@ class LowRankAdapter(Adapter):
 
     Args:
         linear: The frozen layer.
-        scale: s, a plain number.
+        scale: s: a number that stays as it is, or a parameter or buffer of one number or of R.
         dropout: Of the update's input.
     """
 
-    def __init__(self, linear: nn.Linear, scale: float = 1.0, dropout: Dropout | None = None) -> None:
+    def __init__(self, linear: nn.Linear, scale: float | Tensor = 1.0, dropout: Dropout | None = None) -> None:
         super().__init__(linear)
         self.scale, self.dropout = scale, dropout
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return ``down`` (R, I) and ``up`` (O, R), made of parameters and buffers."""
-        raise NotImplementedError
+        raise HarnessError(f"{type(self).__name__} has no factors(): {_FACTORS}")
+
+    def checked_factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``factors()``.
+
+        Raises:
+            HarnessError: They are no two matrices whose product has the layer's shape.
+        """
+        given: Any = self.factors()
+        shapes = [tuple(getattr(each, "shape", ())) for each in given] if isinstance(given, tuple | list) else []
+        rank = shapes[0][0] if shapes and shapes[0] else 0
+        if shapes != [(rank, self.in_features), (self.out_features, rank)]:
+            seen = " and ".join(map(str, shapes)) or type(given).__name__
+            raise HarnessError(
+                f"{type(self).__name__}.factors() returned {seen} on a layer with I={self.in_features}, "
+                f"O={self.out_features}: {_FACTORS}"
+            )
+        down, up = given
+        return down, up
 
     def update(self, x: Tensor) -> Tensor:
         """Return ``s up down x``, shape (..., O)."""
-        down, up = (each.to(x.dtype) for each in self.factors())
+        down, up = (each.to(x.dtype) for each in self.checked_factors())
         # The scale multiplies R values per token here, O after ``up``.
-        return matmul(self.scale * matmul(x, down), up)
+        return matmul((self.scale * matmul(x, down)).to(x.dtype), up)
 
     def forward(self, x: Tensor, base_output: Tensor) -> Tensor:
         """Return ``W x + s up down x``; dropout acts on ``x`` of the update only."""
@@ -197,7 +218,7 @@ class LowRankAdapter(Adapter):
 
     def delta_weight(self) -> Tensor:
         """Return ``s up down``, shape (O, I)."""
-        down, up = self.factors()
+        down, up = self.checked_factors()
         return self.scale * up @ down
 
 

@@ -9,13 +9,15 @@ Shape letters: K lanes, N rows of tokens of a lane.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
+from harness.contract.dropout import Dropout
 from harness.contract.method import LowRankAdapter
 
 
@@ -36,12 +38,26 @@ class Thin(NamedTuple):
 
 
 def is_thin(module: nn.Module) -> bool:
-    """Return whether a module does nothing but add a low-rank update: forward as ``LowRankAdapter`` writes it."""
+    """Return whether a module does nothing but add a low-rank update: called as ``LowRankAdapter`` writes it."""
     if not isinstance(module, LowRankAdapter):
         return False
-    kind = type(module)
-    is_as_written = kind.forward is LowRankAdapter.forward and kind.update is LowRankAdapter.update
-    return is_as_written and (module.dropout is None or module.dropout.p == 0.0)
+    kind, own = type(module), vars(module)
+    is_as_written = all(
+        getattr(kind, name) is getattr(LowRankAdapter, name) and name not in own
+        for name in ("__call__", "forward", "update")
+    )
+    is_hooked = any(own[kind_of_hook] for kind_of_hook in HOOKS)
+    drops = module.dropout is not None and (type(module.dropout) is not Dropout or module.dropout.p != 0.0)
+    return is_as_written and not is_hooked and not drops
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of any nn.Module
+
+
+def thin_of(adapter: LowRankAdapter, first: int) -> Thin:
+    """Return the update of one lane, the number of which is given."""
+    down, up = _pair(adapter)
+    return Thin(first, down[None], up[None], _number(adapter))
 
 
 class Factors(nn.Module):
@@ -53,7 +69,33 @@ class Factors(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return down (R, I) and up (O, R)."""
-        return self.adapter.factors()
+        return _pair(self.adapter)
+
+    def of_lanes(self, tensors: Mapping[str, Tensor], lanes: int, first: int) -> Thin:
+        """Return the updates of alike lanes, of which the adapter is one.
+
+        Args:
+            tensors: Parameters and buffers by their names in the adapter, (K, ...); of one lane their own shapes.
+            lanes: K.
+            first: The first lane's number.
+        """
+        named = {f"adapter.{name}": each for name, each in tensors.items()}
+
+        def pair(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return cast(tuple[Tensor, Tensor], functional_call(self, state, (), tie_weights=False))
+
+        down, up = (each[None] for each in pair(named)) if lanes == 1 else vmap(pair)(named)
+        return Thin(first, down, up, _number(self.adapter))
+
+
+def _pair(adapter: LowRankAdapter) -> tuple[Tensor, Tensor]:
+    """Return down and up; a scale that is a tensor, which may train, is a part of up."""
+    down, up = adapter.checked_factors()
+    return down, (up * adapter.scale if isinstance(adapter.scale, Tensor) else up)
+
+
+def _number(adapter: LowRankAdapter) -> float:
+    return 1.0 if isinstance(adapter.scale, Tensor) else float(adapter.scale)
 
 
 def adapted(x: Tensor, weight: Tensor, lanes: int, parts: Sequence[Thin]) -> Tensor:
@@ -67,11 +109,11 @@ def adapted(x: Tensor, weight: Tensor, lanes: int, parts: Sequence[Thin]) -> Ten
     """
     if not parts:
         return linear(x, weight)
-    rows = x.reshape(lanes, -1, x.shape[-1])
+    rows = x.reshape(lanes, x.shape[:-1].numel() // lanes, x.shape[-1])
     spans = tuple((part.first, part.first + part.down.shape[0]) for part in parts)
     tensors = [each.to(x.dtype) for part in parts for each in (part.down, part.up)]
     output: Tensor = _Adapted.apply(rows, weight, spans, tuple(part.scale for part in parts), *tensors)  # type: ignore[no-untyped-call]
-    return output.view(*x.shape[:-1], -1)
+    return output.view(*x.shape[:-1], weight.shape[0])
 
 
 class _Adapted(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.contract.dropout import Dropout
 from harness.contract.method import Adapter, LowRankAdapter
-from harness.engine.low_rank import Thin, is_thin
+from harness.engine.low_rank import Thin, is_thin, thin_of
 
 
 class Reader:
@@ -41,9 +41,7 @@ class Reader:
         """Return the update where the module does nothing but add one of low rank, of the lane of this number."""
         if not self._is_thin:
             return None
-        twin = cast(LowRankAdapter, self._twin)
-        down, up = twin.factors()
-        return Thin(first, down[None], up[None], twin.scale)
+        return thin_of(cast(LowRankAdapter, self._twin), first)
 
 
 class Readers(Mapping[str, Reader]):
@@ -129,9 +127,22 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: _setting(each) for name, each in vars(module).items() if name not in _OF_ANY_MODULE}
 
 
+def plain_settings(module: nn.Module) -> list[tuple[str, str, Any]]:
+    """Return the plain values, numbers above all, among the attributes of a module and its parts."""
+    return [
+        (path, name, value)
+        for path, each in module.named_modules()
+        for name, value in vars(each).items()
+        if isinstance(value, PLAIN)
+    ]
+
+
+PLAIN = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
+
+
 def _setting(value: Any) -> Any:
     """Return what must be equal for two attributes to be alike: what is no plain value is like nothing but itself."""
-    if isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device | None):
+    if isinstance(value, PLAIN):
         return value
     if isinstance(value, tuple | list):
         return [type(value), *map(_setting, value)]

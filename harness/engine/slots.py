@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ from torch.nn.functional import linear
 
 from harness.contract.method import Adapter, LowRankAdapter
 from harness.engine.layers import present_as_linear
-from harness.engine.low_rank import Factors, Thin, adapted, is_thin
+from harness.engine.low_rank import Factors, Thin, adapted, is_thin, thin_of
 from harness.engine.quantised import QuantisedLinear
-from harness.engine.readers import Reader, kept_float32
+from harness.engine.readers import Reader, kept_float32, plain_settings
 from harness.errors import HarnessError
 
 
@@ -42,6 +43,7 @@ class Leaves:
     def __init__(self, compute_dtype: torch.dtype) -> None:
         self.compute_dtype = compute_dtype
         self._known: dict[tuple[int, ...], Tensor] = {}
+        self._constants: dict[tuple[Any, ...], tuple[list[ref[Tensor]], list[Tensor], Tensor]] = {}
         self._keep: list[Sequence[Tensor]] = []  # ids in _known stay valid while the tensors live
         self._leaves: list[Tensor] = []
         self._shared: list[tuple[Tensor, Sequence[nn.Parameter]]] = []  # leaves of several lanes, unrounded
@@ -85,16 +87,21 @@ class Leaves:
 
     def constant(self, lanes: Sequence[Tensor], store: Callable[[int, Tensor], None], exact: bool = False) -> Tensor:
         """Return what ``forward`` reads for one buffer of K alike lanes, and re-point each lane's with ``store``."""
-        master = lanes[0] if len(lanes) == 1 else torch.stack(list(lanes))
-        if len(lanes) > 1:
-            for lane in range(len(lanes)):
-                store(lane, master[lane])
-        if exact or not master.is_floating_point() or self._is_exact(master):
-            return master
-        low = master.to(self.compute_dtype)
-        self._low.append(low)
-        self._high.append(master)
-        return low
+        key = (exact, *map(id, lanes))
+        owners, views, read = self._constants.get(key, ([], [], None))
+        if read is None or any(owner() is not each for owner, each in zip(owners, lanes, strict=True)):
+            master = lanes[0] if len(lanes) == 1 else torch.stack(list(lanes))
+            views = list(lanes) if len(lanes) == 1 else [master[lane] for lane in range(len(lanes))]
+            read = master
+            if not (exact or not master.is_floating_point() or self._is_exact(master)):
+                read = master.to(self.compute_dtype)
+                self._low.append(read)
+                self._high.append(master)
+            # Weak: what was stacked is let go, unless it stands elsewhere too and is met again.
+            self._constants[key] = ([ref(each) for each in lanes], views, read)
+        for lane, view in enumerate(views if len(lanes) > 1 else []):
+            store(lane, view)
+        return read
 
     def _is_exact(self, tensor: Tensor) -> bool:
         return torch.promote_types(tensor.dtype, self.compute_dtype) == self.compute_dtype
@@ -121,7 +128,8 @@ class Leaves:
             pairs = [
                 (g, leaf.grad) for leaf, g in zip(self._rounded, self._gradients, strict=True) if leaf.grad is not None
             ]
-            torch._foreach_copy_([high for high, _ in pairs], [low for _, low in pairs])
+            if pairs:
+                torch._foreach_copy_([high for high, _ in pairs], [low for _, low in pairs])
 
     @torch.no_grad()
     def values_down(self) -> None:
@@ -149,7 +157,7 @@ class Stack:
                 self.parameters[name] = leaves.parameter(tensors, name in exact)
             else:
                 self.buffers[name] = leaves.constant(tensors, self._point(name), name in exact)
-        for name, _ in modules[0].named_buffers():
+        for name, _ in modules[0].named_buffers(remove_duplicate=False):
             buffers = [each.get_buffer(name) for each in modules]
             self.buffers[name] = leaves.constant(buffers, self._point(name), name in exact)
         half = leaves.compute_dtype not in (torch.float32, torch.float64)
@@ -176,25 +184,18 @@ class Stack:
             return cast(Tensor, first(*inputs))
         tensors = {**self.parameters, **self.buffers}
         if len(self.modules) == 1:
-            return cast(Tensor, functional_call(first, tensors, inputs))
+            return cast(Tensor, functional_call(first, tensors, inputs, tie_weights=False))
         rows = tuple(by_lane(each, len(self.modules)) for each in inputs)
-        output = vmap(lambda state, *xs: functional_call(first, state, xs))(tensors, *rows)
+        output = vmap(lambda state, *xs: functional_call(first, state, xs, tie_weights=False))(tensors, *rows)
         return cast(Tensor, output).flatten(0, 1)
 
     def thin(self, first: int) -> Thin | None:
         """Return the lanes' updates where they do nothing but add one of low rank; the first lane's number is given."""
         if self._factors is None:
             return None
-        adapter = self._factors.adapter
         if self._direct:
-            down, up = adapter.factors()
-            return Thin(first, down[None], up[None], adapter.scale)
-        tensors = {f"adapter.{name}": each for name, each in (*self.parameters.items(), *self.buffers.items())}
-        if len(self.modules) == 1:
-            down, up = functional_call(self._factors, tensors, ())
-            return Thin(first, down[None], up[None], adapter.scale)
-        down, up = vmap(lambda state: functional_call(cast(nn.Module, self._factors), state, ()))(tensors)
-        return Thin(first, down, up, adapter.scale)
+            return thin_of(self._factors.adapter, first)
+        return self._factors.of_lanes({**self.parameters, **self.buffers}, len(self.modules), first)
 
 
 def by_lane(rows: Tensor, lanes: int) -> Tensor:
@@ -327,13 +328,14 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_alike(a: nn.Module, b: nn.Module) -> bool:
-    """Return whether two modules can be stacked: same class, and tensors of the same names, shapes and dtypes."""
+    """Return whether two modules can be stacked: same class and plain numbers, tensors of the same form."""
 
     def form(module: nn.Module) -> list[tuple[Any, ...]]:
         parameters = [
             (n, p.shape, p.dtype, p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False)
         ]
-        return [*parameters, *((n, b.shape, b.dtype) for n, b in module.named_buffers())]
+        buffers = [(n, b.shape, b.dtype) for n, b in module.named_buffers(remove_duplicate=False)]
+        return [*parameters, *buffers, *plain_settings(module)]
 
     same_kind = type(a) is type(b) and (not isinstance(a, Adapter) or a.in_features == cast(Adapter, b).in_features)
     return same_kind and form(a) == form(b)

@@ -25,6 +25,7 @@ from harness.testing.contract import CheckFailed as CheckFailed
 from harness.testing.contract import Subject, name_of, registered, why_not
 from harness.testing.declared import check_bad_config_is_named as check_bad_config_is_named
 from harness.testing.declared import check_budget_knob_is_monotone as check_budget_knob_is_monotone
+from harness.testing.declared import check_builds_and_runs as check_builds_and_runs
 from harness.testing.declared import check_declares_name_paper_config as check_declares_name_paper_config
 from harness.testing.declared import check_init_only_stores as check_init_only_stores
 from harness.testing.declared import (
@@ -88,7 +89,7 @@ def check_method(method: Subject, on_result: Callable[[CheckResult], None] | Non
 
     Raises:
         CheckFailed: At least one check failed; the message has all of them. A method whose declarations are
-            wrong is not checked further.
+            wrong, or which does not run, is not checked further.
     """
     failures: list[CheckFailed] = []
     for check in ALL_CHECKS:
@@ -103,7 +104,7 @@ def check_method(method: Subject, on_result: Callable[[CheckResult], None] | Non
                 state, reason = "failed", str(failure)
         if on_result:
             on_result(CheckResult(name_of(method), check.__name__, state, reason))
-        if failures and check is check_declares_name_paper_config:
+        if failures and check in (check_declares_name_paper_config, check_builds_and_runs):
             break
     if len(failures) == 1:
         raise failures[0]

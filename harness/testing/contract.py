@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from harness.contract.method import Method, MethodTraits, attaches
+from harness.errors import HarnessError
 
 Subject = Method | type[Method]
 Check = Callable[[Subject], None]
@@ -117,9 +118,11 @@ def if_knob(kind: type[Method]) -> str | None:
 
 
 def _place(error: Exception, kind: type[Method]) -> str:
-    """Return the last line of the method's own file that an error went through, or of any."""
+    """Return the last line of the method's own file that an error went through, or of any; none of our own words."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == getattr(sys.modules.get(kind.__module__), "__file__", "")]
+    if isinstance(error, HarnessError) and not own:
+        return ""
     last = (own or frames)[-1]
     return f" ({Path(last.filename).name}, line {last.lineno})"
 

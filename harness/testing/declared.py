@@ -1,4 +1,4 @@
-"""Checks of what a method says: its name, its settings, its size."""
+"""Checks of what a method says: its name, its settings, its size; and that what it builds runs at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from harness.contract.method import Method, MethodTraits, adapted_layers, attaches
@@ -84,6 +85,20 @@ def check_declares_name_paper_config(kind: type[Method]) -> None:
             f"{config!r} comes back from JSON as {again!r}",
             "plain numbers, strings, booleans or None",
         )
+
+
+@check(if_raised="to build one adapter and call it by hand")
+def check_builds_and_runs(method: Method) -> None:
+    """A model with it, before training, gives finite numbers of the shape that the pretrained model gives."""
+    trial = TinyTrial(method).calibrate()
+    output = trial.output()
+    with torch.no_grad():
+        expected = type(trial.problem)(output.dtype).output()
+    expect(
+        output.shape == expected.shape and bool(torch.isfinite(output).all()),
+        f"the model's output has shape {tuple(output.shape)} instead of {tuple(expected.shape)}, or is not finite",
+        "returning what takes the place of base_output",
+    )
 
 
 @check()

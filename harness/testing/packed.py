@@ -197,7 +197,7 @@ def _refuses(act: Callable[[], Any], what: str, i: int, o: int) -> bool:
 
 @check(on_adapters, if_raised="no fixed dtype in forward, and pretrained_weight.to(x.dtype) before mixing the two")
 def check_half_precision(method: Method) -> None:
-    """On a bfloat16 layer tensors are float32 and outputs bfloat16, also with all tensors rounded to it."""
+    """On a bfloat16 layer tensors are float32 and outputs bfloat16, also with all but ``keep_float32`` rounded."""
     low = torch.bfloat16
     trial = TinyTrial(method, dtype=low).calibrate()
     wrong = [n for n, t in trial.tensors().items() if t.is_floating_point() and t.dtype != torch.float32]
@@ -209,11 +209,16 @@ def check_half_precision(method: Method) -> None:
         for name, (x, base_output) in layer_inputs(trial).items():
             adapter = trial.adapters[name]
             state = {**dict(adapter.named_parameters()), **dict(adapter.named_buffers())}
-            rounded = {n: t.detach().to(low) if t.is_floating_point() else t for n, t in state.items()}
+            unknown = sorted(set(adapter.keep_float32) - set(state))
+            expect(not unknown, f"keep_float32 names {some(unknown)}, which is no tensor of it", "names of its tensors")
+            rounded = {
+                n: t.detach().to(low) if t.is_floating_point() and n not in adapter.keep_float32 else t
+                for n, t in state.items()
+            }
             with torch.no_grad():
                 outputs = {
                     "with float32 parameters": adapter(x, base_output),
-                    "with parameters and buffers rounded to bfloat16": functional_call(
+                    "with parameters and buffers rounded to bfloat16 but for keep_float32": functional_call(
                         adapter, rounded, (x, base_output)
                     ),
                 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness import Adapter, Dropout, Method, MethodConfig, MethodTraits, UsageError, setting
+from harness import Adapter, Dropout, LowRankAdapter, Method, MethodConfig, MethodTraits, UsageError, setting
 from harness.testing import ALL_CHECKS, CheckFailed, check_method, parametrize_with_checks
 
 CHECKS = {check.__name__: check for check in ALL_CHECKS}
@@ -115,7 +115,34 @@ class GoodBias(Method):
         return model
 
 
-@pytest.mark.parametrize("good", [Good, GoodFull, GoodBias, Good(GoodConfig(r=2, dropout=0.0))])
+class GoodUpdateAdapter(LowRankAdapter):
+    """A low-rank update whose scale trains."""
+
+    keep_float32 = ("scale",)
+
+    def __init__(self, layer: nn.Linear, r: int, dropout: float, generator: torch.Generator) -> None:
+        super().__init__(layer)
+        self.dropout = Dropout(dropout, generator, self.device)
+        a = torch.randn(r, self.in_features, generator=generator) / self.in_features**0.5
+        self.a = nn.Parameter(a.to(self.device, self.dtype))
+        self.b = nn.Parameter(torch.zeros(self.out_features, r, device=self.device, dtype=self.dtype))
+        self.scale = nn.Parameter(torch.ones(r, device=self.device, dtype=self.dtype))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a, self.b
+
+
+class GoodUpdate(Good):
+    Adapter = GoodUpdateAdapter
+
+    def trainable_parameters(self, in_features: int, out_features: int) -> int:
+        return self.config.r * (in_features + out_features + 1)
+
+    def after_step(self, info):
+        pass
+
+
+@pytest.mark.parametrize("good", [Good, GoodFull, GoodBias, GoodUpdate, Good(GoodConfig(r=2, dropout=0.0))])
 def test_a_good_method_passes_every_check(good):
     results = []
     check_method(good, results.append)
@@ -212,6 +239,24 @@ class TurnsAKnobItLacks(Good):
 @fails("check_declares_name_paper_config")
 class ChecksWithAFieldItLacks(Good):
     traits = MethodTraits(check_config={"period": 3})
+
+
+@fails("check_builds_and_runs")
+class HasNoForward(Good):
+    Adapter = with_adapter(forward=Adapter.forward)
+
+
+@fails("check_builds_and_runs")
+class HasNoFactors(GoodUpdate):
+    class Adapter(GoodUpdateAdapter):
+        factors = LowRankAdapter.factors
+
+
+@fails("check_builds_and_runs")
+class SwapsItsFactors(GoodUpdate):
+    class Adapter(GoodUpdateAdapter):
+        def factors(self):
+            return self.b, self.a
 
 
 @fails("check_init_only_stores")
@@ -685,6 +730,29 @@ class MultipliesByTheRawWeight(Good):
             return super().forward(x, base_output) + 0.0 * linear(x, self.pretrained_weight)
 
 
+@fails("check_half_precision")
+class MixesWhatIsKeptWithWhatIsRounded(GoodUpdate):
+    class Adapter(GoodUpdateAdapter):
+        def factors(self):
+            return self.a, self.b @ self.scale.diag()
+
+
+@fails("check_half_precision")
+class KeepsWhatItLacks(Good):
+    Adapter = with_adapter(keep_float32=("scales",))
+
+
+@fails("check_stacks_under_vmap")
+class ScalesByItsSeed(GoodUpdate):
+    class Adapter(GoodUpdateAdapter):
+        def __init__(self, layer, r, dropout, generator):
+            super().__init__(layer, r, dropout, generator)
+            self.factor = float(torch.rand((), generator=generator))
+
+        def factors(self):
+            return self.factor * self.a, self.b
+
+
 @fails("check_stacks_under_vmap")
 class BranchesOnAValue(Good):
     class Adapter(GoodAdapter):
@@ -802,6 +870,14 @@ def test_check_method_stops_at_wrong_declarations():
     with pytest.raises(CheckFailed, match="traits is None"):
         check_method(HasNoTraits, results.append)
     assert [each.check for each in results] == ["check_declares_name_paper_config"]
+
+
+def test_a_method_that_does_not_run_is_told_so_once():
+    results = []
+    with pytest.raises(CheckFailed, match=r"SwapsItsFactors|factors\(\) returned \(48, 4\) and \(4, 32\) on a layer"):
+        check_method(SwapsItsFactors, results.append)
+    assert [each.check for each in results if each.state == "failed"] == ["check_builds_and_runs"]
+    assert results[-1].state == "failed", "nothing is checked after that"
 
 
 def test_a_class_is_built_from_its_check_config():

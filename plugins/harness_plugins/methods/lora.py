@@ -42,6 +42,7 @@ LAWS = {"uniform": kaiming_uniform, "gaussian": gaussian}
 class LoRAAdapter(LowRankAdapter):
     """A (R, I), B (O, R) and a fixed scale."""
 
+    scale: float
     dropout: Dropout
 
     def __init__(

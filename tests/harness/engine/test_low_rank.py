@@ -8,7 +8,9 @@ from torch import nn
 
 from harness import Dropout, LowRankAdapter
 from harness.engine.low_rank import Thin, adapted, is_thin
-from harness.engine.slots import Leaves, LinearSlot, Stack
+from harness.engine.readers import Readers
+from harness.engine.slots import Leaves, LinearSlot, Stack, is_alike
+from harness.errors import HarnessError
 
 ROWS, TOKENS, INS, OUTS, RANK = 2, 5, 12, 7, 3
 
@@ -132,6 +134,183 @@ def test_a_slot_does_what_the_adapters_forward_says(kind):
     expected = torch.cat([each(*pair) for each, *pair in zip(adapters, x.split(ROWS), base.split(ROWS), strict=True)])
     slot.parts = tuple((Stack(group, leaves), len(group)) for group in groups)
     torch.testing.assert_close(slot(x), expected)
+
+
+class TrainedScale(Pair):
+    """Of one number."""
+
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, nn.Parameter(torch.tensor(1.5 + seed, dtype=torch.float64)), seed=seed)
+
+
+class ScaleOfEveryRank(Pair):
+    """A buffer."""
+
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, seed=seed)
+        del self.scale
+        self.register_buffer("scale", torch.arange(1.0, 1 + RANK, dtype=torch.float64) + seed)
+
+
+class TwoNames(Pair):
+    """One parameter and one buffer stand under two names each."""
+
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, seed=seed)
+        self.also_a = self.a
+        self.register_buffer("shift", torch.full((RANK, 1), 0.5 + seed, dtype=torch.float64))
+        self.register_buffer("also_shift", self.shift)
+
+    def factors(self):
+        return self.a + self.also_a + self.shift * self.also_shift, self.b
+
+
+class OneForBoth(Pair):
+    """The factors are one tensor, and not laid out row by row."""
+
+    def factors(self):
+        return self.a, self.a.T[:OUTS]
+
+
+class OnlyWhileTraining(Pair):
+    def factors(self):
+        return (self.a if self.training else 3 * self.a), self.b
+
+
+class OfOtherPrecision(Pair):
+    def factors(self):
+        return self.a.bfloat16(), self.b.half()
+
+
+class OfRankZero(Pair):
+    """Zero."""
+
+    def factors(self):
+        return self.a[:0], self.b[:, :0]
+
+
+class Spread(Pair):
+    def factors(self):
+        return self.a[:1].expand(RANK, -1), self.b[:, :1].expand(-1, RANK)
+
+
+class Called(Pair):
+    def __call__(self, x, base_output):
+        return 2 * super().__call__(x, base_output)
+
+
+class Hooked(Pair):
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, seed=seed)
+        self.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+class DropoutOfAStranger(Pair):
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, dropout=nn.Identity(), seed=seed)
+
+
+class DropoutThatScales(Pair):
+    class Kind(Dropout):
+        def forward(self, x):
+            return 3 * x
+
+    def __init__(self, layer, seed=0):
+        super().__init__(layer, dropout=self.Kind(0.0, torch.Generator()), seed=seed)
+
+
+STRANGE = [
+    TrainedScale, ScaleOfEveryRank, TwoNames, OneForBoth, OnlyWhileTraining, OfOtherPrecision, OfRankZero, Spread,
+    Called, Hooked, DropoutOfAStranger, DropoutThatScales,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_a_stranger_writes_runs_as_its_forward_says(kind, lanes, trains):
+    """Outputs and gradients, alone and stacked, and as evaluation reads it."""
+    frozen = layer()
+    adapters = [kind(frozen, seed=seed).train(trains) for seed in range(lanes)]
+    parameters = [each for adapter in adapters for each in adapter.parameters()]
+    x = torch.randn(lanes * ROWS, TOKENS, INS, dtype=torch.float64).requires_grad_()
+    base = x @ frozen.weight.T
+    expected = torch.cat([each(*pair) for each, *pair in zip(adapters, x.split(ROWS), base.split(ROWS), strict=True)])
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [x, *parameters], upstream, allow_unused=True)
+    slot, leaves = LinearSlot(frozen), Leaves(torch.float64)
+    if lanes == 1:
+        slot.parts = ((Readers({"layer": adapters[0]}, torch.float64, copies=True)["layer"], 1),)
+        torch.testing.assert_close(slot(x), expected)
+    slot.parts = ((Stack(adapters, leaves), lanes),)
+    found = slot(x)
+    torch.testing.assert_close(found, expected)
+    found.backward(upstream)
+    leaves.gradients_up()
+    for mine, theirs in zip([x.grad, *(each.grad for each in parameters)], wanted, strict=True):
+        torch.testing.assert_close(*(torch.zeros(1) if each is None else each for each in (mine, theirs)))
+
+
+@pytest.mark.parametrize("shape", [(0, TOKENS), (2, 0), (0,)])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_expert_that_gets_no_token_puts_out_none(shape, lanes):
+    frozen, leaves = layer(), Leaves(torch.float64)
+    slot = LinearSlot(frozen)
+    slot.parts = ((Stack([Pair(frozen, seed=seed) for seed in range(lanes)], leaves), lanes),)
+    x = torch.zeros(*shape, INS, dtype=torch.float64).requires_grad_()
+    found = slot(x)
+    assert found.shape == (*shape, OUTS)
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+def test_lanes_that_differ_in_a_plain_number_are_not_run_as_one():
+    one, other = Pair(layer(), scale=1.0), Pair(layer(), scale=1.5)
+    assert is_alike(one, Pair(layer(), scale=1.0, seed=1))
+    assert not is_alike(one, other)
+
+
+def test_a_buffer_that_stands_at_two_layers_stays_one_in_a_pack():
+    """What a method writes to it at one layer is read at the other."""
+
+    def shared():
+        adapters = [Pair(layer()) for _ in range(2)]
+        for each in adapters:
+            each.register_buffer(
+                "mask", torch.ones(RANK, dtype=torch.float64) if each is adapters[0] else adapters[0].mask
+            )
+        return adapters
+
+    lanes, leaves = [shared() for _ in range(2)], Leaves(torch.bfloat16)
+    stacks = [Stack([lane[place] for lane in lanes], leaves) for place in range(2)]
+    lanes[1][0].mask.zero_()
+    leaves.values_down()
+    assert [stack.buffers["mask"].sum(1).tolist() for stack in stacks] == [[RANK, 0], [RANK, 0]]
+    assert lanes[1][1].mask.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda self: (self.b, self.a), r"\(7, 3\) and \(3, 12\) on a layer with I=12, O=7: return down \(R, I\)"),
+        (lambda self: (self.a, self.b[:1]), r"\(3, 12\) and \(1, 3\)"),
+        (lambda self: self.a, "Parameter|Tensor"),
+        (lambda self: None, "NoneType"),
+        (LowRankAdapter.factors, r"has no factors\(\): return down"),
+    ],
+    ids=["swapped", "broadcast", "one", "none", "missing"],
+)
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_factors_of_another_shape_are_named(given, said, lanes):
+    kind, frozen = type("Strange", (Pair,), {"factors": given}), layer()
+    slot = LinearSlot(frozen)
+    slot.parts = ((Stack([kind(frozen, seed=seed) for seed in range(lanes)], Leaves(torch.float64)), lanes),)
+    x = torch.randn(lanes, INS, dtype=torch.float64)
+    with pytest.raises(HarnessError, match=f"Strange.*({said})"):
+        slot(x)
+    with pytest.raises(HarnessError, match=f"Strange.*({said})"):
+        kind(frozen).delta_weight()
 
 
 @pytest.mark.gpu
