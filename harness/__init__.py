@@ -11,6 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.contract.adapter import Adapter as Adapter
+    from harness.contract.adapter import LowRankAdapter as LowRankAdapter
+    from harness.contract.adapter import PeftForm as PeftForm
     from harness.contract.analysis import Analysis as Analysis
     from harness.contract.analysis import LayerChange as LayerChange
     from harness.contract.analysis import LayerFindings as LayerFindings
@@ -20,12 +23,9 @@ if TYPE_CHECKING:
     from harness.contract.executor import ExecutorWorker as ExecutorWorker
     from harness.contract.hookspecs import hookimpl as hookimpl
     from harness.contract.looks import Looks as Looks
-    from harness.contract.method import Adapter as Adapter
     from harness.contract.method import Calibration as Calibration
-    from harness.contract.method import LowRankAdapter as LowRankAdapter
     from harness.contract.method import Method as Method
     from harness.contract.method import MethodTraits as MethodTraits
-    from harness.contract.method import PeftForm as PeftForm
     from harness.contract.method import Purpose as Purpose
     from harness.contract.method import StepInfo as StepInfo
     from harness.contract.method import TrialContext as TrialContext
@@ -85,7 +85,7 @@ _HOMES = {
     "LayerChange": "harness.contract.analysis",
     "LayerFindings": "harness.contract.analysis",
     "Looks": "harness.contract.looks",
-    "Adapter": "harness.contract.method",
+    "Adapter": "harness.contract.adapter",
     "adapted_layers": "harness.contract.method",
     "Evaluation": "harness.contract.task",
     "Example": "harness.contract.task",
@@ -113,11 +113,11 @@ _HOMES = {
     "OwnTables": "harness.data.own.splits",
     "read_own": "harness.data.own.splits",
     "HarnessError": "harness.errors",
-    "LowRankAdapter": "harness.contract.method",
+    "LowRankAdapter": "harness.contract.adapter",
     "Method": "harness.contract.method",
     "MethodConfig": "harness.contract.setting",
     "MethodTraits": "harness.contract.method",
-    "PeftForm": "harness.contract.method",
+    "PeftForm": "harness.contract.adapter",
     "Record": "harness.contract.record",
     "Purpose": "harness.contract.method",
     "pseudo_values": "harness.contract.pseudo_values",

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from harness.contract.method import Adapter, Calibration, Method, attaches
+from harness.contract.adapter import Adapter
+from harness.contract.method import Calibration, Method, attaches
 from harness.contract.task import TaskContext, TaskData
 from harness.contract.trial import Trial
 from harness.engine.attached import attach, trained_by_task

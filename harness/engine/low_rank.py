@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
+from harness.contract.adapter import LowRankAdapter
 from harness.contract.dropout import Dropout
-from harness.contract.method import LowRankAdapter
 
 
 class Thin(NamedTuple):

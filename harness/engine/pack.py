@@ -14,7 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from harness.contract.method import Adapter, Method, StepInfo
+from harness.contract.adapter import Adapter
+from harness.contract.method import Method, StepInfo
 from harness.engine.batch import Batch, Row, micro_batches, size_of
 from harness.engine.compiling import compiling
 from harness.engine.forms import Forms, plan, together

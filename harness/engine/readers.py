@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from harness.contract.adapter import Adapter, LowRankAdapter
 from harness.contract.dropout import Dropout
-from harness.contract.method import Adapter, LowRankAdapter
 from harness.engine.low_rank import Thin, is_thin, thin_of
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 
-from harness.contract.method import Adapter, LowRankAdapter
+from harness.contract.adapter import Adapter, LowRankAdapter
 from harness.engine.layers import present_as_linear
 from harness.engine.low_rank import Factors, Thin, adapted, is_thin, thin_of
 from harness.engine.quantised import QuantisedLinear

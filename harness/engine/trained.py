@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from harness.contract.adapter import Adapter, PeftForm
 from harness.contract.analysis import LayerChange
-from harness.contract.method import Adapter, Method, PeftForm, attaches
+from harness.contract.method import Method, attaches
 from harness.contract.task import Task
 from harness.contract.trial import Trial
 from harness.engine.attached import attach, is_as_before

@@ -28,7 +28,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from harness.bases import resolve
-from harness.contract.method import PeftForm
+from harness.contract.adapter import PeftForm
 from harness.contract.record import Record, State
 from harness.contract.task import ModelKind
 from harness.contract.trial import Trial
