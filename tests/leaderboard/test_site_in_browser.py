@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,26 @@ def test_guessing_is_a_line_in_the_figures_of_scores_and_no_tick_lies_where_the_
         assert min(ticks) >= 0
     assert page.locator("#scores .bar .chance").count() == 4
     assert "guessing, 0.1" in page.locator("#scores-legend").inner_text()
+
+
+def test_no_two_names_beside_curves_cover_each_other_however_wide_the_bands_are(visit, make_record, make_files, site):
+    def curve(place, seed):
+        starts = 0.9 * seed + place / 1000  # the bands are far wider than the curves are apart
+        return [
+            {"step": step, "metrics": {"accuracy": value}} for step, value in ((1, starts), (2, 0.9 + place / 1000))
+        ]
+
+    names = ("aa", "bb", "cc", "dd", "ee", "ff")
+    records = [
+        make_record(name, seed, 0.5 + seed / 100, history=curve(place, seed))
+        for place, name in enumerate(names)
+        for seed in range(2)
+    ]
+    (board,) = [name for name in make_files(records, site / "bands") if re.fullmatch("boards/.*html", name)]
+    texts = visit(f"bands/{board}").locator("[data-figure=curves] svg text")
+    places = sorted(each.bounding_box()["y"] for each in texts.all() if each.text_content() in names)
+    assert len(places) == 6
+    assert min(after - before for before, after in pairwise(places)) > 9
 
 
 def test_a_board_of_very_many_methods_has_a_page_of_bounded_size_and_still_compares_any_two(

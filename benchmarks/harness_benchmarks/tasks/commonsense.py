@@ -192,7 +192,9 @@ class CommonsenseTask(Task):
     )
     main_metric = "average"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "average": Metric("Average", "fraction", True, "Mean of the sets' accuracies, each set counting the same."),
+        "average": Metric(
+            "Average accuracy", "fraction", True, "Mean of the sets' accuracies, each set counting the same."
+        ),
         **{
             name: Metric(name, "fraction", True, f"Share of {name} questions answered right, greedy decoding.")
             for name in SETS

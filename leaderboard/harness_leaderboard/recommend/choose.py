@@ -22,7 +22,7 @@ from harness.contract.record import Record
 from harness_leaderboard.boards.cost import by_cost
 from harness_leaderboard.boards.model import Row, canonical, has_no_budget, is_finished, is_reference
 from harness_leaderboard.boards.rows import build_rows
-from harness_leaderboard.boards.scores import scores_of
+from harness_leaderboard.boards.scores import chance_of, scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Difference, analyse
 
 LEVEL = 0.05  # of the test of one pair
@@ -122,7 +122,7 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
         references=tuple(references),
         record=_shipped(choice, sign),
         failed=sum(not is_finished(each) for each in reports),
-        why_not=_why_not([rows[each] for each in inside]),
+        why_not=_why_not([rows[each] for each in inside], [analysis.estimates[each].beats_chance for each in inside]),
     )
 
 
@@ -130,11 +130,14 @@ def _is_tied(difference: Difference | None) -> bool:
     return difference is not None and not difference.is_separated and difference.p_value >= LEVEL
 
 
-def _why_not(rows: Sequence[Row]) -> str:
+def _why_not(rows: Sequence[Row], beat_chance: Sequence[bool | None]) -> str:
     if len(rows) == 1:
         return "one configuration was tried, so there is nothing to compare it with"
     if max(len(row.seed_scores) for row in rows) < 2:
         return "one seed cannot tell configurations apart; give --seeds 3"
+    chance = chance_of(rows)
+    if chance is not None and False in beat_chance and True not in beat_chance:
+        return f"no configuration is told apart from guessing, which scores {chance:.4g}"
     return ""
 
 

@@ -321,31 +321,35 @@ def _failures(board: Board) -> Grid:
     return table("Trials that did not finish", heads, rows)
 
 
+def _recipe_text(row: Row) -> str:
+    """Return a row's recipe, less what is off."""
+    found = sorted(row.first.recipe.items())
+    return ", ".join(f"{key}={setting_text(value)}" for key, value in found if value not in (0, "", None, [], ()))
+
+
 def _settings(board: Board) -> Grid:
-    rows = []
+    rows, recipes = [], {_recipe_text(row) for row in board.all_rows}
     for row in board.all_rows:
         trial, besides = row.first.trial, row.first.counts.get("task_parameters")
         config = ", ".join(f"{key}={setting_text(value)}" for key, value in sorted(row.first.settings.items()))
-        recipe = row.first.recipe
-        on = [
-            f"{key}={setting_text(recipe[key])}" for key in sorted(recipe) if recipe[key] not in (0, "", None, [], ())
-        ]
         rows.append(
             (
                 Cell(text=row.label, sort=row.label, link=f"methods/{slug_of(row.method)}.html"),
                 text_cell(config, "the method has no settings"),
-                Cell(text=layer_settings_text(row) or "none", sort=len(trial.layer_settings)),
+                text_cell(layer_settings_text(row) or "none"),
                 text_cell(", ".join(trial.targets) or "all linear layers but the head"),
                 Cell(text=f"{besides:,}", sort=besides)
                 if besides is not None
                 else Cell(text=MISSING, note="not in the record"),
                 text_cell(trial.plugins.get("method", ""), "not in the record"),
-                Cell(text=", ".join(on)),
+                *((Cell(text=_recipe_text(row)),) if len(recipes) > 1 else ()),
             )
         )
     heads = ("Method", "Settings", "On single layers", "Adapted layers", "Parameters besides the adapter", "Plugin",
-             "Recipe")  # fmt: skip
-    return table("Settings of each method after solving the budget", heads, rows)
+             *(("Recipe",) if len(recipes) > 1 else ()))  # fmt: skip
+    found = table("Settings of each method after solving the budget", heads, rows)
+    same = (f"The recipe of all rows: {recipes.pop()}",) if len(recipes) == 1 else ()
+    return replace(found, notes=(*same, *found.notes))
 
 
 def layer_settings_text(row: Row) -> str:

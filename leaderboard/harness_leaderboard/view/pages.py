@@ -17,7 +17,8 @@ from harness_leaderboard.view.details import table, text_cell
 from harness_leaderboard.view.figures import bounds, point, short
 from harness_leaderboard.view.model import MISSING, BoardView, Cell, Grid, PageView
 from harness_leaderboard.view.overview import methods_cell
-from harness_leaderboard.view.scores import interval_text, metric_title, score_decimals
+from harness_leaderboard.view.scores import interval_text, layers_note, metric_title, score_decimals
+from harness_leaderboard.view.sentences import chance_text
 from harness_leaderboard.view.text import rank_text, scope_text, slug_of
 
 ONE_SIZE = 1.1  # ratio of two numbers of parameters up to which a figure of sizes would show one
@@ -40,6 +41,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
             if row.method != name:
                 continue
             counts, score = board.outcomes(row), row.score.value
+            given = _settings_text(row.first) or "none"
             rows.append(
                 (
                     Cell(text=view.title, sort=view.title, link=f"boards/{view.slug}.html"),
@@ -50,7 +52,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                         text=metric_title(board, board.main_metric),
                         below="" if board.higher_is_better else "lower is better",
                     ),
-                    Cell(text=f"{score:.{decimals}f}", sort=score)
+                    Cell(text=f"{score:.{decimals}f}", sort=score, below=_guessing(board))
                     if score is not None
                     else Cell(text=MISSING, note=row.score.reason),
                     Cell(text=interval_text(row.interval, decimals), below=scope_text(row.is_for_new_items))
@@ -58,9 +60,7 @@ def _method_page(name: str, boards: Sequence[Board], views: Sequence[BoardView],
                     else Cell(text=MISSING, note="fewer than two finished seeds"),
                     *(Cell(text=f"{counts[key]}", sort=counts[key]) for key in ("wins", "ties", "losses")),
                     Cell(text=parameters_text(row.first.trial), sort=row.first.trial.adapter_parameters),
-                    text_cell(
-                        ", ".join(f"{key}={setting_text(value)}" for key, value in _settings(row.first)) or "none"
-                    ),
+                    Cell(text=given, sort=given, below=layers_note(row)),
                 )
             )
             losses += _decided(board, view, row.label)
@@ -127,8 +127,12 @@ def _decided(board: Board, view: BoardView, label: str) -> list[tuple[Cell, ...]
     return found
 
 
-def _settings(record: Record) -> list[tuple[str, Any]]:
-    return sorted(record.settings.items())
+def _settings_text(record: Record) -> str:
+    return ", ".join(f"{key}={setting_text(value)}" for key, value in sorted(record.settings.items()))
+
+
+def _guessing(board: Board) -> str:
+    return "" if board.chance is None else f"guessing {chance_text(board)}"
 
 
 def _settings_grid(settings: Iterable[Mapping[str, Any]]) -> Grid:

@@ -183,7 +183,7 @@ def _cells(board: Board, row: Row, decimals: int) -> dict[str, Cell]:
             text=row.label,
             sort=row.label,
             link=f"methods/{slug_of(row.method)}.html",
-            below=_layers_text(row),
+            below=layers_note(row),
         ),
         "score": _number(row.score, lambda value: f"{value:.{decimals}f}"),
         "new_items": _interval_cell(
@@ -229,10 +229,11 @@ def _group_cell(row: Row) -> Cell:
     return Cell(text=letters, sort=letters) if letters else Cell(text=MISSING)
 
 
-def _layers_text(row: Row) -> str:
-    return f"{len(row.first.trial.layer_settings)} layers have settings of their own" * bool(
-        row.first.trial.layer_settings
-    )
+def layers_note(row: Row) -> str:
+    """Return that single layers have other settings than the row's, if any has."""
+    count = len(row.first.trial.layer_settings)
+    own = "has settings of its own" if count == 1 else "have settings of their own"
+    return f"{many(count, 'layer')} {own}" if count else ""
 
 
 def _interval_cell(row: Row, interval: Interval | None, decimals: int, reason: str) -> Cell:

@@ -68,10 +68,9 @@ def chance_sentence(board: Board) -> str:
     if not held or board.is_near_chance:  # of which a note speaks
         return f"{guess}."
     if not rest:
-        return (
-            f"{guess}: {'all' if len(held) == len(board.rows) else named([row.label for row in held])} proven better."
-        )
-    return f"{guess}: not told apart from that {'are' if len(rest) > 1 else 'is'} {named([row.label for row in rest])}."
+        who = "all methods" if len(held) == len(board.rows) > 1 else named([row.label for row in held])
+        return f"{guess}. Proven better: {who}."
+    return f"{guess}. Not proven better: {named([row.label for row in rest])}."
 
 
 def chance_notes(board: Board) -> list[str]:

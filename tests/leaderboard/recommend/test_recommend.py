@@ -43,6 +43,19 @@ def test_of_what_cannot_be_told_apart_the_smallest_budget_is_recommended(make_gr
     assert (larger.row.method, larger.difference.is_separated) == ("large", False)
 
 
+def test_a_choice_among_configurations_that_may_be_guessing_is_not_sure(make_graded):
+    details = {"accuracy": {"title": "Accuracy", "unit": "fraction", "chance": 0.5}}
+
+    def why_not(*abilities):
+        each = zip("ab", abilities, strict=True)
+        return one(
+            [r for name, at in each for r in make_graded(name, at, SEEDS, metric_details=details, **SMALL)]
+        ).why_not
+
+    assert why_not(0.5, 0.5) == "no configuration is told apart from guessing, which scores 0.5"
+    assert why_not(0.5, 0.8) == ""
+
+
 def test_what_is_smaller_than_its_budget_may_be_the_cheapest_and_that_is_said(make_graded):
     tiny = {**SMALL["trial"], "adapter_parameters": 500, "largest": True}
     whole = make_graded("whole", 0.801, SEEDS, **SMALL)

@@ -279,11 +279,11 @@ def test_what_guessing_scores_is_said_and_drawn_and_so_is_who_may_be_guessing(ma
     assert near.leaders == "a, b, not told apart; none is told apart from guessing"
     assert 0 < near.axis["chance"] < 1
     far, said = board(0.02, 0.79, 0.8)
-    assert said.endswith("scores 0.020: all proven better.")
+    assert said.endswith("scores 0.020. Proven better: all methods.")
     assert far.axis["chance"] is None, "a line far off would press the methods onto each other"
     assert not any("guessing" in note for note in far.notes)
     mixed, said = board(0.5, 0.5, 0.8)
-    assert said.endswith("not told apart from that is a.")
+    assert said.endswith("Not proven better: a.")
     assert [values["beats_chance"] for values in mixed.values] == [True, False]
     assert {values["chance"] for values in mixed.values} == {0.5}
 
@@ -325,6 +325,42 @@ def test_an_axis_ends_where_the_metric_does(unit, scores, text, make_record, mak
     ]
     (board,) = make_view(records).boards
     assert board.axis["text"] == text
+
+
+def grids_of(pages_or_details, title):
+    return [grid for name, grids in pages_or_details if name == title for grid in grids]
+
+
+def test_settings_of_single_layers_are_text_and_one_recipe_is_said_once(make_record, make_view):
+    own = {"layer_settings": {f"layers.{layer}.q_proj": {"rank": 9} for layer in range(3)}}
+    records = [make_record("a", 0), make_record("b", 0, trial=own)]
+    (board,) = make_view(records).boards
+    (grid,) = grids_of(board.details, "Settings")
+    (column,) = (each for each in grid.columns if each.title == "On single layers")
+    assert not column.is_number, "long text that does not wrap lies over the next columns"
+    assert "Recipe" not in [each.title for each in grid.columns]
+    assert grid.notes[0] == "The recipe of all rows: batch_size=16, steps=500"
+    other = make_record("c", 0, trial={"recipe": {"steps": 7, "batch_size": 16}})
+    (grid,) = grids_of(make_view([*records, other]).boards[0].details, "Settings")
+    assert [row[-1].text for row in grid.rows] == ["batch_size=16, steps=500"] * 2 + ["batch_size=16, steps=7"]
+
+
+def test_a_methods_page_says_where_layers_have_other_settings_and_what_guessing_scores(make_record, make_view):
+    own = {"layer_settings": {"layers.0.q_proj": {"rank": 9}}}
+    view = make_view([make_record("a", seed, trial=own, metric_details=guessing(0.25)) for seed in range(2)])
+    (grid,) = grids_of(view.methods[0].grids, "Results")
+    below = {column.title: cell.below for column, cell in zip(grid.columns, grid.rows[0], strict=True)}
+    assert below["Settings"] == "1 layer has settings of its own"
+    assert below["Score"].startswith("guessing 0.25")
+
+
+def test_very_many_files_that_are_passed_over_do_not_fill_the_first_page(make_record, make_files, tmp_path):
+    passed_over = {f"f{number:02}": "not JSON" for number in range(20)}
+    page = make_files([make_record()], tmp_path, passed_over=passed_over)["index.html"]
+    shown, _, more = page.partition("<summary>17 more</summary>")
+    assert "f02: not JSON" in shown
+    assert "f03: not JSON" not in shown
+    assert "f19: not JSON" in more
 
 
 def test_references_are_not_counted_among_the_methods_that_a_board_compares(make_record, make_reference, make_view):

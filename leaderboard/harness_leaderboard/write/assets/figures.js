@@ -197,7 +197,7 @@
     const stopped = found.flatMap((each) => each.stopped.map(([step, mean]) => ({ label: each.label, step, mean })));
     const all = [...points, ...stopped];
     if (!all.length) return null;
-    const [low, high] = d3.extent(all, (each) => each.mean);
+    const [low, high] = d3.extent(all.flatMap((each) => [each.mean, each.low ?? each.mean, each.high ?? each.mean])); // as drawn
     const last = d3.max(all, (each) => each.step);
     const ends = found.filter((each) => each.points.length).map((each) => ({ label: each.label, x: last, y: each.points.at(-1)[1] }));
     return Plot.plot(base(canvas, `${title} by optimizer step`, {
