@@ -1,10 +1,6 @@
 """Attention that needs no mask: over rows that are padded behind, or over texts that lie one after another.
 
-Texts laid *flat* need no padding between them: a row of the batch is all of a lane's texts, and only attention has to
-know where each begins. Where it begins is given to the model in the way that transformers hands it to kernels for
-sequences of many lengths (``cu_seq_lens_q`` and its companions).
-
-What is not here: which texts share a batch (``batch``), to how many forms they are padded (``forms``).
+What is not here: how a model is told where texts begin that lie so, and which models can (``flat``).
 """
 
 from __future__ import annotations
@@ -13,17 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 CAPTURABLE = "sdpa_without_a_look"
-LEAK_TEXTS = ((4, 6, 3), 8)  # lengths of the texts of the check below, and the first token's number
-CLOSE = 0.02  # of what a model computes, relative: another kernel's rounding to bfloat16 changes less
-# Names by which a config says how far an attention looks back.
-WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window", "window_size")
 _unmasked: ContextVar[str] = ContextVar("_unmasked", default="")
 
 
@@ -99,13 +91,15 @@ def attention(
     # (L N, heads, D): the tokens of all texts in one row.
     q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
     scale = rest.get("scaling")
+    told = rest.get("is_causal")
+    is_causal = bool(getattr(module, "is_causal", True) if told is None else told)
     is_half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and is_half and k.shape[-1] == v.shape[-1] <= 256:
         output = torch.ops.aten._flash_attention_forward(
-            q, k, v, boundaries, boundaries, longest, longest, 0.0, True, False, scale=scale
+            q, k, v, boundaries, boundaries, longest, longest, 0.0, is_causal, False, scale=scale
         )[0]
     else:
-        output = _text_by_text(q, k, v, boundaries, scale)
+        output = _text_by_text(q, k, v, boundaries, is_causal, scale)
     return output.view(lanes, tokens, heads, v.shape[-1]), None
 
 
@@ -129,71 +123,16 @@ def _one_token(
     return output.reshape(rows, 1, heads, value.shape[-1])
 
 
-def _text_by_text(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, scale: float | None) -> Tensor:
-    """Return causal attention within each text, (N, heads, D), for devices and precisions without a kernel for it."""
+def _text_by_text(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, is_causal: bool, scale: float | None) -> Tensor:
+    """Return attention within each text, (N, heads, D), for devices and precisions without a kernel for it."""
     ends = boundaries.tolist()
     outputs = []
     for start, end in pairwise(ends):
         if end > start:
             query, key, value = (each[None, start:end].transpose(1, 2) for each in (q, k, v))
             grouped = q.shape[1] != k.shape[1]
-            output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+            output = scaled_dot_product_attention(
+                query, key, value, is_causal=is_causal, scale=scale, enable_gqa=grouped
+            )
             outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
-
-
-def flat_arguments(boundaries: Tensor, longest: int) -> dict[str, Any]:
-    """Return what tells a model where texts that lie flat begin.
-
-    Args:
-        boundaries: Where each text begins and the last one ends, int32, over all rows one after another.
-        longest: No text has more tokens.
-    """
-    return {
-        "cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest,
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def longest_flat(model: nn.Module) -> int:
-    """Return up to how many tokens a text may have to lie flat beside others; 0 where texts cannot lie flat.
-
-    Whether they can is tried: a text beside others must get what it gets alone, and must not notice when another one
-    changes. Convolutions, recurrent states and positions that count rows fail, whatever they are called.
-    """
-    config = cast(Any, model.config)
-    if getattr(config, "_attn_implementation", "") != CAPTURABLE:
-        return 0
-    device = next(model.parameters()).device
-    lengths, first = LEAK_TEXTS
-    vocabulary = int(getattr(config, "vocab_size", 0) or 0)
-    if vocabulary < first + max(lengths) + 1:
-        first = 0
-    texts = [torch.arange(first, first + n, device=device) % max(1, vocabulary) for n in lengths]
-    alone = [_logits(model, [text])[0] for text in texts]
-    try:
-        together = _logits(model, texts)
-        beside_another = _logits(model, [texts[0].flip(0), *texts[1:]])
-    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError):
-        return 0
-    for one, same in zip(alone, together, strict=True):
-        if not float((one - same).norm()) <= CLOSE * float(one.norm()):
-            return 0
-    if any(not torch.equal(a, b) for a, b in zip(together[1:], beside_another[1:], strict=True)):
-        return 0
-    sizes = [getattr(config, name, None) for name in WINDOWS]
-    return min([size for size in sizes if isinstance(size, int) and size > 0], default=2**30)
-
-
-def _logits(model: nn.Module, texts: list[Tensor]) -> list[Tensor]:
-    """Return each text's logits, (T, V) in float32; several texts lie flat."""
-    ids = torch.cat(texts)[None]
-    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    lengths = [len(text) for text in texts]
-    if len(texts) > 1:
-        ends = torch.tensor([0, *lengths], device=ids.device).cumsum(0).int()
-        arguments |= flat_arguments(ends, max(lengths))
-        arguments["position_ids"] = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
-    with unmasked("flat" if len(texts) > 1 else "rows"):
-        logits: Tensor = model(**arguments).logits[0].float()
-    return list(torch.split(logits, lengths))

@@ -48,11 +48,12 @@ class Batch:
         attention_mask: (K B, T) where padding must be hidden; ``None`` where there is none, and for a causal model, in
             which no token sees the padding behind it.
         token_type_ids: (K B, T), of models that want them.
-        index: (K N,) rows of the flattened (K B T) positions whose logits are wanted; ``None``: one output per example.
+        index: (K N,) rows of the flattened (K B T) positions whose logits are wanted, or by which a classifier judges
+            texts that lie flat; ``None``: one output per row.
         targets: (K N,) token ids, class indices or numbers.
         weights: (K N,) share of each position in its lane's mean loss over the whole optimizer step.
         lanes: K.
-        position_ids: (K, T) of each token in its text, where texts lie flat.
+        position_ids: (K, T) of each token in its text, as the model numbers them, where texts lie flat.
         boundaries: Where each text begins and the last one ends in the flattened (K T) tokens, int32.
         longest: No text that lies flat has more tokens; 0: each text has a row of its own.
     """
@@ -143,6 +144,7 @@ def collate(
     rows_at_once: int | None = None,
     forms: Forms = Forms(),  # noqa: B008 - frozen
     causal: bool = False,
+    first_position: int = 0,
 ) -> list[Batch]:
     """Return the micro-batches of one optimizer step.
 
@@ -152,6 +154,7 @@ def collate(
         rows_at_once: Examples per lane and forward pass; ``None``: all.
         forms: To what sizes they are padded, and whether texts lie flat.
         causal: No token of the model sees the padding behind it, so no mask is needed.
+        first_position: Of a text that lies flat, as the model numbers them.
     """
     totals = [sum(len(row.targets) for row in rows) for rows in lanes]
     groups = micro_batches(lanes, rows_at_once)
@@ -159,7 +162,10 @@ def collate(
     if forms.multiple > 1:  # one form for all of a step's, so that steps of few forms arise
         sizes = [forms.fit(together(sizes), len(groups[0][0]))] * len(groups)
     if forms.longest:
-        return [_flat(group, totals, size, forms.longest) for group, size in zip(groups, sizes, strict=True)]
+        return [
+            _flat(_judged(group, pad_token, causal), totals, size, forms.longest, first_position)
+            for group, size in zip(groups, sizes, strict=True)
+        ]
     return [_collate(group, totals, pad_token, size, causal) for group, size in zip(groups, sizes, strict=True)]
 
 
@@ -198,7 +204,24 @@ def _collate(lanes: Sequence[Sequence[Row]], totals: Sequence[int], pad_token: i
     )
 
 
-def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, longest: int) -> Batch:
+def _judged(lanes: Sequence[Sequence[Row]], pad_token: int, causal: bool) -> list[list[Row]]:
+    """Return rows that say where the one token is by which a classifier judges a text.
+
+    It is the first one, or, of a causal model, the last that it does not take for padding.
+    """
+
+    def place(ids: np.ndarray[Any, Any]) -> int:
+        return int(np.flatnonzero(ids != pad_token).max(initial=0)) if causal else 0
+
+    return [
+        [row if row.places is not None else row._replace(places=np.asarray([place(row.ids)])) for row in rows]
+        for rows in lanes
+    ]
+
+
+def _flat(
+    lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, longest: int, first_position: int
+) -> Batch:
     """Lay each lane's texts one after another in one row, and fill it up with texts that nobody asks about.
 
     These are of a token that the lane's texts have: the one for padding may be zero everywhere, and some models have no
@@ -207,22 +230,32 @@ def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, lon
     tokens, count = size
     longest = max(longest, *(len(row.ids) for rows in lanes for row in rows))
     fill = -(-tokens // longest)  # texts that the padding is split into: no text may be longer than the longest
-    ids = np.stack([_padded([np.concatenate([row.ids for row in rows])], tokens, rows[0].ids[0])[0] for rows in lanes])
+    ids = np.concatenate(
+        [_padded([np.concatenate([row.ids for row in rows])], tokens, rows[0].ids[0]) for rows in lanes]
+    )
+    types = [[row.types for row in rows if row.types is not None] for rows in lanes]
     starts = np.zeros((len(lanes), len(lanes[0]) + fill + 1), dtype=np.int64)  # of each text in its lane, and the end
     for lane, rows in enumerate(lanes):
         ends = np.cumsum([len(row.ids) for row in rows])
         starts[lane, 1 : len(rows) + 1] = ends
         starts[lane, len(rows) + 1 :] = np.minimum(ends[-1] + longest * np.arange(1, fill + 1), tokens)
     lengths = np.diff(starts, axis=1)
-    positions = np.stack([np.concatenate([np.arange(n) for n in each]) for each in lengths])
+    positions = first_position + np.stack([np.concatenate([np.arange(n) for n in each]) for each in lengths])
     starts += np.arange(len(lanes))[:, None] * tokens
     index, targets, weights = _wanted(lanes, totals, starts, count)
     boundaries = np.concatenate([starts[:, :-1].ravel(), [len(lanes) * tokens]]).astype(np.int32)
     return Batch(
-        torch.from_numpy(ids), None, None, torch.from_numpy(index.ravel()), torch.from_numpy(targets.ravel()),
-        torch.from_numpy(weights.ravel()), len(lanes), torch.from_numpy(positions), torch.from_numpy(boundaries),
+        torch.from_numpy(ids),
+        None,
+        torch.from_numpy(_padded([np.concatenate(each) for each in types], tokens, 0)) if all(types) else None,
+        torch.from_numpy(index.ravel()),
+        torch.from_numpy(targets.ravel()),
+        torch.from_numpy(weights.ravel()),
+        len(lanes),
+        torch.from_numpy(positions),
+        torch.from_numpy(boundaries),
         longest,
-    )  # fmt: skip
+    )
 
 
 def _wanted(

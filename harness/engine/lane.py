@@ -155,7 +155,8 @@ class Lane:
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
         self.base.check_length(max(len(row.ids) for lane in rows for row in lane))
-        return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal)
+        first_position = self.base.layout.first_position if forms.longest else 0
+        return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal, first_position)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""

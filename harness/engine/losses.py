@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.contract.task import ModelKind
 from harness.engine import head_loss
-from harness.engine.attention import flat_arguments, unmasked
+from harness.engine.attention import unmasked
 from harness.engine.batch import Batch
+from harness.engine.flat import flat_arguments, judge
 from harness.engine.head_form import HeadForm, head_form
 from harness.engine.head_loss import head_losses
 
@@ -30,10 +32,10 @@ def lane_losses(model: Any, kind: ModelKind, batch: Batch) -> Tensor:
         kind: What labels mean.
         batch: On the model's device.
     """
-    if batch.index is not None:
+    if kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH):
         each = token_losses(model, batch)
     else:
-        logits = run(model, batch).logits
+        logits = run(model if batch.index is None else partial(judge, model, batch.index), batch).logits
         if kind is ModelKind.REGRESSION:
             each = (logits.squeeze(-1).float() - batch.targets).square()
         else:

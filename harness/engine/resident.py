@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.contract.task import ModelKind, Task
-from harness.engine.attention import longest_flat, use_capturable_attention
+from harness.engine.attention import use_capturable_attention
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
 from harness.engine.decomposition import announce
+from harness.engine.flat import Layout, layout_of
 from harness.engine.head_form import head_form
 from harness.engine.layers import find_layers, repeated_blocks, set_submodule, stacked_blocks, trained_modules
 from harness.engine.model import DTYPES, count_parameters, is_causal
@@ -113,10 +114,15 @@ class Base:
     @cached_property
     def longest_flat(self) -> int:
         """The most tokens that a text may have to lie in one row with others; 0: each has a row of its own."""
-        if not (self._lays_flat and self.is_causal and self._speaks):
-            return 0
+        return self.layout.longest
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How texts may lie in one row with others."""
+        if not self._lays_flat or (self._speaks and not self.is_causal):
+            return Layout()
         with pretrained(self.model):
-            return longest_flat(self.model)
+            return layout_of(self.model, self._speaks, self.is_causal)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
