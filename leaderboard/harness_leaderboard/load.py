@@ -12,6 +12,7 @@ from harness.results.catalogue import Catalogue, read_catalogue
 from harness.results.findings import FOLDER, Findings, read
 from harness.results.index import Index, tell
 from harness.results.store import Store, other_result
+from harness_leaderboard.guessing import with_guessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def load(roots: Sequence[str], *, may_be_empty: bool = False) -> Loaded:
         count = 0
         for store in stores(root):
             index = Index(store)
-            records = index.records()
+            records = with_guessing(index.records(), store, passed_over)
             passed_over |= index.problems
             count += len(records)
             for record in records:

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 
 from harness.contract.record import Record, State
 from harness.planning.suite import read_suite
+from harness_leaderboard.boards.build import build_boards
 from harness_leaderboard.command import leaderboard
+from harness_leaderboard.load import load
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 ROOTS = sorted(path for path in FOLDER.iterdir() if path.is_dir())
@@ -63,3 +65,10 @@ def test_one_command_makes_the_page_of_all_results(tmp_path):
     count = sum(len(list(root.glob("*.json.gz"))) for root in ROOTS)
     assert f"{count} records" in done.output
     assert "passed over" not in done.output
+
+
+def test_boards_of_right_answers_and_correlations_say_what_guessing_scores():
+    boards = {board.task: board for board in build_boards(load([str(FOLDER)]).records)}
+    assert {task for task, board in boards.items() if board.chance is None} == {"continual/biomed", "continual/finance"}
+    assert boards["glue/rte"].chance == pytest.approx(146 / 277)  # entailments among the published validation rows
+    assert boards["glue/rte"].is_near_chance

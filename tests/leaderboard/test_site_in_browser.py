@@ -322,6 +322,18 @@ def test_no_two_names_beside_curves_cover_each_other_however_wide_the_bands_are(
     assert min(after - before for before, after in pairwise(places)) > 9
 
 
+def test_no_two_methods_have_curves_that_look_alike(visit, make_record, make_reference, make_files, site):
+    records = [make_record(f"m{number}", seed) for number in range(9) for seed in range(2)]
+    found = make_files([*records, *(make_reference(seed) for seed in range(2))], site / "alike")
+    (board,) = [name for name in found if re.fullmatch("boards/.*html", name)]
+    curves = visit(f"alike/{board}").locator("[data-figure=curves] svg g[fill=none] > path[stroke^='var(--series']")
+    curves.first.wait_for(state="attached")
+    look = "each => `${each.getAttribute('stroke')} ${each.parentNode.getAttribute('stroke-dasharray')}`"
+    looks = curves.evaluate_all(f"found => found.map({look})")
+    assert len(set(looks)) == len(looks) == 10
+    assert sum("series-6" in each for each in looks) == 1, "grey is the reference's alone"
+
+
 def test_a_board_of_very_many_methods_has_a_page_of_bounded_size_and_still_compares_any_two(
     visit, make_record, make_files, site
 ):

@@ -22,7 +22,7 @@ from harness_leaderboard.boards.model import (
 )
 from harness_leaderboard.boards.notes import board_notes, distinct_values, notes_on_published, notes_on_spelling
 from harness_leaderboard.boards.rows import build_rows, by_score
-from harness_leaderboard.boards.scores import bounds_of, chance_of, scores_of
+from harness_leaderboard.boards.scores import bounds_of, chance_from, chance_of, scores_of
 from harness_leaderboard.statistics.analysis import Analysis, Estimate, analyse
 
 # Rows of a board may be ranked together only if these are equal in all of them.
@@ -101,6 +101,7 @@ def _build_board(budget: str, records: list[Record], reference_records: list[Rec
         differing=tuple(reasons),
         versions=distinct_values(everything),
         chance=None if reasons else chance_of([*ranked, *references]),
+        chance_from=chance_from([*ranked, *references]),
         bounds=bounds_of([*ranked, *references]),
     )
 

@@ -275,6 +275,7 @@ class Board:
         notes: What a reader must know before believing the numbers.
         differing: In what the rows differ that must be equal; nothing is ranked then.
         chance: What guessing scores, in the main metric; ``None``: not known, or the rows are no one comparison.
+        chance_from: Trials beside the board's whose records say it, where its own do not.
         bounds: Between which the main metric is, whatever is trained.
         has_twin: Whether another board differs in nothing but the main metric.
         versions: Distinct values of each environment key among the board's records.
@@ -297,6 +298,7 @@ class Board:
     differing: tuple[str, ...]
     versions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     chance: float | None = None
+    chance_from: tuple[str, ...] = ()
     bounds: tuple[float, float] = (-math.inf, math.inf)
     has_twin: bool = False
 

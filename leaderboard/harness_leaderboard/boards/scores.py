@@ -78,6 +78,12 @@ def chance_of(rows: Sequence[Row], metric: str = "") -> float | None:
     return fmean(found) if found else None
 
 
+def chance_from(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the other trials whose records say what guessing scores in the main metric, where the rows' own do not."""
+    details = [record.metric_details.get(record.main_metric, {}) for row in rows for record in row.records]
+    return tuple(sorted({trial_id for each in details for trial_id in each.get("chance_from", ())}))
+
+
 def _stages(rows: Sequence[Row]) -> Stages | None:
     """Return how often the rows' board is looked at, where one plan says so; several plans cannot be followed."""
     plans = {row.looks for row in rows} - {None}

@@ -63,6 +63,8 @@ def chance_sentence(board: Board) -> str:
     if board.chance is None:
         return ""
     guess = f"Guessing (always the commonest answer, or one of several at random) scores {chance_text(board)}"
+    if board.chance_from:
+        guess += f" (counted later, on the same test set: {', '.join(board.chance_from)})"
     held = [row for row in board.rows if row.estimate and row.estimate.beats_chance is not None]
     rest = board.no_better_than_chance
     if not held or board.is_near_chance:  # of which a note speaks
@@ -70,7 +72,7 @@ def chance_sentence(board: Board) -> str:
     if not rest:
         who = "all methods" if len(held) == len(board.rows) > 1 else named([row.label for row in held])
         return f"{guess}. Proven better: {who}."
-    return f"{guess}. Not proven better: {named([row.label for row in rest])}."
+    return f"{guess}. Not proven better, all methods looked at together: {named([row.label for row in rest])}."
 
 
 def chance_notes(board: Board) -> list[str]:

@@ -283,7 +283,7 @@ def test_what_guessing_scores_is_said_and_drawn_and_so_is_who_may_be_guessing(ma
     assert far.axis["chance"] is None, "a line far off would press the methods onto each other"
     assert not any("guessing" in note for note in far.notes)
     mixed, said = board(0.5, 0.5, 0.8)
-    assert said.endswith("Not proven better: a.")
+    assert said.endswith("Not proven better, all methods looked at together: a.")
     assert [values["beats_chance"] for values in mixed.values] == [True, False]
     assert {values["chance"] for values in mixed.values} == {0.5}
 

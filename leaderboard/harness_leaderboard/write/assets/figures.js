@@ -29,15 +29,23 @@
     });
   }
 
-  // A method looks the same in every figure of a page.
-  function looks(labels) {
-    const sorted = [...new Set(labels)].sort();
-    const place = new Map(sorted.map((label, index) => [label, index]));
+  // A method looks the same in every figure of a page: those compared by colour, then by dashes; references are grey.
+  function looks(labels, references = []) {
+    const aside = [...new Set(references)].sort();
+    const sorted = [...new Set(labels)].filter((label) => !aside.includes(label)).sort();
+    const place = new Map([...sorted, ...aside].map((label, index) => [label, index]));
     return {
       place: (label) => place.get(label),
-      color: (label) => COLORS[place.get(label) % COLORS.length] ?? GREY,
-      dash: (label) => DASHES[Math.floor(place.get(label) / COLORS.length) % DASHES.length],
+      color: (label) => (aside.includes(label) ? GREY : COLORS[place.get(label) % COLORS.length]),
+      dash: (label) => DASHES[(aside.includes(label) ? aside.indexOf(label) : Math.floor(place.get(label) / COLORS.length)) % DASHES.length],
     };
+  }
+
+  const looksOf = (rows, name = "label", besides = []) => looks([...rows.map((row) => row[name]), ...besides], rows.filter((row) => row.reference).map((row) => row[name]));
+
+  // A line a label; Plot dashes all lines of a mark alike.
+  function dashed(points, look, options) {
+    return d3.groups(points, (each) => look.dash(each.label)).map(([dash, some]) => Plot.line(some, { z: "label", stroke: (each) => look.color(each.label), strokeDasharray: dash, ...options }));
   }
 
   function base(canvas, label, options) {
@@ -106,7 +114,7 @@
     const log = Math.min(...sizes) > 0 && Math.max(...sizes) > 3 * Math.min(...sizes);
     const isCount = Math.min(...sizes) >= 1000 || Math.max(...sizes) >= 10000;
     const text = (each) => `${each.label}${each.budget ? `\nbudget ${each.budget}` : ""}\n${xTitle}: ${each[x].toLocaleString("en")}\n${yTitle}: ${each.score}`;
-    const color = (each) => (each.reference ? GREY : look.color(each.label));
+    const color = (each) => look.color(each.label);
     return Plot.plot(base(canvas, `${title}: ${yTitle} against ${xTitle}`, {
       marginRight: 70, x: { label: xTitle, type: log ? "log" : "linear", grid: false, inset: 24, ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: isCount ? "~s" : undefined },
       y: { label: yTitle, grid: true, inset: 12 },
@@ -134,21 +142,21 @@
       if (!points.length) return null;
       const extra = (placed) => [Plot.line(frontier(placed.filter((row) => !row.reference), x, page.higherIsBetter), { x, y: "y", stroke: "currentColor", strokeOpacity: 0.3, strokeDasharray: "4 3", curve: "step-after" })];
       const title = COSTS.find(([key]) => key === x)[1];
-      return scatter(canvas, "What a score costs", points, x, title, page, looks(page.rows.map((row) => row.label)), extra, x === "parameters");
+      return scatter(canvas, "What a score costs", points, x, title, page, looksOf(page.rows), extra, x === "parameters");
     },
 
     curves(figure, canvas, controls, page) {
       fill(controls.metric, [...new Map(page.curves.map((each) => [each.metric, each.title]))]);
       const found = page.curves.filter((each) => each.metric === controls.metric.value);
       if (!found.length) return null;
-      return lines(canvas, found, found[0].title, looks(page.rows.map((row) => row.label)));
+      return lines(canvas, found, found[0].title, looksOf(page.rows));
     },
 
     search(figure, canvas, controls, page) {
       if (!page.search.length) return null;
       const groups = d3.rollups(page.search, (each) => ({ score: d3.mean(each, (one) => one.score), chosen: each.some((one) => one.chosen) }), (each) => each.label, (each) => each.rate);
       const points = groups.flatMap(([label, rates]) => rates.map(([rate, found]) => ({ label, rate, ...found }))).sort((a, b) => a.rate - b.rate);
-      const look = looks(page.rows.map((row) => row.method).concat(points.map((each) => each.label)));
+      const look = looksOf(page.rows, "method", points.map((each) => each.label));
       const { place, name } = reach(points.map((each) => each.score), page.higherIsBetter, page.bounds);
       for (const each of points) each.y = place(each.score);
       const ends = d3.groups(points, (each) => each.label).map(([label, each]) => ({ label, text: name(label, each.at(-1).score), x: each.at(-1).rate, y: each.at(-1).y }));
@@ -156,7 +164,7 @@
       return Plot.plot(base(canvas, `Score against learning rate of the search: ${page.metric}`, {
         marginRight: 110, x: { label: "Learning rate", type: "log", ticks: Math.max(2, Math.round(canvas.clientWidth / 120)), tickFormat: ".0e" }, y: { label: `${page.metric}, validation`, grid: true }, color: { type: "identity" },
         marks: [
-          Plot.line(points, { x: "rate", y: "y", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.6 }),
+          ...dashed(points, look, { x: "rate", y: "y", strokeWidth: 1.6 }),
           Plot.dot(points, { x: "rate", y: "y", stroke: (each) => look.color(each.label), fill: (each) => (each.chosen ? look.color(each.label) : "var(--card)"), r: 4 }),
           labels(spread(ends, low, high, 280), look),
           Plot.tip(points, Plot.pointer({ x: "rate", y: "y", title: (each) => `${each.label}\nrate ${each.rate}\n${each.score.toPrecision(4)}`, fill: "var(--card)", stroke: "var(--line)" })),
@@ -170,7 +178,7 @@
       if (!names.length) return null;
       fill(controls.x, names.map((name) => [name, page.metrics[name]]));
       const points = page.rows.filter((row) => row.score !== null && typeof row.metrics[controls.x.value] === "number").map((row) => ({ ...row, other: row.metrics[controls.x.value] }));
-      return scatter(canvas, "One metric against another", points, "other", page.metrics[controls.x.value], page, looks(page.rows.map((row) => row.label)));
+      return scatter(canvas, "One metric against another", points, "other", page.metrics[controls.x.value], page, looksOf(page.rows));
     },
 
     budgets(figure, canvas, controls, page) {
@@ -182,8 +190,8 @@
       const value = (row) => (x === "place" ? row.rank && (row.rank[0] + row.rank[1]) / 2 : x.startsWith("settings.") ? row.settings[x.slice(9)] : row[x]);
       const points = group.rows.map((row) => ({ ...row, at: value(row) ?? null })).filter((row) => row.at !== null && row.score !== null);
       if (!points.length) return null;
-      const look = looks(group.rows.map((row) => row.label));
-      const extra = (placed) => [Plot.line(placed.filter((row) => !row.reference).sort((a, b) => a.at - b.at), { x: "at", y: "y", z: "label", stroke: (each) => look.color(each.label), strokeOpacity: 0.6 })];
+      const look = looksOf(group.rows);
+      const extra = (placed) => dashed(placed.filter((row) => !row.reference).sort((a, b) => a.at - b.at), look, { x: "at", y: "y", strokeOpacity: 0.6 });
       return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group, look, extra, x === "parameters");
     },
   };
@@ -204,7 +212,7 @@
       marginRight: 120, x: { label: "Optimizer step", ticks: Math.max(2, Math.round(canvas.clientWidth / 110)) }, y: { label: title, grid: true }, color: { type: "identity" },
       marks: [
         Plot.areaY(points, { x: "step", y1: "low", y2: "high", z: "label", fill: (each) => look.color(each.label), fillOpacity: 0.12 }),
-        Plot.line(points, { x: "step", y: "mean", z: "label", stroke: (each) => look.color(each.label), strokeWidth: 1.7 }),
+        ...dashed(points, look, { x: "step", y: "mean", strokeWidth: 1.7 }),
         Plot.dot(points.filter((each) => found.find((one) => one.label === each.label).points.length === 1), { x: "step", y: "mean", fill: (each) => look.color(each.label) }),
         Plot.dot(stopped, { x: "step", y: "mean", symbol: "times", stroke: (each) => look.color(each.label), r: 5 }),
         labels(spread(ends, low, high, 280), look),
