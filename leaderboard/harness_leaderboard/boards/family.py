@@ -1,6 +1,7 @@
 """Families of tasks: the average over ``glue/rte``, ``glue/mrpc``, ... for one model, scale and budget.
 
 An average is only honest over tasks that every method has finished with every seed; the others are left out and named.
+A reference is no method that is compared: what it lacks leaves out no task, but it has an average only if it has them all.
 It gets no interval and no rank: its tasks have metrics of their own, and comparisons belong to the boards.
 """
 
@@ -21,7 +22,7 @@ class FamilyLine:
     method: str
     is_reference: bool
     average: float | None
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
     missing: tuple[str, ...]
 
 
@@ -82,13 +83,14 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
                 own[board.task] = row.score.value
     tasks = sorted(board.task for board in boards)
     fair = {board.task for board in boards if not board.differing and _have_same_seeds(board)}
-    common = [task for task in tasks if task in fair and all(task in each for each in scores.values())]
+    compared = [own for (is_reference, _), own in scores.items() if not is_reference] or list(scores.values())
+    common = [task for task in tasks if task in fair and all(task in own for own in compared)]
     lines = [
         FamilyLine(
             method=method,
             is_reference=is_reference,
-            average=statistics.fmean(own[task] for task in common) if common else None,
-            scores=tuple(own[task] for task in common),
+            average=statistics.fmean(own[task] for task in common) if common and own.keys() >= set(common) else None,
+            scores=tuple(own.get(task) for task in common),
             missing=tuple(task for task in tasks if task not in own),
         )
         for (is_reference, method), own in scores.items()
@@ -104,7 +106,12 @@ def _family(boards: Sequence[Board], name: str, scale: str, model: str, budget: 
         units=tuple(sorted({_unit(board) for board in boards if board.task in common})),
         is_partial=any(any(board.item_limits) for board in boards if board.task in common),
         higher_is_better=higher_is_better,
-        lines=tuple(sorted(lines, key=lambda each: (each.is_reference, sign * (each.average or 0.0), each.method))),
+        lines=tuple(
+            sorted(
+                lines,
+                key=lambda each: (each.is_reference, each.average is None, sign * (each.average or 0.0), each.method),
+            )
+        ),
     )
 
 

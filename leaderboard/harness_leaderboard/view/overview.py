@@ -129,10 +129,15 @@ def family_view(family: Family) -> FamilyView:
     rows = [
         (
             Cell(text=f"{line.method} (reference)" if line.is_reference else line.method, sort=line.method),
-            Cell(text=MISSING, note="no task that every method has")
+            Cell(text=MISSING, note="it lacks a task" if family.tasks else "no task that every method has")
             if line.average is None
             else Cell(text=f"{line.average:#.4g}", sort=line.average),
-            *(Cell(text=f"{value:#.4g}", sort=value) for value in line.scores),
+            *(
+                Cell(text=MISSING, note="not every seed of it finished, or none was run")
+                if value is None
+                else Cell(text=f"{value:#.4g}", sort=value)
+                for value in line.scores
+            ),
             Cell(text=", ".join(task.removeprefix(prefix) for task in line.missing) or "none"),
         )
         for line in family.lines

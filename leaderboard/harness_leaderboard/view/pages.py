@@ -231,7 +231,7 @@ def _task_page(
             (text_cell(field), *(Cell(text=setting_text(recipe.get(field))) for recipe in recipes.values()))
             for field in names
         ]
-        grids.append(("Recipes", (table("The recipe of each scale", ("Field", *recipes), lines),)))
+        grids.append(("Recipes", (table("What the task gives each scale; what trained is in a board's settings", ("Field", *recipes), lines),)))
     facts = [
         ("Name", name, ""),
         ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),

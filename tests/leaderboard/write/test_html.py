@@ -747,6 +747,15 @@ def test_a_family_is_averaged_over_the_tasks_that_every_method_finished(make_rec
     assert "average over" not in terminal_table(alone)
 
 
+def test_what_a_reference_lacks_leaves_no_task_out_of_the_average_but_the_reference(make_record, terminal_table):
+    outside = {"task": "glue/rte", "budget": "", "budget_parameters": None}
+    records = [*family(make_record, {}), *(make_record("full", seed, 0.9, trial=outside) for seed in (0, 1))]
+    text = terminal_table(records)
+    assert "glue, average over 2 of 2 tasks" in text
+    (line,) = re.findall(r"full \(reference\).*mrpc$", text, flags=re.MULTILINE)
+    assert line.split()[2:] == ["—", "—", "0.9000", "mrpc"]
+
+
 def test_places_on_somebodys_machine_are_not_printed(make_record, tmp_path, texts):
     places = {"command": "/home/ann/worker.py", "results_root": "/home/ann/results", "sweep": "uuid"}
     records = [make_record("a", environment=places), make_record("b", environment={**places, "command": "other"})]
