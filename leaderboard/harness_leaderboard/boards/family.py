@@ -1,7 +1,7 @@
 """Families of tasks: the average over ``glue/rte``, ``glue/mrpc``, ... for one model, scale and budget.
 
 An average is only honest over tasks that every method has finished with every seed; the others are left out and named.
-A reference is no method that is compared: what it lacks leaves out no task, but it has an average only if it has them all.
+A reference is no method that is compared: what it lacks leaves out no task, and it has an average only of all.
 It gets no interval and no rank: its tasks have metrics of their own, and comparisons belong to the boards.
 """
 

@@ -231,7 +231,8 @@ def _task_page(
             (text_cell(field), *(Cell(text=setting_text(recipe.get(field))) for recipe in recipes.values()))
             for field in names
         ]
-        grids.append(("Recipes", (table("What the task gives each scale; what trained is in a board's settings", ("Field", *recipes), lines),)))
+        caption = "What the task gives each scale; what trained is in a board's settings"
+        grids.append(("Recipes", (table(caption, ("Field", *recipes), lines),)))
     facts = [
         ("Name", name, ""),
         ("Paper", str(about.get("paper") or ""), web_link(about.get("paper"))),
