@@ -169,14 +169,21 @@ def diff(old: str, new: str, as_json: bool) -> None:
 
 
 def view_of(loaded: Loaded, output: Path | None) -> SiteView:
-    """Return what there is to show of some records, with links to those that a site in ``output`` can reach."""
+    """Return what there is to show of some records, with links to the files that a site in ``output`` can reach."""
+    from harness.results.store import Store
     from harness_leaderboard.boards.across import build_across
     from harness_leaderboard.boards.build import build_boards
     from harness_leaderboard.view.site import site_view
+    from harness_leaderboard.view.trials import Files
 
-    roots = {root for root, _ in loaded.places.values()}
-    prefixes = {root: "" if output is None else _link(root, output) for root in roots}
-    links = {trial_id: (prefixes[root], name) for trial_id, (root, name) in loaded.places.items() if prefixes[root]}
+    folders = {root: Store(root).local for root in {root for root, _ in loaded.places.values()}}
+    seen = {root: _link(folder, output) for root, folder in folders.items() if folder and output}
+    links = {}
+    for record in loaded.records:
+        root, name = loaded.places[record.trial_id]
+        if (folder := folders[root]) and seen.get(root):
+            there = {kind: file for kind, file in record.artifacts.items() if (folder / file).is_file()}
+            links[record.trial_id] = Files(seen[root], name, there)
     boards = build_boards(loaded.records)
     return site_view(
         loaded.records,
@@ -189,13 +196,8 @@ def view_of(loaded: Loaded, output: Path | None) -> SiteView:
     )
 
 
-def _link(root: str, output: Path) -> str:
-    """Return a result root as seen from the site; empty: not a local folder beside it."""
-    from harness.results.store import Store
-
-    folder = Store(root).local
-    if folder is None:
-        return ""
+def _link(folder: Path, output: Path) -> str:
+    """Return a result root as seen from the site; empty: it cannot be seen from there."""
     try:
         return Path(os.path.relpath(folder.resolve(), output.resolve())).as_posix()
     except ValueError:  # on another drive

@@ -72,13 +72,22 @@ def test_the_environments_root_may_hold_spaces_and_colons(tmp_path, make_record)
     assert (done.exit_code, "1 records" in done.output) == (0, True)
 
 
-def test_a_trials_page_links_to_its_record(tmp_path, make_record):
-    record = make_record()
-    root = write(tmp_path / "results", [record])
-    run("--results", root, "-o", str(tmp_path / "deep" / "site"))
-    (shard,) = (tmp_path / "deep" / "site" / "data" / "trials").iterdir()
-    (trial,) = json.loads(shard.read_text().partition("(")[2].rpartition(")")[0])["trials"].values()
-    assert (tmp_path / "deep" / "site" / trial["folder"] / trial["record"]).exists()
+def trials_of(site):
+    shards = [path.read_text() for path in (site / "data" / "trials").iterdir()]
+    found = [json.loads(text.partition("(")[2].rpartition(")")[0])["trials"] for text in shards]
+    return {trial_id: trial for trials in found for trial_id, trial in trials.items()}
+
+
+def test_a_trials_page_links_to_its_record_and_to_its_adapter_if_that_is_there(tmp_path, make_record):
+    records = [make_record(seed=seed, artifacts={"adapter": f"adapters/{seed}.safetensors"}) for seed in range(2)]
+    root = write(tmp_path / "results", records)
+    (tmp_path / "results" / "adapters").mkdir()
+    (tmp_path / "results" / "adapters" / "0.safetensors").touch()
+    site = tmp_path / "deep" / "site"
+    run("--results", root, "-o", str(site))
+    first, second = (trials_of(site)[record.trial_id] for record in records)
+    assert (site / first["folder"] / first["record"]).exists()
+    assert (first["artifacts"], second["artifacts"]) == ({"adapter": "adapters/0.safetensors"}, {})
 
 
 def test_diff_says_what_came_what_went_and_what_changed(tmp_path, make_record):

@@ -80,7 +80,7 @@ def chance_notes(board: Board) -> list[str]:
     if not board.is_near_chance:
         return []
     guess = f"guessing, which scores {chance_text(board)}"
-    return [f"No method is told apart from {guess}: nothing here shows that any of them learned the task."]
+    return [f"No method is told apart from {guess}: nothing here shows that any of them learned more than to guess."]
 
 
 def chance_text(board: Board) -> str:

@@ -18,7 +18,7 @@ from harness_leaderboard.view.board import board_view
 from harness_leaderboard.view.model import SiteView
 from harness_leaderboard.view.overview import family_view, overview, standings
 from harness_leaderboard.view.pages import method_pages, task_pages
-from harness_leaderboard.view.trials import trial_shards
+from harness_leaderboard.view.trials import Files, trial_shards
 
 
 def site_view(
@@ -28,7 +28,7 @@ def site_view(
     *,
     catalogue: Catalogue | None = None,
     passed_over: Mapping[str, str] | None = None,
-    links: Mapping[str, tuple[str, str]] | None = None,
+    links: Mapping[str, Files] | None = None,
     findings: Sequence[Findings] = (),
 ) -> SiteView:
     """Return everything that there is to show.
@@ -39,7 +39,7 @@ def site_view(
         across: The same across budgets.
         catalogue: What methods and tasks say about themselves.
         passed_over: Files among the records that are none, and why.
-        links: Folder, as seen from the site, and name of each trial's record; a trial that is not here is not linked.
+        links: Where the files of each trial are, as seen from the site; a trial that is not here is not linked.
         findings: Of analyses.
     """
     known = catalogue or {"methods": {}, "tasks": {}}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.contract.record import Record
 from harness.results.catalogue import Catalogue
@@ -20,15 +20,23 @@ from harness_leaderboard.view.text import slug_of
 SHARD_DIGITS = 2  # of a trial's id: 256 files at most, so that 20,000 trials are 80 in each
 
 
+class Files(NamedTuple):
+    """Where a trial's files are: their folder, as a link from the site's, the record's name, and what is beside it."""
+
+    folder: str
+    record: str
+    artifacts: Mapping[str, str]
+
+
 def trial_shards(
-    records: Sequence[Record], catalogue: Catalogue, files: Mapping[str, tuple[str, str]], boards: Mapping[str, str]
+    records: Sequence[Record], catalogue: Catalogue, files: Mapping[str, Files], boards: Mapping[str, str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield ``(shard, {"trials": {id: trial}, "shared": [...]})``; what many trials share is said once per shard.
 
     Args:
         records: All of them.
         catalogue: Says which setting a method's budget solves.
-        files: Folder, as a link from the site's, and name of each trial's record; a trial without is not linked.
+        files: Of each trial; one without is not linked.
         boards: File of each trial's board.
     """
     shards: dict[str, list[Record]] = defaultdict(list)
@@ -43,12 +51,11 @@ def trial_shards(
             if id(environment) not in places:
                 places[id(environment)] = len(shared)
                 shared.append({key: value for key, value in environment.items() if key not in NOT_SHOWN})
-            folder, name = files.get(record.trial_id, ("", ""))
+            own = files.get(record.trial_id, Files("", "", {}))
             trials[record.trial_id] = {
                 **_trial(record, catalogue),
                 "environment": places[id(environment)],
-                "folder": folder,
-                "record": name,
+                **own._asdict(),
                 "board": boards.get(record.trial_id, ""),
             }
         yield shard, {"trials": trials, "shared": shared}
@@ -73,7 +80,6 @@ def _trial(record: Record, catalogue: Catalogue) -> dict[str, Any]:
         ],
         "started": record.started_at,
         "finished": record.finished_at,
-        "artifacts": dict(record.artifacts),
         "curves": _curves(record),
         "command": command(trial, known.get("budget_knob") if known else ""),
         "method": slug_of(trial.method),
