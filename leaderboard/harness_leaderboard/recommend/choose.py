@@ -122,7 +122,11 @@ def _recommend(records: Sequence[Record]) -> Recommendation | None:
         references=tuple(references),
         record=_shipped(choice, sign),
         failed=sum(not is_finished(each) for each in reports),
-        why_not=_why_not([rows[each] for each in inside], [analysis.estimates[each].beats_chance for each in inside]),
+        why_not=_why_not(
+            [rows[each] for each in inside],
+            [analysis.estimates[each].beats_chance for each in inside],
+            inside.index(place),
+        ),
     )
 
 
@@ -130,15 +134,21 @@ def _is_tied(difference: Difference | None) -> bool:
     return difference is not None and not difference.is_separated and difference.p_value >= LEVEL
 
 
-def _why_not(rows: Sequence[Row], beat_chance: Sequence[bool | None]) -> str:
+def _why_not(rows: Sequence[Row], beat_chance: Sequence[bool | None], chosen: int) -> str:
+    """Return why nothing can be recommended with any confidence, of rows with the best score first."""
     if len(rows) == 1:
         return "one configuration was tried, so there is nothing to compare it with"
     if max(len(row.seed_scores) for row in rows) < 2:
         return "one seed cannot tell configurations apart; give --seeds 3"
     chance = chance_of(rows)
-    if chance is not None and False in beat_chance and True not in beat_chance:
+    if chance is None or beat_chance[chosen] is not False:
+        return ""
+    proven = [row for row, beats in zip(rows, beat_chance, strict=True) if beats]
+    if not proven:
         return f"no configuration is told apart from guessing, which scores {chance:.4g}"
-    return ""
+    guess = f"guessing, which scores {chance:.4g}"
+    best = f"{proven[0].label}, budget {proven[0].first.trial.budget}"
+    return f"all looked at together, it is not told apart from {guess}; the best that is: {best}"
 
 
 def _larger(rows: Sequence[Row], chosen: int, analysis: Analysis) -> tuple[Other, ...]:

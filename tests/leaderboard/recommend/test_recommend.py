@@ -56,6 +56,23 @@ def test_a_choice_among_configurations_that_may_be_guessing_is_not_sure(make_gra
     assert why_not(0.5, 0.8) == ""
 
 
+def test_a_choice_that_may_be_guessing_where_another_is_not_is_not_sure_and_names_it(make_record):
+    details = {"accuracy": {"title": "Accuracy", "unit": "fraction", "chance": 0.5}}
+    scores = {"quick": (0.3, 1.0, 0.4, 1.0, 0.9), "steady": (0.79, 0.8, 0.81, 0.8, 0.8)}
+    found = one(
+        [
+            make_record(name, seed, score, metric_details=details, cost={"step_seconds_solo": seconds})
+            for (name, each), seconds in zip(scores.items(), (0.01, 0.02), strict=True)
+            for seed, score in enumerate(each)
+        ]
+    )
+    assert found.choice.method == "quick"
+    assert found.why_not == (
+        "all looked at together, it is not told apart from guessing, which scores 0.5; "
+        "the best that is: steady, budget lora:r=8"
+    )
+
+
 def test_what_is_smaller_than_its_budget_may_be_the_cheapest_and_that_is_said(make_graded):
     tiny = {**SMALL["trial"], "adapter_parameters": 500, "largest": True}
     whole = make_graded("whole", 0.801, SEEDS, **SMALL)
