@@ -825,7 +825,7 @@ def test_a_reason_is_said_once_for_all_rows_and_columns(make_record, tmp_path, t
 def test_charts_say_of_which_split_they_are(make_record, tmp_path, texts):
     page = texts([make_record()], tmp_path)["boards"]
     text = " ".join(Elements(page).text.split())
-    assert "Means over finished seeds, of the validation split" in text
+    assert "Means over finished seeds, in training or on validation" in text
     assert "Accuracy by step, on the validation split" in text
     assert ">step 450</th>" in page
     assert ">step 500</th>" not in page  # the records' last value is the final score
