@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from harness.engine.decoding import generate as generate
     from harness.engine.decomposition import svd as svd
     from harness.engine.evaluation import negative_log_likelihoods as negative_log_likelihoods
+    from harness.engine.evaluation import predict as predict
     from harness.engine.nf4 import NF4 as NF4
     from harness.engine.nf4 import dequantise_nf4 as dequantise_nf4
     from harness.engine.nf4 import nf4_levels as nf4_levels
@@ -133,6 +134,7 @@ _HOMES = {
     "continuations": "harness.engine.decoding",
     "generate": "harness.engine.decoding",
     "negative_log_likelihoods": "harness.engine.evaluation",
+    "predict": "harness.engine.evaluation",
     "identify": "harness.data.tables",
     "local_files": "harness.data.tables",
     "read_rows": "harness.data.tables",

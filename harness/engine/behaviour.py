@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.contract.task import ModelKind
-from harness.engine.probe import differentiable, end_token, runs
+from harness.engine.probe import FIRST_TOKEN, TOKENS, differentiable, runs, some_text
 from harness.errors import ConfigError
 
 LOOK_AHEAD = 1e-4  # of earlier logits, that a later token may change: rounding
 PADDING_CHANGE = 1e-3  # of a model's output: rounding; more in half precision
 PADDING_CHANGE_HALF = 0.05
-TOKENS = 8
-FIRST_TOKEN = 8  # no special token of any usual tokenizer
 
 aten = torch.ops.aten
 
@@ -108,14 +106,17 @@ def position_limit(model: nn.Module) -> int | None:
     A table of positions is what is read at higher and higher rows, the longer a text of one and the same token is, and
     at last at one that it does not have. A table of distances is read so, too, but has a row for all larger ones.
     """
-    few, many = (_reads(model, count) for count in (TOKENS, 2 * TOKENS))
-    if len(few) != len(many):
-        return None
-    limits = [
-        (size - (highest - 2 * TOKENS + 1), is_sliced)
-        for (size, lower, is_sliced), (same, highest, _) in zip(few, many, strict=True)
-        if size == same and highest - lower == TOKENS
-    ]
+    reads = [_reads(model, count) for count in (TOKENS, 2 * TOKENS)]
+    limits = []
+    for is_kept in (True, False):
+        few, many = ([each for each in of_text if each.is_kept is is_kept] for of_text in reads)
+        if len(few) != len(many):
+            continue
+        limits += [
+            (after.size - (after.row - 2 * TOKENS + 1), after.is_sliced)
+            for before, after in zip(few, many, strict=True)
+            if before.size == after.size and after.row - before.row == TOKENS
+        ]
     # Some models take a slice of a table for every block of a text. Those can take a text of several blocks.
     certain = {limit for limit, is_sliced in limits if not is_sliced and not _finds_rows(model, limit + 1)}
     sliced = {limit for limit, is_sliced in limits if is_sliced} - certain
@@ -136,24 +137,39 @@ def _finds_rows(model: nn.Module, count: int) -> bool:
     return True
 
 
-def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
-    """Return how many rows each table has that is read for a text of this many tokens, and the highest row that is.
+class _Read(NamedTuple):
+    """What was read of a table.
 
-    The third says that rows are read as a slice; from the end, they are counted from there.
+    Attributes:
+        size: Rows that it has.
+        row: The highest that was read; of a slice from the end, counted from there.
+        is_sliced: It was a slice.
+        is_kept: The table is the model's own. One that is made for every text, such as MPT's biases of distances, is
+            known as a table by being sliced.
+    """
+
+    size: int
+    row: int
+    is_sliced: bool
+    is_kept: bool = True
+
+
+def _reads(model: nn.Module, count: int) -> list[_Read]:
+    """Return what is read of every table for a text of this many tokens.
 
     Raises:
         ConfigError: A table does not have the row, or the text is too long for something else.
     """
-    found: list[tuple[int, int, bool]] = []
+    found: list[_Read] = []
     # Matrices that are divided over ranks (``sharding``) have no storage to point to, and are no tables of positions.
     whole = (each for each in (*model.parameters(), *model.buffers()) if not hasattr(each, "full_tensor"))
     tables = {each.untyped_storage().data_ptr() for each in whole}
 
     def note(table: Tensor, dimension: int, index: Tensor | None) -> None:
         if index is not None and index.dtype is not torch.bool and index.numel():
-            found.append((table.shape[dimension], int(index.max()), False))
-            if found[-1][1] >= found[-1][0]:  # on a GPU, reading it would end the process
-                raise IndexError(f"row {found[-1][1]} of {found[-1][0]}")
+            found.append(_Read(table.shape[dimension], int(index.max()), False))
+            if found[-1].row >= found[-1].size:  # on a GPU, reading it would end the process
+                raise IndexError(f"row {found[-1].row} of {found[-1].size}")
 
     class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
@@ -166,10 +182,11 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
             elif function is aten.index.Tensor:
                 for dimension, index in enumerate(args[1]):
                     note(args[0], dimension, index)
-            elif function is aten.slice.Tensor and args[0].untyped_storage().data_ptr() in tables:
-                size = args[0].shape[args[1]]
+            elif function is aten.slice.Tensor and not hasattr(args[0], "full_tensor"):
+                is_kept = args[0].untyped_storage().data_ptr() in tables
+                size = args[0].shape[args[1]] if len(args) > 1 else len(args[0])
                 start, end, _ = slice(*args[2:4]).indices(size)
-                found.extend([(size, end - 1, True), (size, size - start - 1, True)])
+                found.extend(_Read(size, row, True, is_kept) for row in (end - 1, size - start - 1))
             return function(*args, **(kwargs or {}))
 
     with Reads():  # type: ignore[no-untyped-call]
@@ -177,14 +194,6 @@ def _reads(model: nn.Module, count: int) -> list[tuple[int, int, bool]]:
         text[0, -1] = some_text(model)[0, -1]
         _logits(model, text)
     return found
-
-
-def some_text(model: nn.Module) -> Tensor:
-    """Return a text of a few tokens, (1, T), the last of which ends it: some models look for that one."""
-    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=_device(model))[None]
-    if (end := end_token(model)) is not None:
-        text[0, -1] = end
-    return text
 
 
 def _logits(model: nn.Module, text: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from harness.engine.attention import unmasked
-from harness.engine.behaviour import FIRST_TOKEN, writes_the_same
+from harness.engine.behaviour import writes_the_same
 from harness.engine.capture import capture
 from harness.engine.losses import head_sees
+from harness.engine.probe import FIRST_TOKEN
 from harness.engine.sharding import is_divided
 from harness.engine.slots import pretrained, reading
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from harness.engine.behaviour import FIRST_TOKEN, writes_the_same
+from harness.engine.behaviour import writes_the_same
 from harness.engine.decoder import ROOM, Decoder, decoder_for, have_stopped, kept_decoders
 from harness.engine.memory import Portions
+from harness.engine.probe import FIRST_TOKEN
 from harness.engine.slots import pretrained
 
 logger = logging.getLogger(__name__)

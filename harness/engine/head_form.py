@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from harness.engine.behaviour import some_text
 from harness.engine.compiling import compiling
+from harness.engine.probe import some_text
 from harness.engine.slots import pretrained
 
 EXACT = 1e-5  # relative, of float32

@@ -223,6 +223,11 @@ def select_layers(
     Raises:
         UsageError: Nothing matches; the message lists the names there are.
     """
+    if not layers:
+        raise UsageError(
+            "the model has no linear layer that an adapter could work in: no module multiplies by a matrix and does "
+            "nothing else; take another model"
+        )
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
     for pattern in targets if each_must_match else ():
         if not any(matches(name, pattern) for name in layers):

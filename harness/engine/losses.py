@@ -5,6 +5,7 @@ Logits are computed only where labels are, and in pieces (``head_loss``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,13 +16,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from harness.contract.task import ModelKind
+from harness.contract.task import Example, ModelKind
 from harness.engine import head_loss
 from harness.engine.attention import unmasked
-from harness.engine.batch import Batch
+from harness.engine.batch import Batch, collate, encode
 from harness.engine.flat import flat_arguments, judge
 from harness.engine.head_form import HeadForm, head_form
 from harness.engine.head_loss import head_losses
+from harness.engine.probe import some_text
+from harness.errors import ConfigError
+
+CLOSE = 0.05  # of a loss, relative, or in nats of one below 1: rounding to bfloat16 in another order changes less
 
 
 def lane_losses(model: Any, kind: ModelKind, batch: Batch) -> Tensor:
@@ -79,6 +84,30 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     if type(head) is nn.Linear:
         return head_losses(caught[0], head.weight, head.bias, batch.targets, form)
     return _by_pieces(head, caught[0], batch.targets, batch.lanes, form)
+
+
+@torch.no_grad()
+def check_loss(model: Any) -> None:
+    """Refuse a language model whose loss, as it is taken here, is not that of its own logits.
+
+    Raises:
+        ConfigError: Its head does not see one hidden state for every token, or its logits are not made from the head.
+    """
+    text = some_text(model)
+    (batch,) = collate([[encode(Example(ids, ids), ModelKind.CAUSAL_LM) for ids in text.tolist()]], pad_token=0)
+    expected = float(cross_entropy(_high(model(input_ids=text, use_cache=False).logits[0, :-1]), text[0, 1:]))
+    try:
+        found = float(token_losses(model, batch.to(text.device)).mean())
+        seen = f"a loss of {found:.3g} instead of {expected:.3g}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's code, whose head is called in ways of its own
+        found, seen = math.nan, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if not abs(found - expected) <= CLOSE * max(1.0, expected):  # nor if it is undefined
+        raise ConfigError(
+            f"{type(model).__name__}: its loss cannot be taken from what its output head sees, one hidden state for "
+            f"every token ({seen}); take another model"
+        )
 
 
 def _high(logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 TOKENS = 8  # of the text that a probe runs on
+FIRST_TOKEN = 8  # no special token of any usual tokenizer
 MOST_PARAMETERS = 1_000_000_000  # of a stand-in; of a larger model it has the first blocks only
 FIRST_BLOCKS = 2
 
@@ -55,15 +58,69 @@ def _likeness(model: nn.Module) -> tuple[Any, ...]:
 
 def _find_reached(model: nn.Module) -> frozenset[str] | None:
     empty = on_meta(model)
+    reached: frozenset[str] | None = None
     try:
         with torch.device("meta"), _Answers():  # type: ignore[no-untyped-call]
-            return differentiable(empty)
-    except Exception:  # noqa: BLE001 - a stranger's code, which may do anything with tensors that hold nothing
-        twin = stand_in(empty)
+            reached = differentiable(empty)
+    except Exception:  # a stranger's code, which may do anything with tensors that hold nothing
+        logger.debug("%s: not to be run without values", type(model).__name__, exc_info=True)
+    speaks = cast(Any, model).get_output_embeddings() is not None
+    if reached is not None and speaks:  # every token's output counts
+        return reached
+    twin = stand_in(empty) if _size(empty) <= MOST_PARAMETERS else None
+    if twin is None:
+        return reached
     try:
-        return differentiable(twin) if twin is not None and _size(twin) == _size(empty) else None
+        reached = differentiable(twin) if reached is None else reached
+        return reached if speaks else reached - idle(twin)
     except Exception:  # noqa: BLE001 - as above
-        return None
+        return reached
+
+
+def idle(model: nn.Module) -> frozenset[str]:
+    """Return the names of layers that see all of a text and whose weights get a gradient of nothing but zeros.
+
+    A classifier makes its output of few tokens of a text. What its last block does to the others, in vain, looks on the
+    meta device like everything else. Nothing is said of a layer that sees some tokens only, as an expert does: another
+    text may be sent to it. The tokens differ, since among equal ones attention has no choice and no gradient.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def mark(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor):
+            return None
+        marked = output + torch.zeros_like(output).requires_grad_()
+        if marked.requires_grad:
+            calls.append((module, inputs[0].detach(), marked))
+        return marked
+
+    hooks = [
+        each.register_forward_hook(mark)
+        for each in model.modules()
+        if (weight := each._parameters.get("weight")) is not None and weight.ndim == 2
+    ]
+    text = some_text(model)
+    try:
+        with torch.enable_grad():
+            logits = cast(Any, model)(input_ids=text, attention_mask=torch.ones_like(text)).logits
+            gradients = torch.autograd.grad(logits.sum(), [each for _, _, each in calls], allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    moves: dict[nn.Module, bool] = {}
+    for (module, x, _), gradient in zip(calls, gradients, strict=True):
+        moves[module] = moves.get(module, False) or _moves(x, gradient)
+    return frozenset(name for name, each in model.named_modules(remove_duplicate=False) if moves.get(each) is False)
+
+
+def _moves(x: Tensor, gradient: Tensor | None) -> bool:
+    """Return whether a layer that read this, and whose output has this gradient, gets one; if in doubt, it does."""
+    if x.ndim < 2 or x[..., 0].numel() < TOKENS:
+        return True
+    if gradient is None:
+        return False
+    read, wanted = (each.flatten(0, -2).ne(0).any(-1) for each in (x, gradient))
+    return read.shape != wanted.shape or bool((read & wanted).any())
 
 
 def differentiable(model: nn.Module) -> frozenset[str]:
@@ -96,6 +153,14 @@ def end_token(model: nn.Module) -> int | None:
     config = cast(Any, model).config.get_text_config()
     end, size = getattr(config, "eos_token_id", None), getattr(config, "vocab_size", None)
     return end if isinstance(end, int) and (size is None or end < size) else None
+
+
+def some_text(model: nn.Module) -> Tensor:
+    """Return a text of a few tokens, (1, T), the last of which ends it: some models look for that one."""
+    text = torch.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS, device=next(model.parameters()).device)[None]
+    if (end := end_token(model)) is not None:
+        text[0, -1] = end
+    return text
 
 
 def _size(model: nn.Module) -> int:

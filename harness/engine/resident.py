@@ -13,13 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.contract.task import ModelKind, Task
 from harness.engine.attention import use_capturable_attention
-from harness.engine.behaviour import check_behaviour, check_gradients, position_limit, some_text
+from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
 from harness.engine.decomposition import announce
 from harness.engine.flat import Layout, layout_of
-from harness.engine.head_form import head_form
 from harness.engine.layers import find_layers, repeated_blocks, set_submodule, stacked_blocks, trained_modules
+from harness.engine.losses import check_loss
 from harness.engine.model import DTYPES, count_parameters, is_causal
 from harness.engine.norms import fuse_norms
+from harness.engine.probe import some_text
 from harness.engine.quantised import quantise_layers
 from harness.engine.ranks import Ranks
 from harness.engine.readers import Readers
@@ -64,7 +65,7 @@ class Base:
         check_gradients(model, found.places)
         self.most_tokens = position_limit(model)
         if self._speaks:
-            head_form(model)  # found here, where all ranks are; losses ask for it
+            check_loss(model)  # here, where all ranks are: it also finds the head's form
         whole = trained_modules(model, task.trains)
         if quantize:
             quantise_layers(model, found.places, quantize, self.device)

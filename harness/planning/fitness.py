@@ -19,6 +19,7 @@ from torch import nn
 from harness.bases import resolve
 from harness.contract.task import ModelKind, Task, TaskContext
 from harness.engine.behaviour import check_behaviour, check_gradients, position_limit
+from harness.engine.losses import check_loss
 from harness.engine.model import ModelChoice, load_tokenizer
 from harness.engine.probe import stand_in
 from harness.errors import ConfigError, HarnessError
@@ -45,6 +46,8 @@ def check_fitness(choice: ModelChoice, task: Task, recipe: Any, skeleton: nn.Mod
         try:
             check_behaviour(model, task.model_kind)
             check_gradients(model)
+            if task.model_kind in (ModelKind.CAUSAL_LM, ModelKind.FROM_SCRATCH):
+                check_loss(model)
             limit = position_limit(model)
         except ConfigError as error:
             raise ConfigError(f"task {task.name!r}, model {choice.name!r}: {error}") from error

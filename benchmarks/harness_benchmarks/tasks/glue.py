@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from harness import (
     DataError,
@@ -36,6 +34,7 @@ from harness import (
     TaskContext,
     TaskData,
     hookimpl,
+    predict,
     pseudo_values,
     read_rows,
     setting,
@@ -213,11 +212,12 @@ def encode(
 ) -> list[Example]:
     """Return texts or pairs of texts (one sequence per column) as examples of at most ``length`` tokens, int32.
 
-    A tokenizer with a separator (an encoder's) joins a pair its own way, and says which text each token is of where its
-    model was pretrained with that. Any other gets a line break between the two. Of a pair that is too long, the longer
-    text is cut.
+    A tokenizer with a separator (an encoder's), or which ends every text itself (T5's), joins a pair its own way, and
+    says which text each token is of where its model was pretrained with that. Any other gets a line break between the
+    two. Of a pair that is too long, the longer text is cut.
     """
-    if tokenizer.sep_token is not None:
+    ends_texts = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    if tokenizer.sep_token is not None or ends_texts:
         found = tokenizer(*texts, truncation=True, max_length=length)
         types = found.get("token_type_ids") or ()
         if not any(map(any, types)):  # single texts: what a model takes anyway
@@ -226,7 +226,7 @@ def encode(
             Example(_array(ids), label, None if kinds is None else _array(kinds))
             for ids, label, kinds in zip(found["input_ids"], labels, types, strict=True)
         ]
-    start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+    start = tokenizer("")["input_ids"]
     columns = [tokenizer(list(column), add_special_tokens=False)["input_ids"] for column in texts]
     between = tokenizer("\n", add_special_tokens=False)["input_ids"] if len(columns) == 2 else []
     room = length - len(start) - len(between)
@@ -240,33 +240,6 @@ def encode(
 
 def _array(numbers: Sequence[int]) -> Any:
     return np.asarray(numbers, dtype=np.int32)
-
-
-def predict(model: Any, examples: Sequence[Example], pad_token: int, batch_size: int) -> Any:
-    """Return the model's outputs, a float array (examples, classes), in the examples' order."""
-    device = next(model.parameters()).device
-    results: list[Any] = [None] * len(examples)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
-
-    def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-        tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
-        return pad_sequence(tensors, batch_first=True, padding_value=fill).to(device)
-
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        rows = [examples[place] for place in places]
-        ids = [row.input_ids for row in rows]
-        arguments = {
-            "input_ids": padded(ids, pad_token),
-            "attention_mask": padded([[1] * len(each) for each in ids], 0),
-        }
-        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
-        if types:
-            arguments["token_type_ids"] = padded(types, 0)
-        logits = model(**arguments).logits
-        for place, output in zip(places, logits.float().cpu().numpy(), strict=True):
-            results[place] = output
-    return np.stack(results)
 
 
 @cache

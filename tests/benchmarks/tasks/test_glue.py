@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 from dataclasses import replace
@@ -13,6 +14,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from harness import DataError, Example, ModelKind, TaskContext
 from harness.bases import resolve
@@ -121,6 +123,45 @@ def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
     assert tokenizer.decode(both.input_ids) == "a" * 10 + "\n" + "b" * 10
     assert tokenizer.decode(short.input_ids) == "ab\n" + "b" * 18
     assert (both.labels, short.labels) == (0, 1)
+
+
+def test_where_the_tokenizer_ends_every_text_it_is_ended_also_when_it_is_cut(tokenizer):
+    """As T5's does, whose model looks for the end; its output is that of transformers."""
+    ending = copy.deepcopy(tokenizer)
+    ending.padding_side = "right"  # T5's; its decoder has no mask
+    end = (ending.eos_token, ending.eos_token_id)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end[0]}", pair=f"$A {end[0]} $B:0 {end[0]}:0", special_tokens=[end]
+    )
+    texts = ["a", "abc", "a" * 50]
+    alone = glue.encode(ending, [texts], [0, 1, 0], 21)
+    pairs = glue.encode(ending, [texts, texts[::-1]], [0, 1, 0], 21)
+    for examples, ends in ((alone, 1), (pairs, 2)):
+        assert [list(each.input_ids).count(end[1]) for each in examples] == [ends] * 3
+        assert {int(each.input_ids[-1]) for each in examples} == {end[1]}
+        assert max(len(each.input_ids) for each in examples) == 21
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0,
+        pad_token_id=ending.pad_token_id, eos_token_id=end[1],
+    )  # fmt: skip
+    model = transformers.T5ForSequenceClassification(config).eval()
+    for given, examples in (([texts], alone), ([texts, texts[::-1]], pairs)):
+        inputs = ending(*given, padding=True, truncation=True, max_length=21, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        found = glue.predict(model, examples, ending.pad_token_id, batch_size=2)
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_token_that_begins_and_could_end_a_text_begins_it(tokenizer):
+    """OPT's one special token."""
+    beginning = copy.deepcopy(tokenizer)
+    end = (beginning.eos_token, beginning.eos_token_id)
+    beginning.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end[0]} $A", special_tokens=[end])
+    (example,) = glue.encode(beginning, [["ab"]], [0], 21)
+    assert list(example.input_ids) == beginning("ab")["input_ids"]
+    assert example.input_ids[0] == end[1]
 
 
 class FirstToken(torch.nn.Module):

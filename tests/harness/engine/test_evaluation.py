@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from harness.bases import resolve
 from harness.contract.task import IGNORE, Example, ModelKind
 from harness.engine.decoding import generate
-from harness.engine.evaluation import negative_log_likelihoods, training_loss
+from harness.engine.evaluation import negative_log_likelihoods, predict, training_loss
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("nano"))
 WORDS = len(TOKENIZER)
@@ -82,6 +82,24 @@ def test_short_of_memory_a_model_is_scored_in_smaller_batches_with_the_same_resu
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == {1: 4, 4: 2}[fits], "what fits is found once"
     assert all("out of memory while scoring; goes on with" in each for each in said)
+
+
+@pytest.mark.parametrize("fits", [1, 4, 64])
+def test_a_classifier_puts_out_what_it_does_for_each_text_alone_also_when_short_of_memory(kit, fits, caplog):
+    model = kit.classifier("encoder")
+    examples = [Example([each % 40 for each in ids], 0) for ids in draw([*LENGTHS, *LENGTHS])]
+    with torch.no_grad():
+        expected = torch.cat([model(input_ids=torch.tensor([each.input_ids])).logits for each in examples])
+
+    def small_device(module, args, kwargs):
+        if len(kwargs["input_ids"]) > fits:
+            raise torch.OutOfMemoryError("out of memory, for this test")
+
+    with model.register_forward_pre_hook(small_device, with_kwargs=True):
+        found = predict(model, examples, pad_token=0)
+    assert found.dtype == "float32"
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    assert len(caplog.records) == {1: 4, 4: 2, 64: 0}[fits]
 
 
 def test_what_does_not_fit_for_one_text_is_out_of_memory(model):

@@ -129,11 +129,15 @@ NEAR = {
         (transformers.RobertaConfig(**SMALL, max_position_embeddings=43), 42),
         (transformers.BertConfig(**SMALL, max_position_embeddings=43), 43),
         (transformers.GPT2Config(**TINY_GPT2, n_positions=29), 29),
+        (transformers.MptConfig(vocab_size=40, d_model=16, n_layers=1, n_heads=2, max_seq_len=27), 27),
     ],
     ids=lambda each: getattr(each, "model_type", ""),
 )
 def test_how_long_a_text_may_be_is_what_the_model_has_positions_for(config, limit):
-    """Tables of distances, which RoBERTa's and GPT-2's tables of positions are not, have a row for any distance."""
+    """Tables of distances, which RoBERTa's and GPT-2's tables of positions are not, have a row for any distance.
+
+    MPT's biases of distances are no weights, and are as many as it has positions.
+    """
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config).requires_grad_(False).eval()
     assert position_limit(model) == limit

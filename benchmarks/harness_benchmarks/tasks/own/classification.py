@@ -19,9 +19,10 @@ from harness import (
     Recipe,
     TaskContext,
     TaskData,
+    predict,
     tokenised_once,
 )
-from harness_benchmarks.tasks.glue import GlueTask, encode, predict
+from harness_benchmarks.tasks.glue import GlueTask, encode
 from harness_benchmarks.tasks.own import scores
 from harness_benchmarks.tasks.own.rows import UNLIMITED, OwnTask, fitting, scored
 
