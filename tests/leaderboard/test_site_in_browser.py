@@ -334,6 +334,27 @@ def test_no_two_methods_have_curves_that_look_alike(visit, make_record, make_ref
     assert sum("series-6" in each for each in looks) == 1, "grey is the reference's alone"
 
 
+def test_across_budgets_each_line_has_its_name_once_near_its_end(visit, make_record, make_files, site):
+    names = ("aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh")
+    records = [
+        make_record(
+            name,
+            seed,
+            0.4 + place / 30 + size / 1e7 + seed / 100,
+            trial={"budget": f"{size}", "budget_parameters": size, "adapter_parameters": size},
+        )
+        for place, name in enumerate(names)
+        for size in (100_000, 200_000, 400_000)
+        for seed in range(2)
+    ]
+    make_files(records, site / "across")
+    figure = visit(f"across/{first(site / 'across', 'tasks/*.html')}").locator("[data-figure=budgets] svg")
+    figure.wait_for()
+    found = [(each.text_content(), each.bounding_box()["y"]) for each in figure.locator("text").all()]
+    places = sorted((y, name) for name, y in found if name in names)
+    assert [name for _, name in places] == list(reversed(names)), "highest first, as their lines are"
+
+
 def test_a_board_of_very_many_methods_has_a_page_of_bounded_size_and_still_compares_any_two(
     visit, make_record, make_files, site
 ):

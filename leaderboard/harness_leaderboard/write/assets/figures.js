@@ -12,21 +12,36 @@
   const MOST_LABELS = 40; // that a figure of points can hold; beyond, pointing at one shows its name
 
   // Gives each point's name the free place that is nearest to the point, so that none covers another name or a point.
-  function apart(options) {
-    return Plot.initializer(options, (data, facets, { x, y, text }, { x: across, y: down }) => {
-      const [xs, ys] = [Array.from(x.value, across), Array.from(y.value, down)];
-      const taken = xs.map((left, each) => ({ left: left - 10, right: left + 10, at: ys[each], own: each }));
-      const shifts = d3.range(0, 4 * xs.length).flatMap((each) => (each ? [each, -each] : [0])).map((each) => (each * LINE) / 2);
-      const order = d3.sort(d3.range(xs.length), (each) => ys[each]);
-      const placed = [...ys];
-      for (const each of order) {
-        const [left, right] = [xs[each] + 7, xs[each] + 9 + LETTER * text.value[each].length];
-        const isFree = (at) => taken.every((other) => other.own === each || other.right < left || other.left > right || Math.abs(other.at - at) >= LINE - 1);
-        placed[each] = shifts.map((shift) => ys[each] + shift).find(isFree) ?? ys[each];
-        taken.push({ left, right, at: placed[each], own: -1 });
-      }
-      return { data, facets, channels: { x: { value: xs }, y: { value: placed } } };
-    });
+  function apart(xs, ys, names) {
+    const taken = xs.map((left, each) => ({ left: left - 6, right: left + 6, at: ys[each], own: each }));
+    const shifts = d3.range(0, 4 * xs.length).flatMap((each) => (each ? [each, -each] : [0])).map((each) => (each * LINE) / 2);
+    const placed = [...ys];
+    for (const each of d3.sort(d3.range(xs.length), (each) => ys[each])) {
+      const [left, right] = [xs[each] + 7, xs[each] + 9 + LETTER * names[each].length];
+      const isFree = (at) => taken.every((other) => other.own === each || other.right < left || other.left > right || Math.abs(other.at - at) >= LINE - 1);
+      placed[each] = shifts.map((shift) => ys[each] + shift).find(isFree) ?? ys[each];
+      taken.push({ left, right, at: placed[each], own: -1 });
+    }
+    return placed;
+  }
+
+  // Names beside points, and a line from a point to its name where that had to move away.
+  function withNames(points, x, color) {
+    const names = points.map((each) => each.name);
+    const text = (data, facets, channels, { x: across, y: down }) => {
+      const [xs, ys] = [Array.from(channels.x.value, across), Array.from(channels.y.value, down)];
+      return { data, facets, channels: { x: { value: xs }, y: { value: apart(xs, ys, names) } } };
+    };
+    const leader = (data, facets, channels, { x: across, y: down }) => {
+      const [xs, ys] = [Array.from(channels.x1.value, across), Array.from(channels.y1.value, down)];
+      const ends = apart(xs, ys, names).map((at, each) => (Math.abs(at - ys[each]) < LINE ? ys[each] : at));
+      const across2 = xs.map((at, each) => (ends[each] === ys[each] ? at : at + 7));
+      return { data, facets, channels: { x1: { value: xs }, y1: { value: ys }, x2: { value: across2 }, y2: { value: ends } } };
+    };
+    return [
+      Plot.link(points, Plot.initializer({ x1: x, y1: "y", x2: x, y2: "y", stroke: color, strokeOpacity: 0.6 }, leader)),
+      Plot.text(points, Plot.initializer({ x, y: "y", text: "name", dx: 8, textAnchor: "start", fill: color, stroke: "var(--card)", fontSize: 11 }, text)),
+    ];
   }
 
   // A method looks the same in every figure of a page: those compared by colour, then by dashes; references are grey.
@@ -101,7 +116,7 @@
   const COSTS = [["parameters", "Trained adapter parameters"], ["milliseconds", "Milliseconds per step, alone"], ["bytes", "Peak memory in bytes, alone"]];
   const SHAPES = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
 
-  function scatter(canvas, title, points, x, xTitle, page, look, extra = () => [], isSize = false) {
+  function scatter(canvas, title, points, x, xTitle, page, look, extra = () => [], isSize = false, isNamed = () => true) {
     const yTitle = page.metric;
     const { isBeyond, isNear, place, name } = reach(points.map((each) => each.score), page.higherIsBetter, page.bounds);
     const [low, high] = d3.extent(points.flatMap((each) => (each.interval && !isBeyond(each.score) ? each.interval : [])));
@@ -110,6 +125,7 @@
     const level = isSize ? points.filter((each) => each.reference && each[x] === 0) : []; // a line across, not a point far off
     const flat = level.length < points.length ? level : [];
     points = points.filter((each) => !flat.includes(each));
+    const shown = points.filter(isNamed);
     const sizes = points.map((each) => each[x]);
     const log = Math.min(...sizes) > 0 && Math.max(...sizes) > 3 * Math.min(...sizes);
     const isCount = Math.min(...sizes) >= 1000 || Math.max(...sizes) >= 10000;
@@ -126,7 +142,7 @@
         Plot.text(flat, { y: "y", text: "name", frameAnchor: "right", textAnchor: "start", dx: 4, fill: "currentColor", fontSize: 11 }),
         Plot.ruleX(points.filter((each) => each.interval && !isBeyond(each.score)), { x, y1: (each) => place(each.interval[0]), y2: (each) => place(each.interval[1]), stroke: color, strokeOpacity: 0.55 }),
         Plot.dot(points, { x, y: "y", fill: color, symbol: (each) => SHAPES[look.place(each.label) % SHAPES.length], r: 4.5 }),
-        ...(points.length > MOST_LABELS ? [] : [Plot.text(points, apart({ x, y: "y", text: "name", dx: 8, textAnchor: "start", fill: color, stroke: "var(--card)", fontSize: 11 }))]),
+        ...(shown.length > MOST_LABELS ? [] : withNames(shown, x, color)),
         Plot.tip(points, Plot.pointer({ x, y: "y", title: text, fill: "var(--card)", stroke: "var(--line)" })),
       ],
       symbol: { type: "identity" }, color: { type: "identity" },
@@ -192,7 +208,9 @@
       if (!points.length) return null;
       const look = looksOf(group.rows);
       const extra = (placed) => dashed(placed.filter((row) => !row.reference).sort((a, b) => a.at - b.at), look, { x: "at", y: "y", strokeOpacity: 0.6 });
-      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group, look, extra, x === "parameters");
+      const last = d3.rollup(points, (each) => d3.max(each, (row) => row.at), (each) => each.label); // a line has one name, at its end
+      const isNamed = (row) => row.reference || row.at === last.get(row.label);
+      return scatter(canvas, "Across budgets", points, "at", controls.x.selectedOptions[0].textContent, group, look, extra, x === "parameters", isNamed);
     },
   };
 
