@@ -192,7 +192,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
     for name, form in found["forms"].items():
         train = found["load_seconds"] + form.get("start_seconds", 0.0) + options.steps * form["step_seconds"]
-        score = found["test_items"] * item
+        score = (options.test_items or found["test_items"]) * item
         searched = options.validation_items * item
         tests = sum(count for purpose, count in trials.items() if purpose != "tune")
         total = trials.total() * train + tests * score + (trials.total() - tests) * searched
@@ -221,6 +221,7 @@ def main() -> None:
         "--validation-items", type=int, required=True, help="questions that a searched rate is scored on"
     )
     second.set_defaults(work=compare)
+    second.add_argument("--test-items", type=int, default=0, help="scored at the end of a trial; 0: as in the suite")
     for each in (first, second):
         each.add_argument("--json", type=Path)
     options = parser.parse_args()

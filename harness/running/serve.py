@@ -62,7 +62,6 @@ class Inbox:
 def main() -> None:
     """Serve jobs until standard input closes."""
     inbox, events = Inbox(), _protocol_stream()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # What every model needs takes seconds to load, and the scheduler is still planning. A fifth of these seconds would
     # be looking for garbage among objects that all stay.
     gc.disable()
@@ -89,6 +88,7 @@ def main() -> None:
         os.chdir(setup["folder"])
     if setup["threads"]:
         torch.set_num_threads(setup["threads"])
+        os.environ.setdefault("RAYON_NUM_THREADS", str(setup["threads"]))  # of the tokenizers
 
     def say(event: Mapping[str, Any]) -> None:
         with suppress(BrokenPipeError):  # the scheduler is gone; the end of standard input says so, too

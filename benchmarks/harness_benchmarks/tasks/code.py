@@ -36,7 +36,7 @@ from harness_benchmarks import REVISION, forgetting
 from harness_benchmarks.forgetting import ForgettingRecipe
 from harness_benchmarks.tasks.instructeval import HUMANEVAL
 from harness_benchmarks.tasks.instructeval.sandbox import isolation, refusal, run_tests
-from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, prompt_tokens, subsample, text_of
+from harness_benchmarks.tasks.instructions import encode_all, instruction_prompt, prompts_tokens, subsample, text_of
 
 Row = Mapping[str, Any]
 
@@ -175,7 +175,7 @@ class CodeTask(Task):
         metrics: dict[str, float | None] = {"mbpp": None, "humaneval": None}
         items: dict[str, list[float]] = {}
         for name, problems in split.problems.items():
-            prompts = [prompt_tokens(instruction_prompt(problem.instruction), tokenizer) for problem in problems]
+            prompts = prompts_tokens([instruction_prompt(problem.instruction) for problem in problems], tokenizer)
             answers = generate(model, tokenizer, prompts, recipe.max_new_tokens, recipe.evaluation_batch_size)
             texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
             items[name] = [float(passes(problem, text)) for problem, text in zip(problems, texts, strict=True)]

@@ -37,7 +37,7 @@ from harness_benchmarks.tasks.instructions import (
     Split,
     encode_all,
     instruction_prompt,
-    prompt_tokens,
+    prompts_tokens,
     same,
     split_off,
     subsample,
@@ -248,13 +248,13 @@ class CommonsenseTask(Task):
             train += rest
 
         def questions(tables: Mapping[str, Sequence[Row]]) -> dict[str, list[Question]]:
-            return {
-                name: [
-                    Question(prompt_tokens(ask(row), tokenizer), row["answer"])
-                    for row in subsample(rows, recipe.limit, lambda row: same(row["instruction"]))
-                ]
-                for name, rows in tables.items()
-            }
+            found = {}
+            for name, rows in tables.items():
+                chosen = subsample(rows, recipe.limit, lambda row: same(row["instruction"]))
+                prompts = prompts_tokens([ask(row) for row in chosen], tokenizer)
+                answers = [row["answer"] for row in chosen]
+                found[name] = [Question(*each) for each in zip(prompts, answers, strict=True)]
+            return found
 
         def examples(rows: Sequence[Row]) -> Sequence[Example]:
             return encode_all([[(ask(row), text_of(row, "output"))] for row in rows], tokenizer, recipe.max_length)

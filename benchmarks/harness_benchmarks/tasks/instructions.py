@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness import IGNORE, DataError, Example, TaskContext, generate, setting, tokenised_once
 from harness_benchmarks.forgetting import ForgettingRecipe
 
 Row = TypeVar("Row")
+
+AT_ONCE = 4096  # conversations that are tokenised together: their tokens as lists take a hundred times their text
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
@@ -61,36 +64,50 @@ def instruction_prompt(instruction: str, given: str = "") -> str:
     return template.format(instruction=instruction, input=given)
 
 
-def prompt_tokens(prompt: str, tokenizer: Any) -> list[int]:
-    """Return a prompt's token ids, with the tokenizer's beginning-of-text token and without its end-of-text token."""
-    tokens: list[int] = tokenizer(prompt)["input_ids"]
-    if tokens and tokens[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
-        tokens = tokens[:-1]
-    return tokens
+def prompts_tokens(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return prompts' token ids, with the tokenizer's beginning-of-text token and without its end-of-text token."""
+    # Some tokenizers end every text.
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in _tokens(prompts, tokenizer, True)]
 
 
-def encode_turns(turns: Iterable[tuple[str, str]], tokenizer: Any, max_length: int) -> Example | None:
-    """Return one training example of (prompt, response) turns; each response ends with the end-of-text token.
+def _tokens(texts: Sequence[str], tokenizer: Any, special: bool) -> list[list[int]]:
+    """Return texts' token ids. Together, fast tokenizers take them with all their threads."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def encode_turns(
+    conversations: Sequence[Sequence[tuple[str, str]]], tokenizer: Any, max_length: int
+) -> list[Example | None]:
+    """Return a training example of each conversation of (prompt, response) turns.
+
+    Each response ends with the end-of-text token, and the loss is on the responses only.
 
     Args:
-        turns: At least one. The loss is on the responses only.
+        conversations: Of at least one turn each.
         tokenizer: Of the base model.
         max_length: Tokens; what is longer is cut at the end.
 
     Returns:
         ``None`` where the cut leaves no token that carries loss.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    for prompt, response in turns:
-        asked = (
-            prompt_tokens(prompt, tokenizer) if not ids else tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        )
-        answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        ids += [*asked, *answer]
-        labels += [*([IGNORE] * len(asked)), *answer]
-    ids, labels = ids[:max_length], labels[:max_length]
-    return Example(ids, labels) if any(label != IGNORE for label in labels) else None
+    firsts = iter(prompts_tokens([turns[0][0] for turns in conversations], tokenizer))
+    later = iter(_tokens([prompt for turns in conversations for prompt, _ in turns[1:]], tokenizer, False))
+    responses = iter(_tokens([response for turns in conversations for _, response in turns], tokenizer, False))
+    examples: list[Example | None] = []
+    for turns in conversations:
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn in range(len(turns)):
+            asked = next(later if turn else firsts)
+            answer = [*next(responses), tokenizer.eos_token_id]
+            ids += [*asked, *answer]
+            labels += [*([IGNORE] * len(asked)), *answer]
+        ids, labels = ids[:max_length], labels[:max_length]
+        examples.append(Example(ids, labels) if any(label != IGNORE for label in labels) else None)
+    return examples
 
 
 def encode_all(
@@ -103,7 +120,8 @@ def encode_all(
     """
 
     def encode() -> list[Example]:
-        encoded = [encode_turns(turns, tokenizer, max_length) for turns in conversations]
+        parts = (conversations[start : start + AT_ONCE] for start in range(0, len(conversations), AT_ONCE))
+        encoded = chain.from_iterable(encode_turns(part, tokenizer, max_length) for part in parts)
         return [example for example in encoded if example is not None]
 
     examples = tokenised_once([json.dumps(turns) for turns in conversations], [max_length], tokenizer, encode)

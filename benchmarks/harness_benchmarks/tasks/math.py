@@ -35,7 +35,7 @@ from harness_benchmarks.tasks.instructions import (
     Split,
     encode_all,
     instruction_prompt,
-    prompt_tokens,
+    prompts_tokens,
     same,
     split_off,
     subsample,
@@ -138,7 +138,8 @@ class MathTask(Task):
 
         def questions(rows: Sequence[Mapping[str, Any]], question: str, answer: Any) -> list[Question]:
             chosen = subsample(rows, recipe.limit, lambda row: same(row[question]))
-            return [Question(prompt_tokens(ask(row[question]), context.tokenizer), answer(row)) for row in chosen]
+            prompts = prompts_tokens([ask(row[question]) for row in chosen], context.tokenizer)
+            return [Question(prompt, answer(row)) for prompt, row in zip(prompts, chosen, strict=True)]
 
         def number(row: Mapping[str, Any]) -> str:
             return extract_answer(row["answer"]) or ""

@@ -34,7 +34,7 @@ from harness_benchmarks.tasks.instructeval import conversation
 from harness_benchmarks.tasks.instructions import (
     encode_all,
     instruction_prompt,
-    prompt_tokens,
+    prompts_tokens,
     same,
     split_off,
     subsample,
@@ -141,7 +141,7 @@ class JudgedTask(Task):
             going = [place for place, question in enumerate(split) if turn < len(question.turns)]
             for place in going:
                 talks[place] += ("\n\n" if turn else "") + _prompt(split[place].turns[turn], turn)
-            prompts = [prompt_tokens(talks[place], tokenizer) for place in going]
+            prompts = prompts_tokens([talks[place] for place in going], tokenizer)
             written = generate(model, tokenizer, prompts, recipe.max_new_tokens, recipe.evaluation_batch_size)
             for place, tokens in zip(going, written, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
