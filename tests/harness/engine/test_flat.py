@@ -208,7 +208,7 @@ def test_classifiers_lose_flat_what_they_lose_in_rows(name, kind, kit):
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
 def test_on_a_gpu_classifiers_lose_captured_and_flat_what_they_lose_in_rows(name, kit, gpu, caplog):
     config = copy.deepcopy(CLASSIFIERS[name])
-    config.hidden_size, config.num_labels = 64, 2
+    config.hidden_size, config.head_dim, config.num_labels = 64, 16, 2  # the kernel takes heads of eights
     examples = pairs(ModelKind.CLASSIFICATION) if name == "bert" else texts_of(pairs(ModelKind.CLASSIFICATION))
     data = TaskData(examples, {"validation": [[3, 4]], "test": [[3, 4]]})
 
