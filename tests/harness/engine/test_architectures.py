@@ -60,7 +60,8 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
-    "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4, "rotary_ndims": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4, "rotary_ndims": 4, "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2, "swa_head_dim": 8,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), POSITIONS),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_top_k", "top_k_experts", "moe_k"), 2), "n_group": 1, "topk_group": 1,
@@ -115,6 +116,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": CONVOLUTION,
     "lfm3": CONVOLUTION,
     "lilt": {"hidden_size": 48},
+    "longformer": {"attention_window": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "ministral": {"head_dim": 8},
     "mistral4": {"head_dim": 16, "num_key_value_heads": 4},
@@ -250,7 +252,8 @@ def refusal_of_peft(trained, folder):
 def examine(kit, kind, family, tmp_path):
     """Check everything that harness promises of a model, from its plan to its export."""
     folder = tmp_path / "base"
-    tiny_model(kind, family).save_pretrained(folder)
+    made = tiny_model(kind, family)
+    made.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
 
     def load(path):
@@ -258,7 +261,7 @@ def examine(kit, kind, family, tmp_path):
         return AUTO[kind].from_pretrained(path, config=config, dtype=dtype).requires_grad_(False).eval()
 
     dtype = torch.float64
-    has_experts = any(parameter.ndim == 3 for parameter in tiny_model(kind, family).parameters())
+    has_experts = any(parameter.ndim == 3 for parameter in made.parameters())
     if has_experts or family in FLOAT32_ONLY:  # the kernels of experts know no float64
         dtype = torch.float32
     rounding = 1e-9 if dtype is torch.float64 else 1e-4
@@ -281,7 +284,7 @@ def examine(kit, kind, family, tmp_path):
         with pytest.raises(UsageError, match="no linear layer that an adapter could work in"):
             select_layers(planned.shapes, ())
         return
-    plain = copy.deepcopy(model)
+    plain, untouched = (copy.deepcopy(model) for _ in range(2))
     base = Base(model, task, str(dtype).removeprefix("torch."), lays_flat=True)
     assert base.layers == planned.shapes, "what a plan counts is what trains"
     limit = position_limit(plain)
@@ -314,7 +317,7 @@ def examine(kit, kind, family, tmp_path):
     trained = TrainedTrial(trial, kit.registry.method("lora"), task, alone.state())
     is_usual = not trained.has_stacked_experts and model.config.model_type not in STATE_MODELS
     if (refusal := refusal_of_peft(trained, tmp_path / "peft")) is None:
-        adapted = PeftModel.from_pretrained(load(folder), tmp_path / "peft").eval()
+        adapted = PeftModel.from_pretrained(untouched, tmp_path / "peft").eval()
         assert distance(logits(adapted), tuned) < 1e-4, "PEFT computes the same"
     else:
         assert "PEFT cannot adapt" in refusal
