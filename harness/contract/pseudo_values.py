@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 
-def pseudo_values(score: Callable[..., float], *columns: Any) -> list[float]:
+def pseudo_values(
+    score: Callable[..., float], *columns: Any, without_each: Callable[..., Any] | None = None
+) -> list[float]:
     """Return the jackknife pseudo-values of a score: one number per item, whose mean is the score.
 
     An item's is n times the score of all n items less (n - 1) times the score without it. Their spread over n says how
@@ -20,6 +22,8 @@ def pseudo_values(score: Callable[..., float], *columns: Any) -> list[float]:
     Args:
         score: Takes the columns as arrays, all items or all but one, and returns a number.
         *columns: One entry per item each.
+        without_each: Takes the columns, too, and returns the score without the first item, without the second, and so
+            on, where a formula gives that faster than ``score``, once for each.
 
     Raises:
         ValueError: The columns are not equally long, or empty.
@@ -34,11 +38,17 @@ def pseudo_values(score: Callable[..., float], *columns: Any) -> list[float]:
     whole = float(score(*arrays))
     if count == 1:
         return [whole]
+    left = _without_each(score, arrays) if without_each is None else np.asarray(without_each(*arrays), dtype=float)
+    values = count * whole - (count - 1) * left
+    values += whole - values.mean()
+    return [float(value) for value in values]
+
+
+def _without_each(score: Callable[..., float], arrays: Sequence[Any]) -> Any:
     found: dict[tuple[Any, ...], float] = {}
-    values = np.empty(count)
+    scores = []
     for place, item in enumerate(zip(*(each.tolist() for each in arrays), strict=True)):
         if item not in found:
             found[item] = float(score(*(np.delete(each, place) for each in arrays)))
-        values[place] = count * whole - (count - 1) * found[item]
-    values += whole - values.mean()
-    return [float(value) for value in values]
+        scores.append(found[item])
+    return np.array(scores)

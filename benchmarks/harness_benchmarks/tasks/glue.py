@@ -174,7 +174,7 @@ class GlueTask(Task):
             scores = score(predictions=given, references=right)
             metrics |= {f"{name}{suffix}": float(value) for name, value in scores.items()}
             if self.model_kind is ModelKind.REGRESSION:
-                items["pearson"] = pseudo_values(lambda a, b: float(np.corrcoef(a, b)[0, 1]), given, right)
+                items["pearson"] = pseudo_values(pearson, given, right, without_each=pearson_without_each)
                 items["squared_error"] = ((given - right) ** 2).tolist()
                 items |= {"given_score": given.astype(float).tolist(), "right_score": right.astype(float).tolist()}
                 metrics["squared_error"] = float(((given - right) ** 2).mean())
@@ -240,6 +240,22 @@ def encode(
 
 def _array(numbers: Sequence[int]) -> Any:
     return np.asarray(numbers, dtype=np.int32)
+
+
+def pearson(given: Any, right: Any) -> float:
+    """Return Pearson's correlation."""
+    return float(np.corrcoef(given, right)[0, 1])
+
+
+def pearson_without_each(given: Any, right: Any) -> Any:
+    """Return Pearson's correlation of all items but one, for each that is left out, (n,).
+
+    Without item i, a sum of products of deviations is less by n / (n - 1) of that item's.
+    """
+    x, y = (each - each.mean() for each in (given.astype(float), right.astype(float)))
+    share = len(x) / (len(x) - 1)
+    xx, yy, xy = (a @ b - share * a * b for a, b in ((x, x), (y, y), (x, y)))
+    return xy / np.sqrt(xx * yy)
 
 
 @cache

@@ -360,3 +360,10 @@ def test_a_label_that_the_task_has_not_is_refused(tmp_path, kind, label, message
     (folder / "validation.jsonl").write_text("\n".join([*good[:2], json.dumps({**columns, "label": label})]))
     with pytest.raises(DataError, match=message):
         kind().check(TaskContext(tokenizer=None, recipe=kind.recipes["smoke"], seed=0, data_dir=tmp_path))
+
+
+def test_pearson_without_each_item_is_that_of_the_others():
+    given, right = np.random.default_rng(0).standard_normal((2, 30))
+    given, right = (given + right).astype(np.float32), np.float32(5) + right.astype(np.float32)
+    expected = [glue.pearson(np.delete(given, place), np.delete(right, place)) for place in range(30)]
+    assert glue.pearson_without_each(given, right) == pytest.approx(expected, abs=1e-12)

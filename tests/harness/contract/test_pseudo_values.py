@@ -44,3 +44,9 @@ def test_equal_items_are_scored_once():
 def test_columns_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="3, 2 items"):
         pseudo_values(lambda a, b: 0.0, [1, 2, 3], [1, 2])
+
+
+def test_a_formula_for_the_score_without_each_item_gives_the_same():
+    items = [2.0, 3.0, 7.0, 7.0]
+    found = pseudo_values(np.mean, items, without_each=lambda a: (a.sum() - a) / (len(a) - 1))
+    assert found == pytest.approx(pseudo_values(np.mean, items))
