@@ -26,6 +26,7 @@ TOKENS = 8  # of the text that a probe runs on
 FIRST_TOKEN = 8  # no special token of any usual tokenizer
 MOST_PARAMETERS = 1_000_000_000  # of a stand-in; of a larger model it has the first blocks only
 FIRST_BLOCKS = 2
+PADDING = 0  # of a stand-in for a model that names none
 
 
 def trainable(model: nn.Module) -> frozenset[str] | None:
@@ -203,6 +204,12 @@ def use_cache(config: Any, on: bool) -> None:
             use_cache(part, on)
 
 
+def name_padding(config: Any, token: int) -> None:
+    """Tell every part of a model which token fills texts: a classifier looks for the last one that is not it."""
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = token
+
+
 def _build(kind: type, config: Any) -> nn.Module:
     config = copy.deepcopy(config)
     use_cache(config, False)
@@ -281,6 +288,8 @@ def stand_in(model: nn.Module) -> nn.Module | None:
             config = _shortened(config)
         twin = _build(type(model), config)
         _fill(twin)
+        if getattr(config.get_text_config(), "pad_token_id", None) is None:  # a worker names the tokenizer's
+            name_padding(twin.config, PADDING)
     except Exception:  # noqa: BLE001 - a stranger's code, which does not foresee this
         return None
     return twin

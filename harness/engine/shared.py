@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from harness.engine.cost import SoloCost, measure_solo
 from harness.engine.lane import Lane
 from harness.engine.memory import keep
 from harness.engine.model import ModelChoice, build_on_meta, load_model, load_tokenizer
+from harness.engine.probe import name_padding
 from harness.engine.ranks import Ranks, Together
 from harness.engine.resident import Base
 from harness.engine.seal import Seal
@@ -136,7 +137,7 @@ class Shared:
             choice = ModelChoice(trial.model, trial.model_revision)
             model, fresh = self._load_model(choice, task, recipe, trial)
             tokenizer = load_tokenizer(choice, task, recipe)
-            cast(Any, model).config.pad_token_id = tokenizer.pad_token_id
+            name_padding(model.config, tokenizer.pad_token_id)
             base = Base(
                 model, task, trial.precision, fresh, self.recomputes, quantize=trial.quantize, device=self.device,
                 ranks=self.ranks,

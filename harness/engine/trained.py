@@ -25,7 +25,7 @@ from harness.engine.model import (
     load_model,
     load_tokenizer,
 )
-from harness.engine.probe import use_cache
+from harness.engine.probe import name_padding, use_cache
 from harness.engine.quantised import round_weights
 from harness.errors import DataError, RecordError, UsageError
 
@@ -55,7 +55,7 @@ class TrainedTrial:
             round_weights(model, find_layers(model, task.trains).shapes, trial.quantize)
         self.model = cast(Any, model.float())
         self.tokenizer = load_tokenizer(choice, task, recipe)
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        name_padding(self.model.config, self.tokenizer.pad_token_id)
         use_cache(self.model.config, True)  # training switched it off
         self.is_private = attaches(method)
         self._method, self._layer_methods = trial.build_methods(method)

@@ -72,3 +72,18 @@ def test_a_layer_that_sees_some_tokens_only_counts_though_none_of_them_is_read()
     model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SMALL, pad_token_id=0)).eval()
     model.model.layers[1].mlp = Experts()
     assert "model.layers.1.mlp.first" not in probe.idle(model)
+
+
+def test_every_part_of_a_model_is_told_what_fills_texts():
+    """A classifier within a model that also takes images asks its text's part."""
+    config = transformers.Gemma3Config(
+        text_config={**SMALL, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None, "sliding_window": 16},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    )
+    model = transformers.Gemma3ForSequenceClassification(config).eval()
+    probe.name_padding(model.config, 7)
+    text, padded = torch.tensor([[8, 9, 10]]), torch.tensor([[8, 9, 10, 7, 7], [8, 9, 10, 11, 12]])
+    with torch.no_grad():
+        alone = model(input_ids=text, attention_mask=torch.ones_like(text)).logits
+        found = model(input_ids=padded, attention_mask=padded.ne(7).long()).logits
+    assert found[0].tolist() == pytest.approx(alone[0].tolist(), abs=1e-5)

@@ -94,6 +94,18 @@ def test_a_task_that_counts_on_a_token_is_not_asked_before_the_token_is_looked_f
     assert ("prompt = prompt" in out) == (command == "show")  # what was understood is worth seeing even so
 
 
+def test_a_classifier_that_names_no_padding_is_told_the_tokenizers(folder, capsys, tmp_path):
+    """As of most language models (GPT-2, Llama 3, Mistral): their last token is looked for from the end."""
+    path, data = folder("llama"), tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {i}", "label": "ab"[i % 2]}) + "\n" for i in range(20)))
+    for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
+        settings = json.loads((path / name).read_text())
+        del settings[key]
+        (path / name).write_text(json.dumps(settings))
+    code, _, said = run(["harness", "plan", "--data", str(data), "--model", str(path), "--methods", "lora"], capsys)
+    assert code == 0, said
+
+
 def test_an_encoder_decoder(folder, capsys, tmp_path):
     transformers.T5Config(**WORDS, d_model=32, num_layers=1, num_heads=2).save_pretrained(tmp_path / "t5")
     assert "is an encoder-decoder (t5)" in refusal(tmp_path / "t5", capsys)
