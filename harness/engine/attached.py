@@ -92,9 +92,17 @@ def trained_by_task(attached: nn.Module, heads: Mapping[str, nn.Module]) -> froz
 
 
 def _form(model: nn.Module) -> list[Any]:
-    """Return what tells a model from one that computes something else with its weights."""
+    """Return what tells a model from one that computes something else with its weights, or in another way."""
     modules = [
         (name, type(each), len(each._forward_hooks), len(each._forward_pre_hooks), id(vars(each).get("forward")))
         for name, each in model.named_modules()
     ]
-    return [modules, [name for name, _ in model.named_parameters()], [name for name, _ in model.named_buffers()]]
+    attention = [
+        getattr(each.config, "_attn_implementation", "") for each in model.modules() if hasattr(each, "config")
+    ]
+    return [
+        modules,
+        attention,
+        [name for name, _ in model.named_parameters()],
+        [name for name, _ in model.named_buffers()],
+    ]

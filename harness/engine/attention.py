@@ -72,8 +72,11 @@ def attention(
         query: (L, heads, N, D): L rows of texts.
         key: (L, fewer heads, N, D).
         value: The same.
-        attention_mask: ``None`` where texts lie flat.
+        attention_mask: Of a model's own making where texts lie flat.
         rest: As transformers gives it.
+
+    Raises:
+        ValueError: It hides or weighs places of texts that lie flat.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -87,6 +90,8 @@ def attention(
         if query.shape[2] == 1 and grouped > 1 and _is_of_all_heads(attention_mask):
             return _one_token(query, key, value, attention_mask, rest.get("scaling"), grouped), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+    if attention_mask is not None:  # e.g. of relative positions, which a row of several texts does not have
+        raise ValueError("attention over texts that lie flat takes no mask")
     lanes, heads, tokens, _ = query.shape
     # (L N, heads, D): the tokens of all texts in one row.
     q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.contract.task import IGNORE, Example, ModelKind, TaskData
+from harness.engine.flat import positions
 from harness.engine.forms import Forms, Size, together
 from harness.errors import DataError
 
@@ -53,7 +54,7 @@ class Batch:
         targets: (K N,) token ids, class indices or numbers.
         weights: (K N,) share of each position in its lane's mean loss over the whole optimizer step.
         lanes: K.
-        position_ids: (K, T) of each token in its text, as the model numbers them, where texts lie flat.
+        position_ids: (K, T) of each token in its text, as the model counts them, where texts lie flat.
         boundaries: Where each text begins and the last one ends in the flattened (K T) tokens, int32.
         longest: No text that lies flat has more tokens; 0: each text has a row of its own.
     """
@@ -144,7 +145,7 @@ def collate(
     rows_at_once: int | None = None,
     forms: Forms = Forms(),  # noqa: B008 - frozen
     causal: bool = False,
-    first_position: int = 0,
+    uncounted: int = -1,
 ) -> list[Batch]:
     """Return the micro-batches of one optimizer step.
 
@@ -154,8 +155,9 @@ def collate(
         rows_at_once: Examples per lane and forward pass; ``None``: all.
         forms: To what sizes they are padded, and whether texts lie flat.
         causal: No token of the model sees the padding behind it, so no mask is needed.
-        first_position: Of a text that lies flat, as the model numbers them.
+        uncounted: Where texts lie flat, the token that has no position of its own (``flat.Layout``).
     """
+    lanes = _complete(lanes, pad_token)
     totals = [sum(len(row.targets) for row in rows) for rows in lanes]
     groups = micro_batches(lanes, rows_at_once)
     sizes = [size_of(group, flat=bool(forms.longest)) for group in groups]
@@ -163,10 +165,22 @@ def collate(
         sizes = [forms.fit(together(sizes), len(groups[0][0]))] * len(groups)
     if forms.longest:
         return [
-            _flat(_judged(group, pad_token, causal), totals, size, forms.longest, first_position)
+            _flat(_judged(group, pad_token, causal), totals, size, forms.longest, uncounted)
             for group, size in zip(groups, sizes, strict=True)
         ]
     return [_collate(group, totals, pad_token, size, causal) for group, size in zip(groups, sizes, strict=True)]
+
+
+def _complete(lanes: Sequence[Sequence[Row]], pad_token: int) -> list[list[Row]]:
+    """Return rows with a token where a text has none, and with token types where another one's are given."""
+    are_given = any(row.types is not None for rows in lanes for row in rows)
+
+    def complete(row: Row) -> Row:
+        if not len(row.ids):
+            row = row._replace(ids=np.asarray([pad_token]), types=None)
+        return row._replace(types=np.zeros_like(row.ids)) if are_given and row.types is None else row
+
+    return [[complete(row) for row in rows] for rows in lanes]
 
 
 def micro_batches(lanes: Sequence[Sequence[Row]], size: int | None) -> list[list[Sequence[Row]]]:
@@ -219,9 +233,7 @@ def _judged(lanes: Sequence[Sequence[Row]], pad_token: int, causal: bool) -> lis
     ]
 
 
-def _flat(
-    lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, longest: int, first_position: int
-) -> Batch:
+def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, longest: int, uncounted: int) -> Batch:
     """Lay each lane's texts one after another in one row, and fill it up with texts that nobody asks about.
 
     These are of a token that the lane's texts have: the one for padding may be zero everywhere, and some models have no
@@ -239,8 +251,10 @@ def _flat(
         ends = np.cumsum([len(row.ids) for row in rows])
         starts[lane, 1 : len(rows) + 1] = ends
         starts[lane, len(rows) + 1 :] = np.minimum(ends[-1] + longest * np.arange(1, fill + 1), tokens)
-    lengths = np.diff(starts, axis=1)
-    positions = first_position + np.stack([np.concatenate([np.arange(n) for n in each]) for each in lengths])
+    numbers = [
+        np.concatenate([positions(text, uncounted) for text in np.split(row, each[1:-1])])
+        for row, each in zip(ids, starts, strict=True)
+    ]
     starts += np.arange(len(lanes))[:, None] * tokens
     index, targets, weights = _wanted(lanes, totals, starts, count)
     boundaries = np.concatenate([starts[:, :-1].ravel(), [len(lanes) * tokens]]).astype(np.int32)
@@ -252,7 +266,7 @@ def _flat(
         torch.from_numpy(targets.ravel()),
         torch.from_numpy(weights.ravel()),
         len(lanes),
-        torch.from_numpy(positions),
+        torch.from_numpy(np.stack(numbers)),
         torch.from_numpy(boundaries),
         longest,
     )

@@ -154,9 +154,12 @@ class Lane:
     def collate(self, rows: Sequence[Sequence[Row]], forms: Forms = Forms()) -> list[Batch]:  # noqa: B008 - frozen
         """Return the micro-batches of one step of lanes like this one."""
         pad = self.context.tokenizer.pad_token_id
-        self.base.check_length(max(len(row.ids) for lane in rows for row in lane))
-        first_position = self.base.layout.first_position if forms.longest else 0
-        return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal, first_position)
+        longest = max(len(row.ids) for lane in rows for row in lane)
+        self.base.check_length(longest)
+        if forms.longest and longest > self.base.longest_flat:  # longer than foreseen: a window does not reach
+            forms = Forms(multiple=forms.multiple, limit=forms.limit)
+        uncounted = self.base.layout.uncounted if forms.longest else -1
+        return collate(rows, pad, self.rows_at_once, forms, self.base.is_causal, uncounted)
 
     def trained(self) -> dict[str, nn.Module]:
         """Return the lane's own modules by layer name: adapters and wholly trained copies."""

@@ -312,7 +312,8 @@ def foresee(base: Base, lanes: Sequence[Lane]) -> tuple[list[list[list[Row]]], F
     lengths = [len(row.ids) for rows in updates for each in rows for row in each]
     left = 1 if any(lane.holds_rows for lane in lanes) else max(lane.steps - lane.done for lane in lanes)
     if len(updates) < left:
-        lengths.append(int(lanes[0].recipe.max_length))
+        most = int(lanes[0].recipe.max_length)
+        lengths.append(min(most, base.most_tokens or most))
     longest = max(lengths)
     flat = longest <= longest_flat
     if not flat and base.device.type != "cuda":

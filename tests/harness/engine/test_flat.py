@@ -28,7 +28,10 @@ from transformers import (
     T5Config,
 )
 
+from harness.contract.method import Method, MethodConfig, MethodTraits
 from harness.contract.task import Example, ModelKind, TaskData
+from harness.engine.attached import attach, is_as_before
+from harness.engine.attention import attention
 from harness.engine.pack import Pack
 from harness.engine.resident import Base
 
@@ -202,6 +205,121 @@ def test_classifiers_lose_flat_what_they_lose_in_rows(name, kind, kit):
         assert flat.losses[trial_id] == pytest.approx(expected, rel=1e-9)
     assert all(lane.forms for lane in flat.finished_lanes), "they lay flat"
     assert not any(lane.forms for lane in rows.finished_lanes)
+
+
+PADDING = {"roberta": 1}
+ODD = {
+    "the padding token within": [[5, 9, 0, 4], [0, 7, 8], [6, 3, 0, 0], [4], [8, 9, 3], [5, 5]],
+    "nothing but padding": [[5, 9, 4], [0, 0, 0], [0], [6, 3], [8, 9, 3, 4], [0, 0]],
+    "no token": [[], [5, 9, 4], [], [6, 3], [8, 9, 3, 4], []],
+}
+
+
+class Once:
+    """Texts that are read one after another, so that nobody knows how long the next ones are."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __iter__(self):
+        return iter(self.examples)
+
+
+def flat_and_rows(kit, name, examples, methods=("lora", "dora"), **recipe):
+    """Return the lanes' losses with texts that lie flat, and with texts in rows."""
+    found = []
+    for flat in (True, False):
+        base = classifier_base(name, kit, flat)
+        data = TaskData(examples, {"validation": [[3, 4]], "test": [[3, 4]]})
+        lanes = [kit.make_lane(base, method, 1e-3, seed, steps=4, data=data, **recipe)
+                 for seed, method in enumerate(methods)]  # fmt: skip
+        for lane in lanes:
+            lane.context.tokenizer.pad_token_id = PADDING.get(name, 0)
+        recorder = kit.run(base, lanes)
+        assert not [lane.error for lane in lanes if lane.error]
+        assert all(lane.forms for lane in lanes) == flat
+        found.append(torch.tensor([recorder.losses[lane.trial.id] for lane in lanes]))
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
+@pytest.mark.parametrize("texts", ODD.values(), ids=ODD)
+def test_odd_texts_lose_flat_what_they_lose_in_rows(name, texts, kit):
+    """RoBERTa gives its padding token no position of its own, wherever that stands."""
+    rows = [[PADDING.get(name, 0) if token == 0 else token for token in text] for text in texts]
+    flat, rows = flat_and_rows(kit, name, [Example(text, place % 2) for place, text in enumerate(rows)])
+    torch.testing.assert_close(flat, rows, rtol=1e-6, atol=0)
+
+
+def test_texts_without_types_beside_some_with_types_are_all_of_the_first(kit):
+    examples = pairs(ModelKind.CLASSIFICATION)
+    mixed = [each._replace(token_type_ids=None) if place % 2 else each for place, each in enumerate(examples)]
+    same = [each._replace(token_type_ids=[0] * len(each.input_ids)) if place % 2 else each
+            for place, each in enumerate(examples)]  # fmt: skip
+    expected = flat_and_rows(kit, "bert", same)
+    for found, wanted in zip(flat_and_rows(kit, "bert", mixed), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*expected, rtol=1e-6, atol=0)
+
+
+def test_a_text_longer_than_foreseen_and_than_a_window_has_a_row(kit):
+    examples = [
+        Example([3 + (length * n * n + n) % 37 for n in range(length)], length % 2)
+        for length in (5, 9, 30, 4, 33, 7, 20)
+    ]
+    flat, rows = flat_and_rows(kit, "modernbert", Once(examples), max_length=16)
+    torch.testing.assert_close(flat, rows, rtol=1e-6, atol=0)
+
+
+def test_what_fills_a_row_up_needs_no_more_positions_than_there_are(kit):
+    examples = [Example([3 + place] * 34, place % 2) for place in range(31)]
+    flat, rows = flat_and_rows(kit, "bert", Once(examples), methods=["lora"], batch_size=31, max_length=512)
+    torch.testing.assert_close(flat, rows, rtol=1e-6, atol=0)
+
+
+def test_a_head_that_sees_the_mean_is_found_however_little_that_shows(kit):
+    def build():
+        model = AutoModelForSequenceClassification.from_config(CLASSIFIERS["mean of tokens"])
+        model.classifier.bias.data.fill_(1e4)
+        return model
+
+    assert base_of(build, kit, task=kit.ToyClassification()).longest_flat == 0
+
+
+def test_a_table_of_positions_is_heeded_however_little_that_shows(kit):
+    """All tokens have one large part in common, beside which positions are within what rounding would change."""
+
+    def build():
+        model = AutoModelForSequenceClassification.from_config(CLASSIFIERS["roberta"])
+        model.roberta.encoder.layer[-1].output.LayerNorm.bias.data.fill_(1e3)
+        return model
+
+    assert base_of(build, kit, task=kit.ToyClassification()).layout.uncounted == 1
+
+
+def test_a_mask_of_a_models_own_is_not_lost_where_texts_lie_flat():
+    tensor = torch.zeros(1, 2, 4, 8)
+    ends = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match="no mask"):
+        attention(None, tensor, tensor, tensor, torch.zeros(1, 1, 4, 4), cu_seq_lens_q=ends, max_length_q=4)
+
+
+class Attached(Method):
+    """Trains everything, with another attention."""
+
+    name, title, paper, formula = "attached", "Attached", "https://example.org", "all"
+    Config, traits = MethodConfig, MethodTraits()
+
+    def attach(self, model, generator):
+        model.set_attn_implementation("eager")
+        model.requires_grad_(True)
+
+
+def test_a_method_that_attaches_another_attention_has_texts_in_rows(kit):
+    """No other attention knows where texts begin that lie flat."""
+    base = classifier_base("bert", kit)
+    private = attach(Attached(MethodConfig()), copy.deepcopy(base.model), (), torch.Generator())
+    assert not is_as_before(private)
 
 
 @pytest.mark.gpu
