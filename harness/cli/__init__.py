@@ -145,7 +145,6 @@ def answer(*_: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line; foreseeable errors print one message and no traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Libraries make a million objects that stay: looking for garbage among them takes longer than making a plan,
     # and the interpreter would do so once more as it ends.
     thresholds = gc.get_threshold()

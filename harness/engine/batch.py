@@ -251,10 +251,7 @@ def _flat(lanes: Sequence[Sequence[Row]], totals: Sequence[int], size: Size, lon
         ends = np.cumsum([len(row.ids) for row in rows])
         starts[lane, 1 : len(rows) + 1] = ends
         starts[lane, len(rows) + 1 :] = np.minimum(ends[-1] + longest * np.arange(1, fill + 1), tokens)
-    numbers = [
-        np.concatenate([positions(text, uncounted) for text in np.split(row, each[1:-1])])
-        for row, each in zip(ids, starts, strict=True)
-    ]
+    numbers = [positions(row, each, uncounted) for row, each in zip(ids, starts, strict=True)]
     starts += np.arange(len(lanes))[:, None] * tokens
     index, targets, weights = _wanted(lanes, totals, starts, count)
     boundaries = np.concatenate([starts[:, :-1].ravel(), [len(lanes) * tokens]]).astype(np.int32)

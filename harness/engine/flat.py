@@ -40,10 +40,18 @@ class Layout(NamedTuple):
     uncounted: int = -1
 
 
-def positions(ids: np.ndarray[Any, Any], uncounted: int) -> np.ndarray[Any, Any]:
-    """Return what a model calls the positions of a text's tokens, (T,)."""
+def positions(ids: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], uncounted: int) -> np.ndarray[Any, Any]:
+    """Return what a model calls the positions of the tokens of texts that lie flat, (T,).
+
+    Args:
+        ids: Of all texts, (T,).
+        starts: Where each text begins, and the last one ends, (texts + 1,).
+        uncounted: See ``Layout``.
+    """
     counts = ids != uncounted
-    return np.asarray(uncounted + counts.cumsum() * counts)
+    total = counts.cumsum()
+    before = np.concatenate([[0], total])[starts[:-1]]
+    return np.asarray(uncounted + (total - np.repeat(before, np.diff(starts))) * counts)
 
 
 def flat_arguments(boundaries: Tensor, longest: int) -> dict[str, Any]:
@@ -235,8 +243,8 @@ def _arguments(texts: list[Tensor], uncounted: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if len(texts) > 1:
         lengths = [len(text) for text in texts]
-        ends = torch.tensor([0, *lengths], device=ids.device).cumsum(0).int()
-        arguments |= flat_arguments(ends, max(lengths))
-        numbers = np.concatenate([positions(text.cpu().numpy(), uncounted) for text in texts])
+        starts = np.cumsum([0, *lengths])
+        arguments |= flat_arguments(torch.from_numpy(starts).int().to(ids.device), max(lengths))
+        numbers = positions(ids[0].cpu().numpy(), starts, uncounted)
         arguments["position_ids"] = torch.from_numpy(numbers)[None].to(ids.device)
     return arguments

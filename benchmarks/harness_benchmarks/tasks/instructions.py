@@ -17,7 +17,7 @@ from harness_benchmarks.forgetting import ForgettingRecipe
 
 Row = TypeVar("Row")
 
-AT_ONCE = 4096  # conversations that are tokenised together: their tokens as lists take a hundred times their text
+AT_ONCE = 4096  # conversations that are tokenised together: lists of tokens take many times the memory of their text
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
